@@ -1,0 +1,81 @@
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vadexport.telemetry import forbid_telemetry
+
+# Importing OpenVINO or NNCF with it would fork a process that sends usage data.
+forbid_telemetry()
+
+
+@pytest.fixture(scope="session")
+def crops():
+    """Twelve gray crops of real solar cells, uint8 [96, 96, 1]."""
+    from PIL import Image
+
+    folder = Path(find_spec("elpv_dataset").origin).parent / "data" / "images"
+    images = []
+    for number in range(1, 13):
+        with Image.open(folder / f"cell{number:04}.png") as image:
+            images.append(np.array(image)[100:196, 100:196, None])
+    return images
+
+
+@pytest.fixture(scope="session")
+def plain(crops):
+    """PatchCore on gray 96×96 images: no resize, no re-weighting."""
+    from vadexport.contract import ImageInput
+    from vadexport.detectors.patchcore import PatchCoreConfig, fit_patchcore
+
+    detector = fit_patchcore(crops, PatchCoreConfig(coreset_ratio=0.05), ImageInput(96, 96, 1))
+    return detector.eval().requires_grad_(requires_grad=False)
+
+
+@pytest.fixture(scope="session")
+def coloured():
+    """Twelve RGB images that are not square, uint8 [88, 112, 3], smooth and unlike each other."""
+    rng = np.random.default_rng(7)
+    y, x = np.mgrid[:88, :112] / 20
+    images = []
+    for _ in range(12):
+        phase, slope = rng.uniform(0, 6, 3), rng.uniform(0.5, 2, 3)
+        waves = 128 + 70 * np.sin(slope * x[..., None] + phase + y[..., None] * slope[::-1])
+        images.append((waves + rng.normal(0, 20, waves.shape)).clip(0, 255).astype(np.uint8))
+    return images
+
+
+@pytest.fixture(scope="session")
+def resizing(coloured):
+    """PatchCore with all that `plain` lacks: RGB, resize, not square, re-weighting."""
+    from vadexport.contract import ImageInput
+    from vadexport.detectors.patchcore import PatchCoreConfig, fit_patchcore
+
+    config = PatchCoreConfig(coreset_ratio=0.02, levels=(1, 2), neighbours=4, blur_sigma=2.0)
+    detector = fit_patchcore(coloured, config, ImageInput(88, 112, 3), size=(64, 80))
+    return detector.eval().requires_grad_(requires_grad=False)
+
+
+@pytest.fixture(scope="session")
+def graph_of(plain, resizing):
+    """Traced and simplified graphs of the two detectors by name and batch, each made once."""
+    from dataclasses import replace
+
+    from vadexport.tracing.graph import simplify, trace
+
+    made = {}
+
+    def make(name, batch):
+        if (name, batch) not in made:
+            detector = {"plain": plain, "resizing": resizing}[name]
+            traced = trace(detector, replace(detector.image_input, batch=batch))
+            made[name, batch] = (traced, simplify(traced))
+        return made[name, batch]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def float32_eps():
+    return float(np.finfo(np.float32).eps)

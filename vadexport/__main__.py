@@ -1,0 +1,5 @@
+"""`python -m vadexport`."""
+
+from vadexport.cli.main import main
+
+main()

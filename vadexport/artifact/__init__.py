@@ -1,0 +1,27 @@
+"""The folder that `build` writes: model files and a manifest that accounts for each of them."""
+
+from vadexport.artifact.folder import (
+    REPORT_FOLDER,
+    Artifact,
+    find_artifacts,
+    open_artifact,
+    read_manifest,
+    write_manifest,
+)
+from vadexport.artifact.manifest import MANIFEST_FILE, FileEntry, Manifest
+from vadexport.artifact.writing import Staging, file_digest, written_atomically
+
+__all__ = [
+    "MANIFEST_FILE",
+    "REPORT_FOLDER",
+    "Artifact",
+    "FileEntry",
+    "Manifest",
+    "Staging",
+    "file_digest",
+    "find_artifacts",
+    "open_artifact",
+    "read_manifest",
+    "write_manifest",
+    "written_atomically",
+]

@@ -1,0 +1,112 @@
+"""Write a folder so that it is there whole or not at all."""
+
+import contextlib
+import hashlib
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from vadexport.errors import InputError
+
+if sys.platform != "win32":
+    import fcntl
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Staging(NamedTuple):
+    """Two empty folders beside the destination: what will take its place, and room to work."""
+
+    result: Path
+    work: Path
+
+
+@contextmanager
+def written_atomically(destination: Path) -> Iterator[Staging]:
+    """Give a temporary folder beside `destination` that takes its place when the block ends well.
+
+    A block that raises, or a process that is killed, leaves what was at `destination` as it was.
+    What a killed process left beside it is removed by the next.
+
+    Raises:
+        InputError: the parent cannot be written, another process is writing the same folder, or
+            `destination` exists and is no artifact or build folder.
+    """
+    destination = destination.absolute()
+    _refuse_foreign(destination)
+    partial = destination.with_name(f".{destination.name}.partial")
+    old = destination.with_name(f".{destination.name}.old")
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        lock = partial.with_suffix(".lock").open("w")
+    except OSError as error:
+        raise InputError(f"cannot write {destination}: {error.strerror}") from None
+    with lock:
+        _lock(lock.fileno(), destination)
+        try:
+            _restore(destination, old)
+            shutil.rmtree(partial, ignore_errors=True)
+            staging = Staging(partial / "result", partial / "work")
+            for folder in (partial, *staging):
+                folder.mkdir()
+            yield staging
+            _exchange(staging.result, destination, old)
+        except OSError as error:
+            raise InputError(f"cannot write {destination}: {error.strerror or error}") from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                Path(lock.name).unlink()
+
+
+def _refuse_foreign(destination: Path) -> None:
+    """Never replace a folder that vadexport did not write."""
+    if destination.is_symlink() or (destination.exists() and not destination.is_dir()):
+        raise InputError(f"{destination} exists and is no folder")
+    if not destination.is_dir():
+        return
+    from vadexport.artifact.folder import is_build_folder
+
+    if any(destination.iterdir()) and not is_build_folder(destination):
+        raise InputError(
+            f"{destination} holds something else than a vadexport artifact: "
+            "name a new folder, or empty this one"
+        )
+
+
+def _lock(descriptor: int, destination: Path) -> None:
+    """Keep other builds out; on Windows two builds into one folder are not told apart."""
+    if sys.platform != "win32":
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"another process is writing {destination}") from None
+
+
+def _restore(destination: Path, old: Path) -> None:
+    """Undo an exchange that was killed between its two renames."""
+    if not old.exists():
+        return
+    if destination.exists():
+        shutil.rmtree(old)
+    else:
+        old.rename(destination)
+
+
+def _exchange(result: Path, destination: Path, old: Path) -> None:
+    if destination.exists():
+        destination.rename(old)
+    try:
+        result.rename(destination)
+    except OSError:
+        if old.exists():
+            old.rename(destination)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

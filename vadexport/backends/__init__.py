@@ -1,0 +1,1 @@
+"""Where detectors run: PyTorch (the reference), ONNX Runtime, OpenVINO."""

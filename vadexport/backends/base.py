@@ -1,0 +1,68 @@
+"""What every backend offers: compile a graph into files, and open the files to run them."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from vadexport.contract import Outputs
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a model really runs, as far as its backend can tell.
+
+    Attributes:
+        backend: name and version.
+        precision: of the arithmetic, in words: what a latency figure must be quoted with.
+        device: processor that it runs on.
+        threads: that one call may use.
+        layers: number of executed layers by the precision they ran in; empty where unknown.
+    """
+
+    backend: str
+    precision: str
+    device: str
+    threads: int
+    layers: dict[str, int] = field(default_factory=dict)
+
+
+class Runner(Protocol):
+    """A loaded model."""
+
+    @property
+    def execution(self) -> Execution:
+        """How it runs."""
+
+    def infer(self, image: NDArray[Any]) -> Outputs:
+        """Run one call of the graph; `image` is `uint8 [N, H, W, C]` of the graph's batch."""
+
+
+class Backend(Protocol):
+    """The module of a backend; its heavy package is imported by the functions that need it."""
+
+    #: Name of the package, and the pip extra that brings it.
+    PACKAGE: str
+    EXTRA: str
+
+    def version(self) -> str:
+        """Version of the installed package; raises MissingPackageError."""
+
+    def compile_graph(self, model: Path, folder: Path) -> None:
+        """Write the files of an artifact for the ONNX file `model` into `folder`."""
+
+    def open_runner(self, folder: Path, precision: str, threads: int) -> Runner:
+        """Load the files that `compile_graph` wrote; `precision` is the target's."""
+
+
+RunnerOpener = Callable[[], Runner]
+
+
+def available_threads() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

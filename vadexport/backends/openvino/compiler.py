@@ -1,0 +1,35 @@
+"""ONNX to OpenVINO IR."""
+
+from pathlib import Path
+
+from vadexport.errors import BackendError, MissingPackageError
+from vadexport.telemetry import forbid_telemetry
+
+MODEL_FILE = "model.xml"
+
+
+def version() -> str:
+    """Version of the installed OpenVINO; raises MissingPackageError."""
+    forbid_telemetry()
+    try:
+        import openvino
+    except ImportError:
+        raise MissingPackageError("openvino", "openvino") from None
+    return str(openvino.__version__).split("-", maxsplit=1)[0]
+
+
+def compile_graph(model: Path, folder: Path) -> None:
+    """Write `model.xml` and `model.bin`, weights uncompressed.
+
+    Raises:
+        MissingPackageError: OpenVINO is not installed.
+        BackendError: OpenVINO cannot read the graph.
+    """
+    version()
+    import openvino
+
+    try:
+        graph = openvino.Core().read_model(model)
+    except RuntimeError as error:
+        raise BackendError(f"OpenVINO cannot read the graph: {error}") from error
+    openvino.save_model(graph, folder / MODEL_FILE, compress_to_fp16=False)

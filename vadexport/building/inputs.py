@@ -1,0 +1,80 @@
+"""The images that a build calibrates and checks with."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vadexport.building.options import BuildOptions
+from vadexport.calibration import CalibrationSet, choose_calibration_set
+from vadexport.calibration.sets import FEW_IMAGES
+from vadexport.contract import ImageInput, UInt8Array
+from vadexport.errors import InputError
+from vadexport.images import ImageFile, UnreadableImageError, decode, load_images, training_images
+from vadexport.images.generated import generated_images
+from vadexport.listening import Listener
+
+_GENERATED_CHECKS = 8
+
+
+@dataclass(frozen=True)
+class BuildImages:
+    """Images of a build.
+
+    Attributes:
+        calibration: the calibration set; None without IMAGES.
+        checks: that check every rung, `uint8 [n, H, W, C]`.
+        words: what the check images are.
+        real: whether they are images of the user, normal ones.
+    """
+
+    calibration: CalibrationSet | None
+    checks: UInt8Array
+    words: str
+    real: bool
+
+
+def build_images(options: BuildOptions, image_input: ImageInput, listener: Listener) -> BuildImages:
+    """Choose calibration and check images; without any IMAGES, checks are generated.
+
+    Raises:
+        InputError: INT8 is asked for without images, or an image is wrong.
+    """
+    int8 = [str(target) for target in options.targets if target.precision == "int8"]
+    if options.calibration is None:
+        if int8:
+            raise InputError(
+                f"{int8[0]} needs normal images to set its ranges: --calibration IMAGES"
+            )
+        checks = generated_images(image_input, _GENERATED_CHECKS, seed=0)
+        words = f"{len(checks)} generated images (no --calibration)"
+        return BuildImages(None, checks, words, real=False)
+    files = _readable(training_images(options.calibration), image_input, options, listener)
+    chosen = choose_calibration_set(files)
+    if int8 and len(chosen.calibrate) < FEW_IMAGES:
+        listener.warn(
+            f"{len(chosen.calibrate)} calibration images are few: INT8 ranges need at least "
+            f"{FEW_IMAGES}, better 50"
+        )
+    loaded = load_images(chosen.check, image_input)
+    checks = np.stack([image for _, image in loaded])
+    words = f"{len(checks)} normal images"
+    if int8:
+        words += " apart from calibration" if chosen.disjoint else ", which also calibrated"
+    return BuildImages(chosen, checks, words, real=True)
+
+
+def _readable(
+    files: list[ImageFile], image_input: ImageInput, options: BuildOptions, listener: Listener
+) -> list[ImageFile]:
+    """Leave out what cannot be read, where that is asked for, before images are chosen."""
+    if not options.skip_unreadable:
+        return files
+    kept = []
+    for file in files:
+        try:
+            decode(file.path, image_input.channels)
+        except UnreadableImageError as error:
+            listener.warn(f"left out: {error}")
+        else:
+            kept.append(file)
+    return kept

@@ -1,0 +1,65 @@
+"""What to build, and what was built."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vadexport.errors import VadexportError
+from vadexport.targets import Target
+from vadexport.verification.ladder import Rung
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What to build.
+
+    Attributes:
+        source: file of the trained detector.
+        destination: the artifact; with several targets, the folder of their artifacts.
+        targets: what to compile for.
+        calibration: IMAGES; those that are not labelled as anomalous calibrate INT8 and check.
+        batch: images a call; None for any number.
+        threads: of the reference and of the checks; default all processors.
+        skip_unreadable: leave out images that cannot be read.
+    """
+
+    source: Path
+    destination: Path
+    targets: tuple[Target, ...]
+    calibration: str | None = None
+    batch: int | None = 1
+    threads: int | None = None
+    skip_unreadable: bool = False
+
+
+@dataclass(frozen=True)
+class BuiltTarget:
+    """What became of one target.
+
+    Attributes:
+        target: which.
+        folder: of its artifact; None where there is none.
+        rungs: of its ladder, as far as it got.
+        error: what stopped it.
+    """
+
+    target: Target
+    folder: Path | None
+    rungs: tuple[Rung, ...]
+    error: VadexportError | None = None
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """What `build` made.
+
+    Attributes:
+        targets: one entry for each that was asked for, in that order.
+        check_images: what the ladder was checked on, in words.
+        drift_unit: in raw score units, and what it was taken from.
+        notes: what else the user should know.
+    """
+
+    targets: tuple[BuiltTarget, ...]
+    check_images: str
+    drift_unit: str
+    notes: tuple[str, ...]

@@ -1,0 +1,67 @@
+"""Calibration sets: the normal images that INT8 ranges are read from."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vadexport.errors import InputError
+from vadexport.images import ImageFile
+
+#: Fewer images than this leave the ranges to chance.
+FEW_IMAGES = 8
+#: More than this were not seen to change the ranges of a detector.
+MAX_IMAGES = 100
+MAX_CHECK_IMAGES = 16
+
+
+@dataclass(frozen=True)
+class CalibrationSet:
+    """Normal images, split into those that set ranges and those that check what came of it.
+
+    Attributes:
+        calibrate: set the ranges.
+        check: judge each rung of the build; the same images where there are too few to split.
+        seed: of the choice.
+    """
+
+    calibrate: tuple[ImageFile, ...]
+    check: tuple[ImageFile, ...]
+    seed: int
+
+    @property
+    def disjoint(self) -> bool:
+        """Whether no check image also set ranges."""
+        return not set(self.calibrate) & set(self.check)
+
+    def digest(self) -> str:
+        """SHA-256 over the calibration files' own digests, whatever their names and order."""
+        digests = sorted(_digest(image.path) for image in self.calibrate)
+        return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def choose_calibration_set(images: Sequence[ImageFile], *, seed: int = 0) -> CalibrationSet:
+    """Split normal images at random into calibration and check images.
+
+    A quarter of them, at most 16, check; of the rest at most 100 calibrate.
+
+    Raises:
+        InputError: there is no image.
+    """
+    if not images:
+        raise InputError("the calibration set holds no normal image")
+    order = np.random.default_rng(seed).permutation(len(images))
+    shuffled = [images[index] for index in order]
+    checks = min(MAX_CHECK_IMAGES, len(images) // 4)
+    calibrate = tuple(shuffled[checks : checks + MAX_IMAGES])
+    check = tuple(shuffled[:checks]) or calibrate[:MAX_CHECK_IMAGES]
+    return CalibrationSet(calibrate, check, seed)
+
+
+def _digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None

@@ -1,0 +1,137 @@
+"""`vadexport build`."""
+
+import json
+from pathlib import Path
+
+import click
+
+from vadexport.building import BuildOptions, BuildResult, BuiltTarget, build
+from vadexport.cli.console import Console, columns
+from vadexport.cli.options import (
+    PATH,
+    BatchType,
+    TargetType,
+    console_options,
+    json_option,
+    skip_unreadable_option,
+    threads_option,
+)
+from vadexport.targets import Target
+from vadexport.verification.limits import Check
+
+
+@click.command("build")
+@click.argument("source", type=PATH)
+@click.option("-o", "--output", type=PATH, required=True, help="Folder of the artifact to write.")
+@click.option(
+    "--target",
+    "targets",
+    type=TargetType(),
+    multiple=True,
+    default=["openvino:fp32"],
+    show_default=True,
+    help="Backend and precision; may be given several times. `vadexport doctor` lists them.",
+)
+@click.option(
+    "--calibration",
+    help="Normal IMAGES that set INT8 ranges and check every step; INT8 needs them.",
+)
+@click.option(
+    "--batch", type=BatchType(), default=1, show_default=True, help="Images a call of the graph."
+)
+@threads_option
+@skip_unreadable_option
+@json_option
+@console_options
+@click.pass_context
+def command(
+    ctx: click.Context,
+    console: Console,
+    *,
+    source: Path,
+    output: Path,
+    targets: tuple[Target, ...],
+    calibration: str | None,
+    batch: int | None,
+    threads: int | None,
+    skip_unreadable: bool,
+    as_json: bool,
+) -> None:
+    """Compile the trained detector SOURCE, and check every step against PyTorch.
+
+    With one target, the output is its artifact; with several, it holds an artifact for each.
+    What was there before is replaced when the new one is whole.
+
+    \b
+    Example:
+      vadexport build detector.safetensors -o artifact \\
+          --target openvino:int8 --target onnxruntime:fp32 --calibration images/train
+    """
+    options = BuildOptions(
+        source, output, targets, calibration, batch, threads, skip_unreadable=skip_unreadable
+    )
+    result = build(options, console)
+    console.result(json.dumps(_as_json(result), indent=2) if as_json else _as_text(result))
+    ctx.exit(_status(result))
+
+
+def _status(result: BuildResult) -> int:
+    """Of the first target that failed, else 1 if a rung fell short."""
+    for one in result.targets:
+        if one.error is not None:
+            return one.error.exit_status
+    return int(any(not rung.held for one in result.targets for rung in one.rungs))
+
+
+def _as_text(result: BuildResult) -> str:
+    lines = [
+        f"checked on {result.check_images}; drift unit {result.drift_unit}",
+        *result.notes,
+        "",
+    ]
+    rows: list[tuple[str, ...]] = [("rung", "drift max", "drift mean", "flips", "verdict")]
+    seen = set()
+    for one in result.targets:
+        for rung in one.rungs:
+            name = f"compiled {one.target}" if rung.name == "compiled" else rung.name
+            if name not in seen:
+                seen.add(name)
+                found = rung.figures
+                verdict = "held" if rung.held else _shortfall(rung.checks)
+                rows.append(
+                    (
+                        name,
+                        f"{found.drift_max:.2e}",
+                        f"{found.drift_mean:.2e}",
+                        f"{found.flips}/{found.images}",
+                        verdict,
+                    )
+                )
+    lines += [columns(rows), ""]
+    lines += [_outcome(one) for one in result.targets]
+    return "\n".join(lines)
+
+
+def _outcome(one: BuiltTarget) -> str:
+    return f"{one.target}: {one.folder or f'not built: {one.error}'}"
+
+
+def _shortfall(checks: tuple[Check, ...]) -> str:
+    return "; ".join(check.line for check in checks if not check.held)
+
+
+def _as_json(result: BuildResult) -> dict[str, object]:
+    return {
+        "check_images": result.check_images,
+        "drift_unit": result.drift_unit,
+        "notes": list(result.notes),
+        "targets": [
+            {
+                "target": str(one.target),
+                "artifact": str(one.folder) if one.folder else None,
+                "error": str(one.error) if one.error else None,
+                "ladder": [rung.to_json() for rung in one.rungs],
+            }
+            for one in result.targets
+        ],
+    }

@@ -1,0 +1,94 @@
+"""`vadexport inspect`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vadexport.artifact import MANIFEST_FILE, find_artifacts, open_artifact
+from vadexport.cli.console import Console, columns
+from vadexport.cli.options import PATH, console_options, json_option
+
+
+@click.command("inspect")
+@click.argument("path", type=PATH, metavar="SOURCE|ARTIFACT")
+@json_option
+@console_options
+def command(console: Console, *, path: Path, as_json: bool) -> None:
+    """Say what a trained detector, or an artifact, is, takes and holds.
+
+    The files of an artifact are checked against its manifest.
+
+    \b
+    Example:
+      vadexport inspect detector.safetensors
+      vadexport inspect artifact
+    """
+    if path.is_dir():
+        described = [_describe_artifact(folder) for folder in find_artifacts(path)]
+    else:
+        described = [_describe_source(path)]
+    if as_json:
+        console.result(json.dumps(described, indent=2))
+    else:
+        texts = [columns(list(facts.items())) for facts in described]
+        console.result("\n\n".join(texts))
+
+
+def _describe_source(path: Path) -> dict[str, Any]:
+    from vadexport.sources import open_source
+    from vadexport.targets import all_targets
+
+    source = open_source(path)
+    detector = source.detector
+    image_input, preprocessing = detector.image_input, detector.preprocessing.config
+    limits = detector.thresholds
+    parameters = sum(parameter.numel() for parameter in detector.parameters())
+    return {
+        "source": str(path),
+        "kind": f"{source.kind}, holds no code",
+        "family": detector.family,
+        **detector.describe(),
+        "parameters": f"{parameters:,}",
+        "input": _input(image_input.height, image_input.width, image_input.channels),
+        "network input": f"{preprocessing.size[0]}×{preprocessing.size[1]}, "
+        f"mean {_numbers(preprocessing.mean)}, std {_numbers(preprocessing.std)}",
+        "threshold": f"{limits.image:.4f} ({limits.rule})",
+        "pixel threshold": f"{limits.pixel:.4f}",
+        "sha256": source.sha256,
+        "targets": ", ".join(map(str, all_targets())),
+    }
+
+
+def _describe_artifact(folder: Path) -> dict[str, Any]:
+    manifest = open_artifact(folder).manifest
+    image_input, calibration = manifest.image_input, manifest.calibration
+    batch = "any batch" if image_input.batch is None else f"batch {image_input.batch}"
+    last = manifest.parity[-1] if manifest.parity else None
+    return {
+        "artifact": str(folder),
+        "target": str(manifest.target),
+        "precision": ", ".join(f"{part} {kind}" for part, kind in manifest.precision.items()),
+        "built from": f"{manifest.source.get('family')} ({manifest.source.get('kind')}), "
+        f"sha256 {manifest.source.get('sha256')}",
+        "input": f"{_input(image_input.height, image_input.width, image_input.channels)}, {batch}",
+        "anomaly map": f"{manifest.map_size[0]}×{manifest.map_size[1]}",
+        "threshold": f"{manifest.thresholds['image']:.4f} ({manifest.thresholds['rule']})",
+        "calibration": f"{calibration['images']} images" if calibration else "none",
+        "drift unit": f"{manifest.drift_unit:.4f}, from {manifest.drift_unit_from}",
+        "drift when built": f"{last['drift_max']:.2e} at most" if last else "not measured",
+        "tools": ", ".join(f"{name} {version}" for name, version in manifest.tools.items()),
+        "built on": manifest.processor,
+        "files": f"{MANIFEST_FILE} and "
+        + ", ".join(f"{name} ({entry.size:,} bytes)" for name, entry in manifest.files.items()),
+        "integrity": "every file is the one that was built",
+    }
+
+
+def _input(height: int, width: int, channels: int) -> str:
+    return f"uint8, {height}×{width} pixels, {'gray' if channels == 1 else 'RGB'}"
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return "/".join(f"{value:.3f}" for value in values)

@@ -1,0 +1,109 @@
+"""The `vadexport` command: finds its subcommands, and turns errors into lines and statuses."""
+
+import importlib
+import os
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from typing import Final, NoReturn
+
+import click
+
+from vadexport import __version__
+from vadexport.cli.console import Console
+from vadexport.errors import VadexportError
+
+INTERRUPTED: Final = 130
+UNEXPECTED: Final = 70
+
+#: Commands in the order a user meets them; their modules are imported only when they are run.
+_COMMANDS: Final = {
+    "fit": "Train a reference detector on normal images.",
+    "build": "Compile a trained detector and check every step.",
+    "verify": "Hold artifacts against the untouched reference.",
+    "predict": "Score images with an artifact.",
+    "inspect": "Say what a detector or an artifact is and holds.",
+    "doctor": "Say which targets work here, and what the others lack.",
+}
+
+
+class _LazyGroup(click.Group):
+    """A group whose help needs no import of its commands: they bring in heavy packages."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        del ctx
+        if cmd_name not in _COMMANDS:
+            return None
+        command = getattr(importlib.import_module(f"vadexport.cli.{cmd_name}"), "command", None)
+        return command if isinstance(command, click.Command) else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="vadexport")
+def cli() -> None:
+    """Compile trained visual anomaly detectors, and prove that their scores held.
+
+    \b
+    Example:
+      vadexport fit patchcore images/train -o detector.safetensors
+      vadexport build detector.safetensors -o artifact --target openvino:fp32
+      vadexport verify artifact --reference detector.safetensors --images images/test
+
+    \b
+    Exit status:
+      0 held   1 ran, but a check fell short   2 wrong usage or input
+      3 a package is missing here   4 a backend failed   130 interrupted
+    """
+
+
+def main() -> NoReturn:
+    """Run the command line and end the process with its status."""
+    console = Console()
+    try:
+        status = cli.main(prog_name="vadexport", standalone_mode=False, obj=console)
+        sys.exit(status if isinstance(status, int) else 0)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        console.finish()
+        click.echo("vadexport: interrupted, nothing was written", err=True)
+        sys.exit(INTERRUPTED)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except VadexportError as error:
+        console.finish()
+        if console.verbose:
+            traceback.print_exc()
+        click.echo(f"vadexport: error: {_one_line(str(error))}", err=True)
+        sys.exit(error.exit_status)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(INTERRUPTED)
+    except Exception as error:  # noqa: BLE001 - the last resort of a command line
+        console.finish()
+        if console.verbose:
+            traceback.print_exc()
+        handle, name = tempfile.mkstemp(prefix="vadexport-", suffix=".log")
+        with os.fdopen(handle, "w") as log:
+            traceback.print_exc(file=log)
+        click.echo(
+            f"vadexport: unexpected error: {type(error).__name__}: {_one_line(str(error))} "
+            f"(log: {Path(name)}; this is a defect of vadexport, please report it)",
+            err=True,
+        )
+        sys.exit(UNEXPECTED)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,90 @@
+"""Options that several commands share, so that they are spelled alike everywhere."""
+
+import functools
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from vadexport.cli.console import Console
+from vadexport.errors import InputError
+from vadexport.targets import Target
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+#: A path whose problems vadexport names itself, in its own words and status.
+PATH = click.Path(path_type=Path)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+threads_option = click.option(
+    "--threads", type=click.IntRange(min=1), help="Threads that may be used. [default: all]"
+)
+skip_unreadable_option = click.option(
+    "--skip-unreadable", is_flag=True, help="Leave out images that cannot be read; each is named."
+)
+
+
+def console_options(function: _Command) -> _Command:
+    """Add `-q` and `-v`, and pass the console as first argument."""
+
+    @click.option("-q", "--quiet", is_flag=True, help="No progress, only results and warnings.")
+    @click.option("-v", "--verbose", is_flag=True, help="Show tracebacks with errors.")
+    @functools.wraps(function)
+    def wrapped(*, quiet: bool, verbose: bool, **arguments: Any) -> Any:
+        console = click.get_current_context().find_object(Console) or Console()
+        console.quiet, console.verbose = quiet, verbose
+        return function(console, **arguments)
+
+    return wrapped  # type: ignore[return-value]
+
+
+class TargetType(click.ParamType[Target]):
+    """A target, such as `openvino:int8`."""
+
+    name = "target"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Target:
+        """See the base class."""
+        if isinstance(value, Target):
+            return value
+        try:
+            return Target.parse(str(value))
+        except InputError as error:
+            self.fail(str(error), param, ctx)
+
+
+class SizeType(click.ParamType[tuple[int, int]]):
+    """Height and width in pixels, such as `256x320`; one number for a square."""
+
+    name = "HxW"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        """See the base class."""
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", str(value))
+        if match is None or not (height := int(match[1])) or not (width := int(match[2] or height)):
+            self.fail(f"{value!r} is no size such as 256x320 (height x width)", param, ctx)
+        return height, width
+
+
+class BatchType(click.ParamType[int | None]):
+    """A batch size, or `dynamic`."""
+
+    name = "N|dynamic"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | None:
+        """See the base class."""
+        if value in (None, "dynamic"):
+            return None
+        if isinstance(value, int) or re.fullmatch(r"[1-9]\d{0,3}", str(value)):
+            return int(value)
+        return self.fail(f"{value!r} is neither a number of images nor 'dynamic'", param, ctx)

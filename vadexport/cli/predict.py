@@ -1,0 +1,55 @@
+"""`vadexport predict`."""
+
+import json
+from pathlib import Path
+
+import click
+
+from vadexport.cli.console import Console
+from vadexport.cli.options import (
+    PATH,
+    console_options,
+    json_option,
+    skip_unreadable_option,
+    threads_option,
+)
+from vadexport.predicting import PredictOptions, predict
+
+
+@click.command("predict")
+@click.argument("artifact", type=PATH)
+@click.argument("images")
+@click.option("--heatmaps", type=PATH, help="Folder for overlays of image and anomaly map (PNG).")
+@click.option("--jsonl", type=PATH, help="File for one JSON object a line and image.")
+@threads_option
+@skip_unreadable_option
+@json_option
+@console_options
+def command(
+    console: Console,
+    *,
+    artifact: Path,
+    images: str,
+    heatmaps: Path | None,
+    jsonl: Path | None,
+    threads: int | None,
+    skip_unreadable: bool,
+    as_json: bool,
+) -> None:
+    """Score IMAGES with ARTIFACT: a line each, its score in [0, 1], threshold at 0.5.
+
+    \b
+    Example:
+      vadexport predict artifact images/new --heatmaps heatmaps --jsonl scores.jsonl
+    """
+    options = PredictOptions(artifact, images, heatmaps, jsonl, threads, skip_unreadable)
+    count = anomalous = 0
+    for found in predict(options, console):
+        count += 1
+        anomalous += found.prediction.label
+        if as_json:
+            console.result(json.dumps(found.to_json()))
+        else:
+            label = "anomalous" if found.prediction.label else "normal"
+            console.result(f"{found.prediction.pred_score:.4f}  {label:<9}  {found.file.name}")
+    console.note(f"{anomalous} of {count} images are anomalous")

@@ -1,0 +1,90 @@
+"""`vadexport verify`."""
+
+import json
+from pathlib import Path
+
+import click
+
+from vadexport.cli.console import Console
+from vadexport.cli.options import (
+    PATH,
+    console_options,
+    json_option,
+    skip_unreadable_option,
+    threads_option,
+)
+from vadexport.reporting import latency_json, parity_json, summary_table
+from vadexport.verifying import VerifyOptions, verify
+
+
+@click.command("verify")
+@click.argument("artifact", type=PATH)
+@click.option("--reference", type=PATH, required=True, help="The trained detector, as trained.")
+@click.option(
+    "--images", required=True, help="IMAGES that neither training nor calibration has seen."
+)
+@click.option("--max-drift", type=float, help="Largest drift of an image, in drift units.")
+@click.option("--max-flips", type=float, help="Largest fraction of decisions that differ.")
+@click.option(
+    "--min-speedup", type=float, help="Over the reference; the 95% interval must clear it."
+)
+@click.option("--max-latency-ms", type=float, help="Of the median of one call.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=0),
+    default=100,
+    show_default=True,
+    help="Rounds of the latency measurement; 0 leaves it out.",
+)
+@click.option("--report", type=PATH, help="Folder of the report. [default: report in the artifact]")
+@threads_option
+@skip_unreadable_option
+@json_option
+@console_options
+@click.pass_context
+def command(
+    ctx: click.Context,
+    console: Console,
+    *,
+    artifact: Path,
+    reference: Path,
+    images: str,
+    max_drift: float | None,
+    max_flips: float | None,
+    min_speedup: float | None,
+    max_latency_ms: float | None,
+    rounds: int,
+    report: Path | None,
+    threads: int | None,
+    skip_unreadable: bool,
+    as_json: bool,
+) -> None:
+    """Hold ARTIFACT, or each artifact of a build, against its reference in PyTorch.
+
+    Drift is the difference of raw scores, in units of the spread (interquartile range) of the
+    reference's scores on normal images. Limits that are not given depend on the precision.
+
+    \b
+    Example:
+      vadexport verify artifact --reference detector.safetensors --images images/test
+    """
+    limits = {
+        "max_drift": max_drift,
+        "max_flips": max_flips,
+        "min_speedup": min_speedup,
+        "max_latency_ms": max_latency_ms,
+    }
+    options = VerifyOptions(
+        artifact, reference, images, limits, rounds, threads, report, skip_unreadable
+    )
+    result = verify(options, console)
+    if as_json:
+        both = [
+            {"parity": parity_json(one), "latency": latency_json(one)}
+            for one in result.verifications
+        ]
+        console.result(json.dumps(both, indent=2))
+    else:
+        places = [f"report: {folder / 'index.html'}" for folder in result.reports]
+        console.result("\n".join([summary_table(result.verifications), "", *places]))
+    ctx.exit(0 if result.held else 1)

@@ -1,0 +1,133 @@
+"""The graph contract: the one input and the outputs that every artifact has.
+
+Input `image`: `uint8 [N, H, W, C]`, RGB (C=3) or gray (C=1), H×W the camera's size. Outputs are
+named as anomalib names them, so that code written for its exports keeps working.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vadexport.errors import InputError
+
+INPUT_NAME: Final = "image"
+
+#: float32 [N]: the score that the reference reports, normalised to [0, 1], threshold at 0.5.
+PRED_SCORE: Final = "pred_score"
+#: float32 [N]: the score before normalisation and clamping; parity is judged on it.
+RAW_SCORE: Final = "raw_score"
+#: float32 [N, 1, h, w]: the anomaly map.
+ANOMALY_MAP: Final = "anomaly_map"
+#: bool [N]: True where the score is above the threshold.
+PRED_LABEL: Final = "pred_label"
+#: bool [N, 1, h, w]: True where the map is above the pixel threshold.
+PRED_MASK: Final = "pred_mask"
+
+OUTPUT_NAMES: Final = (PRED_SCORE, RAW_SCORE, PRED_LABEL, ANOMALY_MAP, PRED_MASK)
+
+UInt8Array = NDArray[np.uint8]
+Outputs = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """The graph's input: camera size, channels, and batch size.
+
+    Attributes:
+        height: pixels.
+        width: pixels.
+        channels: 3 for RGB, 1 for gray.
+        batch: images a call; None for any number.
+    """
+
+    height: int
+    width: int
+    channels: int
+    batch: int | None = 1
+
+    def __post_init__(self) -> None:
+        if not (0 < self.height <= 16384 and 0 < self.width <= 16384):
+            raise InputError(f"image size {self.height}x{self.width} is outside 1 … 16384 pixels")
+        if self.channels not in (1, 3):
+            raise InputError(f"images have 1 or 3 channels, not {self.channels}")
+        if self.batch is not None and not 0 < self.batch <= 1024:
+            raise InputError(f"batch size {self.batch} is outside 1 … 1024")
+
+    @property
+    def shape(self) -> tuple[int | None, int, int, int]:
+        """`(N, H, W, C)`, N None where it is dynamic."""
+        return (self.batch, self.height, self.width, self.channels)
+
+    def to_json(self) -> dict[str, Any]:
+        """The form that manifests and checkpoints hold."""
+        return {
+            "name": INPUT_NAME,
+            "dtype": "uint8",
+            "layout": "NHWC",
+            "height": self.height,
+            "width": self.width,
+            "channels": self.channels,
+            "batch": self.batch,
+        }
+
+    @classmethod
+    def from_json(cls, value: Any) -> Self:
+        """Read what `to_json` wrote.
+
+        Raises:
+            InputError: a field is missing or has another type.
+        """
+        try:
+            height, width, channels = value["height"], value["width"], value["channels"]
+            batch = value["batch"]
+        except (KeyError, TypeError) as error:
+            raise InputError(f"the image input lacks {error}") from None
+        whole = all(type(size) is int for size in (height, width, channels))
+        if not whole or type(batch) not in (int, type(None)):
+            raise InputError("the image input's sizes are not whole numbers")
+        return cls(height, width, channels, batch)
+
+    def check(self, image: NDArray[Any]) -> UInt8Array:
+        """Return `image` as `uint8 [N, H, W, C]`, or say what is wrong with it.
+
+        A single image `[H, W, C]`, and for gray `[H, W]`, gains the missing axes.
+
+        Raises:
+            InputError: another dtype, size or number of channels.
+        """
+        if image.dtype != np.uint8:
+            raise InputError(f"images are uint8, not {image.dtype}")
+        if image.ndim == 2:
+            image = image[:, :, None]
+        if image.ndim == 3:
+            image = image[None]
+        wanted = (self.height, self.width, self.channels)
+        if image.ndim != 4 or image.shape[1:] != wanted:
+            got = "×".join(map(str, image.shape[1:]))
+            raise InputError(f"image is {got}, the detector takes {'×'.join(map(str, wanted))}")
+        return image
+
+    def batches(self, images: UInt8Array) -> Iterator[tuple[UInt8Array, int]]:
+        """Cut `[N, H, W, C]` into calls of the graph: `(call, images that count)`.
+
+        A static batch is filled up by repeating the last image; dynamic takes all at once.
+        """
+        if self.batch is None:
+            yield images, len(images)
+            return
+        for start in range(0, len(images), self.batch):
+            part = images[start : start + self.batch]
+            missing = self.batch - len(part)
+            if missing:
+                yield np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]), len(part)
+            else:
+                yield part, len(part)
+
+
+def join_outputs(parts: Sequence[tuple[Outputs, int]]) -> Outputs:
+    """Put the outputs of `batches` together again, without what was filled up."""
+    names = parts[0][0].keys()
+    return {name: np.concatenate([out[name][:count] for out, count in parts]) for name in names}

@@ -1,0 +1,1 @@
+"""Reference detectors: trained on normal images, one family a file."""

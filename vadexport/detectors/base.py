@@ -1,0 +1,156 @@
+"""What all reference detectors share: camera bytes in, the contract's outputs out."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from vadexport import contract
+from vadexport.contract import ImageInput
+from vadexport.detectors.preprocessing import Preprocessing, PreprocessingConfig
+from vadexport.errors import InputError
+
+#: Called with the step's name, what is done and how much there is.
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Where normal ends, and the range that `pred_score` is normalised by.
+
+    Attributes:
+        image: raw score above which an image is anomalous.
+        pixel: map value above which a pixel is anomalous.
+        minimum: smallest raw score of the normal images.
+        maximum: largest raw score of the normal images (or of all, where labels were given).
+        rule: how `image` was set, for reports.
+    """
+
+    image: float
+    pixel: float
+    minimum: float
+    maximum: float
+    rule: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The form that checkpoints and manifests hold."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Any) -> Self:
+        """Read what `to_json` wrote; raises InputError where it is something else."""
+        try:
+            return cls(
+                image=float(value["image"]),
+                pixel=float(value["pixel"]),
+                minimum=float(value["minimum"]),
+                maximum=float(value["maximum"]),
+                rule=str(value["rule"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"the thresholds are damaged: {error}") from None
+
+
+class Detector(nn.Module, ABC):
+    """A trained detector: the reference of everything that is built from it.
+
+    It falls into parts so that an exporter can treat each on its own: `preprocessing`, `network`
+    (the convolutions, which INT8 may take), `score` (distances and maps, which stay in float).
+
+    Attributes:
+        family: name on the command line.
+        image_input: the camera images it was trained on.
+        thresholds: set by fitting.
+        normal_scores: float32 [n], raw scores of the normal images that set the thresholds;
+            their spread is the unit of drift.
+    """
+
+    family: ClassVar[str]
+    normal_scores: Tensor
+
+    def __init__(self, image_input: ImageInput, preprocessing: PreprocessingConfig) -> None:
+        super().__init__()
+        self.image_input = image_input
+        self.preprocessing = Preprocessing(preprocessing)
+        self.thresholds = Thresholds(0.0, 0.0, 0.0, 1.0, "not fitted")
+        self.register_buffer("normal_scores", torch.zeros(0))
+
+    @abstractmethod
+    def network(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Map the preprocessed image `[N, 3, h, w]` to the tensors that scoring needs."""
+
+    @abstractmethod
+    def score(self, features: Sequence[Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Raw scores `[N]` and anomaly maps `[N, 1, *size]` of what `network` gave."""
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """What `from_config` needs to build the same detector, untrained; plain JSON values."""
+
+    @classmethod
+    @abstractmethod
+    def from_config(
+        cls,
+        config: dict[str, Any],
+        image_input: ImageInput,
+        preprocessing: PreprocessingConfig,
+        shapes: dict[str, tuple[int, ...]],
+    ) -> Self:
+        """Build the detector that `config` describes, ready to load its state.
+
+        Args:
+            config: what `config()` gave.
+            image_input: camera images.
+            preprocessing: to the network's input.
+            shapes: of each tensor in the checkpoint, for buffers that fitting sizes.
+        """
+
+    def describe(self) -> dict[str, str | int | float]:
+        """What `inspect` shows beyond the common facts."""
+        return {}
+
+    def postprocess(self, raw_score: Tensor, anomaly_map: Tensor) -> dict[str, Tensor]:
+        """The contract's outputs; `pred_score` by anomalib's min–max rule, threshold at 0.5."""
+        limits = self.thresholds
+        spread = limits.maximum - limits.minimum
+        normalised = (raw_score - limits.image) / (spread if spread > 0 else 1.0) + 0.5
+        return {
+            contract.PRED_SCORE: normalised.clamp(0.0, 1.0),
+            contract.RAW_SCORE: raw_score,
+            contract.PRED_LABEL: raw_score > limits.image,
+            contract.ANOMALY_MAP: anomaly_map,
+            contract.PRED_MASK: anomaly_map > limits.pixel,
+        }
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """Score camera images `uint8 [N, H, W, C]`; returns the contract's outputs by name."""
+        x = self.preprocessing(image)
+        features = self.network(x)
+        raw_score, anomaly_map = self.score(features, self.preprocessing.config.size)
+        return self.postprocess(raw_score, anomaly_map)
+
+
+def normal_thresholds(scores: Tensor, map_maxima: Tensor, quantile: float) -> Thresholds:
+    """Thresholds that the fraction `quantile` of the normal images stays below.
+
+    Args:
+        scores: raw scores of normal images, [n].
+        map_maxima: largest map value of each, [n].
+        quantile: in (0, 1].
+    """
+    at = torch.tensor(quantile, dtype=torch.float64)
+    return Thresholds(
+        image=_as_float32(scores.double().quantile(at)),
+        pixel=_as_float32(map_maxima.double().quantile(at)),
+        minimum=float(scores.min()),
+        maximum=float(scores.max()),
+        rule=f"{quantile:g} quantile of {len(scores)} normal images",
+    )
+
+
+def _as_float32(value: Tensor) -> float:
+    """Round to float32, so that every backend compares against the very same number."""
+    return float(value.to(torch.float32))

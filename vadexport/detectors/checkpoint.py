@@ -1,0 +1,121 @@
+"""Detectors on disk: safetensors, the configuration in the header. Never a pickle."""
+
+import importlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from vadexport.contract import ImageInput
+from vadexport.detectors.base import Detector, Thresholds
+from vadexport.detectors.preprocessing import PreprocessingConfig
+from vadexport.errors import InputError
+
+_HEADER_KEY = "vadexport"
+_SCHEMA_VERSION = 1
+#: Family name to the class that implements it.
+_FAMILIES = {"patchcore": ("vadexport.detectors.patchcore", "PatchCore")}
+_PICKLE_STARTS = (b"PK\x03\x04", b"\x80")
+
+
+def save_detector(detector: Detector, path: Path) -> None:
+    """Write a fitted detector; an old file is replaced only when the new one is whole.
+
+    Raises:
+        InputError: the folder does not exist, cannot be written or is full.
+    """
+    header = {
+        "schema_version": _SCHEMA_VERSION,
+        "family": detector.family,
+        "image_input": detector.image_input.to_json(),
+        "preprocessing": detector.preprocessing.config.to_json(),
+        "thresholds": detector.thresholds.to_json(),
+        "config": detector.config(),
+    }
+    state = {name: value.contiguous() for name, value in detector.state_dict().items()}
+    handle, temporary = -1, ""
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        save_file(state, temporary, {_HEADER_KEY: json.dumps(header, sort_keys=True)})
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"cannot write {path}: {error}") from None
+    finally:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def load_detector(path: Path) -> Detector:
+    """Read what `save_detector` wrote, in evaluation mode.
+
+    Raises:
+        InputError: no such file, another format, a pickle, truncated, of a newer version, or
+            with weights that are missing or not finite.
+    """
+    header, state = _read(path)
+    try:
+        if header["schema_version"] != _SCHEMA_VERSION:
+            raise InputError(
+                f"{path} has schema version {header['schema_version']}, this vadexport reads "
+                f"{_SCHEMA_VERSION}: fit again, or use the version that wrote it"
+            )
+        family, config = header["family"], header["config"]
+        image_input = ImageInput.from_json(header["image_input"])
+        preprocessing = PreprocessingConfig.from_json(header["preprocessing"])
+        thresholds = Thresholds.from_json(header["thresholds"])
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path} lacks {error} in its header") from None
+    if family not in _FAMILIES:
+        raise InputError(f"{path} holds a detector of the unknown family {family!r}")
+    module, name = _FAMILIES[family]
+    detector_class: type[Detector] = getattr(importlib.import_module(module), name)
+    shapes = {key: tuple(value.shape) for key, value in state.items()}
+    detector = detector_class.from_config(config, image_input, preprocessing, shapes)
+    detector.normal_scores = torch.zeros(shapes.get("normal_scores", (0,)))
+    try:
+        detector.load_state_dict(state)
+    except RuntimeError as error:
+        first = str(error).splitlines()[-1].strip()
+        raise InputError(f"{path} does not fit its own configuration: {first}") from None
+    detector.thresholds = thresholds
+    return detector.eval().requires_grad_(requires_grad=False)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    if start.startswith(_PICKLE_STARTS):
+        raise InputError(
+            f"{path} is a pickle (a PyTorch checkpoint), which can run code when it is loaded: "
+            "refused; vadexport reads detectors that `vadexport fit` wrote (.safetensors)"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{path} is truncated, damaged or not a safetensors file: {error}"
+        ) from None
+    for name, value in state.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise InputError(f"{path}: the weights {name!r} hold NaN or infinity")
+    try:
+        header = json.loads(metadata[_HEADER_KEY])
+    except (KeyError, ValueError):
+        raise InputError(
+            f"{path} is a safetensors file, but no detector: its header has no vadexport entry"
+        ) from None
+    if not isinstance(header, dict):
+        raise InputError(f"{path}: the header's vadexport entry is not an object")
+    return header, state

@@ -1,0 +1,120 @@
+"""`vadexport fit`: train a reference detector on normal images."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from vadexport.contract import RAW_SCORE, ImageInput, UInt8Array
+from vadexport.detectors.base import Detector
+from vadexport.detectors.checkpoint import save_detector
+from vadexport.detectors.patchcore import PatchCoreConfig, fit_patchcore
+from vadexport.errors import InputError
+from vadexport.images import (
+    ImageFile,
+    common_input,
+    load_images,
+    test_images,
+    training_images,
+)
+from vadexport.listening import Listener
+from vadexport.verification.statistics import best_f1_threshold
+
+_FEW_IMAGES = 20
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """What to train, on what.
+
+    Attributes:
+        images: IMAGES; of a category folder `train/good`, else all that are not labelled as
+            anomalous.
+        destination: of the checkpoint.
+        config: choices of PatchCore.
+        size: height and width of the network's input; default the images' own.
+        quantile: fraction of the normal images that stays below the threshold.
+        labelled: IMAGES with labels; their best F1 score sets the image threshold instead.
+        skip_unreadable: leave out images that cannot be read.
+    """
+
+    images: str
+    destination: Path
+    config: PatchCoreConfig = field(default_factory=PatchCoreConfig)
+    size: tuple[int, int] | None = None
+    quantile: float = 0.95
+    labelled: str | None = None
+    skip_unreadable: bool = False
+
+
+def fit(options: FitOptions, listener: Listener) -> Detector:
+    """Fit PatchCore and write its checkpoint.
+
+    Raises:
+        InputError: an option or an image is wrong; nothing is written.
+    """
+    if not 0 < options.quantile <= 1:
+        raise InputError(f"the threshold's quantile is in (0, 1], not {options.quantile:g}")
+    if not options.destination.absolute().parent.is_dir():
+        raise InputError(f"{options.destination.parent} does not exist: make the folder first")
+    files = training_images(options.images)
+    header = common_input(files, skip_unreadable=options.skip_unreadable)
+    image_input = ImageInput(header.height, header.width, header.channels)
+    images = [image for _, image in _load(files, image_input, options, listener)]
+    if len(images) < _FEW_IMAGES:
+        listener.warn(f"{len(images)} normal images are few: thresholds will be rough")
+    detector = fit_patchcore(
+        images,
+        options.config,
+        image_input,
+        size=options.size,
+        quantile=options.quantile,
+        progress=listener.step,
+    )
+    if options.labelled is not None:
+        _set_threshold_from(options.labelled, detector, options, listener)
+    save_detector(detector, options.destination)
+    return detector
+
+
+def _set_threshold_from(
+    spec: str, detector: Detector, options: FitOptions, listener: Listener
+) -> None:
+    """Replace the image threshold by the one of the best F1 score on labelled images."""
+    import torch
+
+    files = [file for file in test_images(spec) if file.label is not None]
+    labels = {file.label for file in files}
+    if labels != {True, False}:
+        raise InputError(
+            f"{spec} must hold labelled images, normal and anomalous: a category folder, or "
+            "folders of which one is named good"
+        )
+    scores, truth = [], []
+    with torch.inference_mode():
+        for file, image in _load(files, detector.image_input, options, listener):
+            outputs = detector(torch.from_numpy(image)[None])
+            scores.append(float(outputs[RAW_SCORE]))
+            truth.append(bool(file.label))
+            listener.step("labelled images", len(scores), len(files))
+    array = np.array(scores)
+    old = detector.thresholds
+    detector.thresholds = replace(
+        old,
+        image=float(np.float32(best_f1_threshold(array, np.array(truth)))),
+        minimum=min(old.minimum, float(array.min())),
+        maximum=max(old.maximum, float(array.max())),
+        rule=f"largest F1 score on {len(array)} labelled images",
+    )
+
+
+def _load(
+    files: Sequence[ImageFile], image_input: ImageInput, options: FitOptions, listener: Listener
+) -> Iterator[tuple[ImageFile, UInt8Array]]:
+    return load_images(
+        files,
+        image_input,
+        skip_unreadable=options.skip_unreadable,
+        on_skip=lambda _file, reason: listener.warn(f"left out: {reason}"),
+    )

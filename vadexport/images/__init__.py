@@ -1,0 +1,35 @@
+"""Images in and out: which files IMAGES names, their pixels, generated ones, heatmaps.
+
+Pillow is imported only when a file is decoded or written, so importing this package costs no
+more than numpy does.
+"""
+
+from vadexport.images.decoding import (
+    ImageHeader,
+    UnreadableImageError,
+    common_input,
+    decode,
+    load_images,
+    probe,
+)
+from vadexport.images.listing import (
+    IMAGE_SUFFIXES,
+    ImageFile,
+    list_images,
+    test_images,
+    training_images,
+)
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "ImageFile",
+    "ImageHeader",
+    "UnreadableImageError",
+    "common_input",
+    "decode",
+    "list_images",
+    "load_images",
+    "probe",
+    "test_images",
+    "training_images",
+]

@@ -1,0 +1,34 @@
+"""What this machine is, for manifests and reports."""
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+
+_TOOLS = ("numpy", "torch", "onnx", "onnxsim", "onnxruntime", "openvino", "nncf")
+
+
+def processor_name() -> str:
+    """Model name of the processor, as the system gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def tool_versions() -> dict[str, str]:
+    """Installed versions of the packages that shape an artifact, without local parts."""
+    versions = {}
+    for tool in _TOOLS:
+        try:
+            versions[tool] = importlib.metadata.version(tool).partition("+")[0]
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def load_average() -> float | None:
+    """Running processes, averaged over the last minute; None where the system does not say."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None

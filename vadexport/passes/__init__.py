@@ -1,0 +1,9 @@
+"""Graph rewrites: each a rule with its condition, one a file, exact up to rounding."""
+
+from vadexport.passes.base import GraphPass, apply_passes
+from vadexport.passes.map_as_matrices import MapAsMatrices
+
+#: Applied by `build`, in this order.
+DEFAULT_PASSES: tuple[GraphPass, ...] = (MapAsMatrices(),)
+
+__all__ = ["DEFAULT_PASSES", "GraphPass", "apply_passes"]

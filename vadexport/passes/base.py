@@ -1,0 +1,77 @@
+"""What a graph pass is, and the lookups that passes share."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+
+class GraphPass(Protocol):
+    """A rewrite of an ONNX graph that changes no output beyond rounding."""
+
+    #: Name in reports.
+    name: ClassVar[str]
+
+    def apply(self, model: onnx.ModelProto) -> int:
+        """Rewrite `model` in place where the rule holds; returns in how many places."""
+
+
+def apply_passes(
+    model: onnx.ModelProto, passes: Sequence[GraphPass]
+) -> tuple[onnx.ModelProto, dict[str, int]]:
+    """Apply passes to a copy of `model`; also gives in how many places each applied."""
+    rewritten = onnx.ModelProto()
+    rewritten.CopyFrom(model)
+    places = {each.name: each.apply(rewritten) for each in passes}
+    used = {name for node in rewritten.graph.node for name in node.input}
+    kept = [tensor for tensor in rewritten.graph.initializer if tensor.name in used]
+    del rewritten.graph.initializer[:]
+    rewritten.graph.initializer.extend(kept)
+    return rewritten, places
+
+
+class GraphView:
+    """Lookups in a graph: producers, single consumers, constants, static shapes."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        inferred = onnx.shape_inference.infer_shapes(model).graph
+        graph = model.graph
+        self._consumers: dict[str, list[onnx.NodeProto]] = {}
+        for node in graph.node:
+            for name in node.input:
+                self._consumers.setdefault(name, []).append(node)
+        self._constants = {tensor.name: tensor for tensor in graph.initializer}
+        self._outputs = {output.name for output in graph.output}
+        self._types = {
+            value.name: value.type.tensor_type
+            for value in (*inferred.value_info, *inferred.input, *inferred.output)
+        }
+
+    def only_consumer(self, name: str, op_type: str) -> onnx.NodeProto | None:
+        """The node that alone reads the tensor, if it is an `op_type` and reads it first."""
+        consumers = self._consumers.get(name, [])
+        if name in self._outputs or len(consumers) != 1:
+            return None
+        node = consumers[0]
+        return node if node.op_type == op_type and node.input[0] == name else None
+
+    def constant(self, name: str) -> NDArray[np.generic] | None:
+        """Value of an initializer; None for anything else."""
+        tensor = self._constants.get(name)
+        return None if tensor is None else onnx.numpy_helper.to_array(tensor)
+
+    def shape(self, name: str) -> tuple[int | None, ...] | None:
+        """Shape of a tensor, None for each size that is not static; None where unknown."""
+        known = self._types.get(name)
+        if known is None or not known.HasField("shape"):
+            return None
+        return tuple(
+            dim.dim_value if dim.HasField("dim_value") else None for dim in known.shape.dim
+        )
+
+
+def attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    """A node's attributes by name."""
+    return {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}

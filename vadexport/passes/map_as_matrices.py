@@ -1,0 +1,181 @@
+"""Upsampling and Gaussian blur of the anomaly map as two constant matrix products."""
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, Self
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from vadexport.passes.base import GraphView, attributes
+
+Float64Matrix = NDArray[np.float64]
+
+
+class _Taps(NamedTuple):
+    """A one-dimensional kernel along the rows' axis (0) or the columns' (1)."""
+
+    axis: int
+    values: Float64Matrix
+
+
+@dataclass(frozen=True)
+class _Match:
+    resize: onnx.NodeProto
+    pad: onnx.NodeProto
+    first: onnx.NodeProto
+    second: onnx.NodeProto
+    rows: Float64Matrix
+    columns: Float64Matrix
+
+    @classmethod
+    def at(cls, resize: onnx.NodeProto, view: GraphView) -> Self | None:
+        """The rule's nodes from `resize` on, or None where it does not hold."""
+        pad = view.only_consumer(resize.output[0], "Pad")
+        first = view.only_consumer(pad.output[0], "Conv") if pad else None
+        second = view.only_consumer(first.output[0], "Conv") if first else None
+        if pad is None or first is None or second is None:
+            return None
+        margins = _reflected_margins(pad, view)
+        taps = [_taps(conv, view) for conv in (first, second)]
+        sizes = _sizes(resize, view)
+        if margins is None or sizes is None or not _is_bilinear(resize):
+            return None
+        matrices = []
+        for axis, (small, large) in enumerate(sizes):
+            if max(margins[axis]) >= large:
+                return None
+            matrix = linear_resize_matrix(small, large)
+            matrix = reflect_pad_matrix(large, *margins[axis]) @ matrix
+            for each in taps:
+                if each is None:
+                    return None
+                if each.axis == axis:
+                    matrix = correlation_matrix(len(matrix), each.values) @ matrix
+            matrices.append(matrix)
+        return cls(resize, pad, first, second, *matrices)
+
+
+class MapAsMatrices:
+    """`Resize` → `Pad` → two one-dimensional `Conv`s becomes `A_h · M · A_wᵀ`.
+
+    Bilinear upsampling, reflection and a separable blur are linear and act on each axis alone, so
+    all of them together are one constant matrix an axis.
+
+    Must not apply where the map has more than one channel, a size is dynamic (but the batch), the
+    resize is not plain half-pixel bilinear, a convolution strides, pads, dilates or has a bias, or
+    an intermediate result is used elsewhere.
+    """
+
+    name: ClassVar[str] = "map-as-matrices"
+
+    def apply(self, model: onnx.ModelProto) -> int:
+        """See the base class."""
+        view = GraphView(model)
+        resizes = [node for node in model.graph.node if node.op_type == "Resize"]
+        matches = [match for node in resizes if (match := _Match.at(node, view))]
+        for match in matches:
+            _replace(model.graph, match)
+        return len(matches)
+
+
+def linear_resize_matrix(source: int, target: int) -> Float64Matrix:
+    """Bilinear interpolation of one axis at half-pixel centres, [target, source]."""
+    position = np.clip((np.arange(target) + 0.5) * source / target - 0.5, 0, source - 1)
+    left = np.minimum(np.floor(position).astype(int), max(source - 2, 0))
+    right = np.minimum(left + 1, source - 1)
+    weight = position - left
+    matrix = np.zeros((target, source))
+    np.add.at(matrix, (np.arange(target), left), 1 - weight)
+    np.add.at(matrix, (np.arange(target), right), weight)
+    return matrix
+
+
+def reflect_pad_matrix(size: int, before: int, after: int) -> Float64Matrix:
+    """Reflection at both ends of one axis, edge not repeated, [before + size + after, size]."""
+    index = np.pad(np.arange(size), (before, after), mode="reflect")
+    return np.eye(size)[index]
+
+
+def correlation_matrix(size: int, taps: Float64Matrix) -> Float64Matrix:
+    """Correlation with `taps` of one axis, no padding, [size − taps + 1, size]."""
+    valid = size - len(taps) + 1
+    matrix = np.zeros((valid, size))
+    for offset, tap in enumerate(taps):
+        matrix[np.arange(valid), np.arange(valid) + offset] = tap
+    return matrix
+
+
+def _is_bilinear(resize: onnx.NodeProto) -> bool:
+    options = attributes(resize)
+    return (
+        options.get("mode") == b"linear"
+        and options.get("coordinate_transformation_mode", b"half_pixel")
+        in (b"half_pixel", b"pytorch_half_pixel")
+        and not options.get("antialias", 0)
+        and not options.get("exclude_outside", 0)
+        and "axes" not in options
+    )
+
+
+def _reflected_margins(pad: onnx.NodeProto, view: GraphView) -> list[tuple[int, int]] | None:
+    """Pixels added above and below, left and right; None unless the pad reflects just those."""
+    amounts = view.constant(pad.input[1]) if len(pad.input) > 1 else None
+    if attributes(pad).get("mode") != b"reflect" or amounts is None or amounts.shape != (8,):
+        return None
+    if len(pad.input) > 3 and pad.input[3]:
+        return None
+    values = [int(amount) for amount in amounts.tolist()]
+    if any(values[:2]) or any(values[4:6]) or min(values) < 0:
+        return None
+    return [(values[2], values[6]), (values[3], values[7])]
+
+
+def _sizes(resize: onnx.NodeProto, view: GraphView) -> list[tuple[int, int]] | None:
+    """Height and width before and after; None unless static, of one channel."""
+    source, target = view.shape(resize.input[0]), view.shape(resize.output[0])
+    if source is None or target is None or len(source) != 4 or source[1] != 1:
+        return None
+    pairs = []
+    for small, large in zip(source[2:], target[2:], strict=True):
+        if small is None or large is None:
+            return None
+        pairs.append((small, large))
+    return pairs
+
+
+def _taps(conv: onnx.NodeProto, view: GraphView) -> _Taps | None:
+    """Kernel of a plain convolution along one axis of one channel; None for any other."""
+    weights = view.constant(conv.input[1])
+    if weights is None or (len(conv.input) > 2 and conv.input[2]):
+        return None
+    if weights.ndim != 4 or weights.shape[:2] != (1, 1):
+        return None
+    options = attributes(conv)
+    plain = (
+        set(options.get("strides", [1])) == {1}
+        and set(options.get("dilations", [1])) == {1}
+        and set(options.get("pads", [0])) == {0}
+        and options.get("auto_pad", b"NOTSET") in (b"NOTSET", b"VALID")
+    )
+    long = [axis for axis in (0, 1) if weights.shape[2 + axis] > 1]
+    if not plain or len(long) != 1:
+        return None
+    return _Taps(long[0], weights.astype(np.float64).reshape(-1))
+
+
+def _replace(graph: onnx.GraphProto, match: _Match) -> None:
+    place = list(graph.node).index(match.resize)
+    prefix = match.second.output[0]
+    rows = onnx.numpy_helper.from_array(match.rows.astype(np.float32), f"{prefix}_rows")
+    columns = onnx.numpy_helper.from_array(match.columns.T.astype(np.float32), f"{prefix}_columns")
+    graph.initializer.extend([rows, columns])
+    tall = f"{prefix}_tall"
+    products = [
+        onnx.helper.make_node("MatMul", [rows.name, match.resize.input[0]], [tall], f"{tall}_node"),
+        onnx.helper.make_node("MatMul", [tall, columns.name], [prefix], f"{prefix}_node"),
+    ]
+    for node in (match.resize, match.pad, match.first, match.second):
+        graph.node.remove(node)
+    for offset, node in enumerate(products):
+        graph.node.insert(place + offset, node)

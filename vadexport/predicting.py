@@ -1,0 +1,135 @@
+"""`vadexport predict`: score images with an artifact. Imports neither torch nor onnx."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from vadexport.contract import UInt8Array
+from vadexport.errors import CheckError, InputError
+from vadexport.images import ImageFile, list_images, load_images
+from vadexport.images.colouring import colour, overlay, save_png
+from vadexport.listening import Listener
+from vadexport.runtime import LoadedDetector, Prediction, load
+
+_HEAT_ALPHA = 0.45
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """What to score.
+
+    Attributes:
+        artifact: an artifact, or a build folder with a single one.
+        images: IMAGES.
+        heatmaps: folder for overlays of image and anomaly map, one PNG an image.
+        jsonl: file for one JSON object a line and image.
+        threads: default all processors.
+        skip_unreadable: leave out images that cannot be read.
+    """
+
+    artifact: Path
+    images: str
+    heatmaps: Path | None = None
+    jsonl: Path | None = None
+    threads: int | None = None
+    skip_unreadable: bool = False
+
+
+@dataclass(frozen=True)
+class PredictedImage:
+    """The scores of one image."""
+
+    file: ImageFile
+    prediction: Prediction
+
+    def to_json(self) -> dict[str, Any]:
+        """One line of the JSONL file."""
+        return {
+            "image": self.file.name,
+            "pred_score": self.prediction.pred_score,
+            "raw_score": self.prediction.raw_score,
+            "pred_label": self.prediction.label,
+        }
+
+
+def predict(options: PredictOptions, listener: Listener) -> Iterator[PredictedImage]:
+    """Score images one after another, in the order they are listed.
+
+    The JSONL file appears when all images are scored; heatmaps appear one by one.
+
+    Raises:
+        InputError: the artifact or an image is wrong, or an output cannot be written.
+        CheckError: a score is not finite; the line names the image.
+    """
+    files = list_images(options.images)
+    detector = load(options.artifact, threads=options.threads)
+    loaded = load_images(
+        files,
+        detector.image_input,
+        skip_unreadable=options.skip_unreadable,
+        on_skip=lambda _file, reason: listener.warn(f"left out: {reason}"),
+    )
+    with _written_whole(options.jsonl) as jsonl:
+        for number, (file, image) in enumerate(loaded, 1):
+            try:
+                found = PredictedImage(file, detector.predict(image))
+            except CheckError as error:
+                raise CheckError(f"{file.path}: {error}") from None
+            if jsonl is not None:
+                jsonl.write(json.dumps(found.to_json()) + "\n")
+            if options.heatmaps is not None:
+                _save_heatmap(options.heatmaps, detector, found, image)
+            listener.step("predict", number, len(files))
+            yield found
+
+
+def _save_heatmap(
+    folder: Path, detector: LoadedDetector, found: PredictedImage, image: UInt8Array
+) -> None:
+    """Overlay the map; from its minimum to the pixel threshold or beyond, so normal stays cool."""
+    anomaly_map = found.prediction.anomaly_map
+    low = float(anomaly_map.min())
+    high = max(float(anomaly_map.max()), float(detector.manifest.thresholds["pixel"]))
+    heat = _resized(colour(anomaly_map, low, max(high, low + 1e-6)), image.shape[:2])
+    path = folder / Path(found.file.name).with_suffix(".png")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write {path.parent}: {error.strerror}") from None
+    save_png(overlay(image, heat, _HEAT_ALPHA), path)
+
+
+def _resized(heat: UInt8Array, size: tuple[int, ...]) -> UInt8Array:
+    from PIL import Image
+
+    if heat.shape[:2] == size:
+        return heat
+    return np.asarray(Image.fromarray(heat).resize((size[1], size[0])))
+
+
+@contextmanager
+def _written_whole(path: Path | None) -> Iterator[IO[str] | None]:
+    """A text file that appears under its name when the block ends well."""
+    if path is None:
+        yield None
+        return
+    temporary = None
+    try:
+        handle, name = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
+        temporary = Path(name)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            yield file
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)

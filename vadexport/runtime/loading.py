@@ -1,0 +1,123 @@
+"""Artifacts in use."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vadexport import contract
+from vadexport.artifact import Manifest, find_artifacts, open_artifact
+from vadexport.backends.base import Execution, Runner, available_threads
+from vadexport.backends.registry import opener
+from vadexport.contract import ImageInput, UInt8Array
+from vadexport.errors import CheckError, InputError
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the detector says of one image.
+
+    Attributes:
+        pred_score: normalised to [0, 1], threshold at 0.5.
+        raw_score: before normalisation.
+        label: True where the image is anomalous.
+        anomaly_map: float32 [h, w], raw score units.
+        mask: bool [h, w], True where the map is above the pixel threshold.
+    """
+
+    pred_score: float
+    raw_score: float
+    label: bool
+    anomaly_map: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+
+
+class LoadedDetector:
+    """An artifact, ready to score images."""
+
+    def __init__(self, manifest: Manifest, runner: Runner) -> None:
+        self.manifest = manifest
+        self._runner = runner
+
+    @property
+    def image_input(self) -> ImageInput:
+        """The images that it takes."""
+        return self.manifest.image_input
+
+    @property
+    def execution(self) -> Execution:
+        """How it runs: backend, precision, device, threads."""
+        return self._runner.execution
+
+    def predict(self, image: NDArray[Any] | str | PathLike[str]) -> Prediction:
+        """Score one image.
+
+        Args:
+            image: `uint8 [H, W, C]` (gray also `[H, W]`), or the path of an image file.
+
+        Raises:
+            InputError: not an image, or of another size, dtype or number of channels.
+            CheckError: the score is not finite.
+        """
+        return self.predict_batch([image])[0]
+
+    def predict_batch(
+        self, images: Sequence[NDArray[Any] | str | PathLike[str]]
+    ) -> list[Prediction]:
+        """Score images; as `predict`, in calls of the artifact's batch size."""
+        if not images:
+            return []
+        stacked = np.concatenate([self._array(image) for image in images])
+        calls = [
+            (self._runner.infer(call), count) for call, count in self.image_input.batches(stacked)
+        ]
+        outputs = contract.join_outputs(calls)
+        raw = outputs[contract.RAW_SCORE]
+        if not np.isfinite(raw).all():
+            raise CheckError("the detector gave a score that is not finite")
+        return [
+            Prediction(
+                pred_score=float(outputs[contract.PRED_SCORE][number]),
+                raw_score=float(raw[number]),
+                label=bool(outputs[contract.PRED_LABEL][number]),
+                anomaly_map=outputs[contract.ANOMALY_MAP][number, 0],
+                mask=outputs[contract.PRED_MASK][number, 0],
+            )
+            for number in range(len(images))
+        ]
+
+    def _array(self, image: NDArray[Any] | str | PathLike[str]) -> UInt8Array:
+        if isinstance(image, np.ndarray):
+            return self.image_input.check(image)
+        from vadexport.images import decode
+
+        path = Path(image)
+        try:
+            return self.image_input.check(decode(path, self.image_input.channels))
+        except InputError as error:
+            text = str(error)
+            raise InputError(text if str(path) in text else f"{path}: {text}") from None
+
+
+def load(folder: str | PathLike[str], *, threads: int | None = None) -> LoadedDetector:
+    """Load the artifact in `folder`, after checking that its files are the ones it was built with.
+
+    Args:
+        folder: an artifact, or a build folder that holds a single one.
+        threads: that one call may use; default all processors.
+
+    Raises:
+        InputError: no artifact, several, or a file was changed.
+        MissingPackageError: its backend is not installed.
+    """
+    found = find_artifacts(Path(folder))
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise InputError(f"{folder} holds several artifacts, name one of them: {names}")
+    artifact = open_artifact(found[0])
+    open_runner = opener(artifact.manifest.target, found[0], threads or available_threads())
+    return LoadedDetector(artifact.manifest, open_runner())

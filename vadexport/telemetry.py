@@ -1,0 +1,12 @@
+"""Keep packages from reporting usage to their makers."""
+
+import sys
+
+
+def forbid_telemetry() -> None:
+    """Make `openvino_telemetry` look absent to OpenVINO and NNCF, which then report nothing.
+
+    Both treat it as optional. With it, importing them forks a process that sends usage data, which
+    machines in factories must not do, and which breaks in a process whose standard input is used.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]

@@ -1,0 +1,155 @@
+"""Trace a detector into ONNX, and simplify the graph."""
+
+import logging
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from vadexport import contract
+from vadexport.contract import ImageInput
+from vadexport.detectors.base import Detector
+from vadexport.errors import InputError
+from vadexport.tracing.preprocessing import GraphPreprocessing
+
+#: Newest opset that OpenVINO, ONNX Runtime and TensorRT all read.
+OPSET = 20
+_PROTOBUF_LIMIT = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class TracedGraph:
+    """An ONNX graph and where its network begins and ends.
+
+    Attributes:
+        model: the graph; its outputs are those of the contract, no others.
+        seams: names of the tensors between its parts: the preprocessed image first, then what the
+            network hands to the score head.
+    """
+
+    model: onnx.ModelProto
+    seams: tuple[str, ...]
+
+    def network_nodes(self) -> frozenset[str]:
+        """Names of the nodes between preprocessing and score head."""
+        preprocessing = self._needed_for(self.seams[:1])
+        return self._needed_for(self.seams[1:]) - preprocessing
+
+    def _needed_for(self, tensors: Iterable[str]) -> frozenset[str]:
+        producers = {name: node for node in self.model.graph.node for name in node.output}
+        found: set[str] = set()
+        stack = list(tensors)
+        while stack:
+            node = producers.get(stack.pop())
+            if node is not None and node.name not in found:
+                found.add(node.name)
+                stack.extend(node.input)
+        return frozenset(found)
+
+
+class _Exportable(nn.Module):
+    """The detector with preprocessing for graphs; the outputs in order, then the seams."""
+
+    def __init__(self, detector: Detector, image_input: ImageInput) -> None:
+        super().__init__()
+        self.detector = detector
+        self.preprocessing = GraphPreprocessing(detector.preprocessing.config, image_input)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        preprocessed = self.preprocessing(image)
+        features = self.detector.network(preprocessed)
+        size = self.detector.preprocessing.config.size
+        outputs = self.detector.postprocess(*self.detector.score(features, size))
+        return (*(outputs[name] for name in contract.OUTPUT_NAMES), preprocessed, *features)
+
+
+def trace(detector: Detector, image_input: ImageInput) -> TracedGraph:
+    """Trace `detector` with `torch.export` into ONNX, its preprocessing included.
+
+    Args:
+        detector: fitted, in evaluation mode.
+        image_input: the graph's input; its batch None gives a dynamic first axis.
+
+    Raises:
+        InputError: the graph would outgrow the 2 GB that one ONNX file may have.
+    """
+    module = _Exportable(detector, image_input).eval()
+    dynamic = image_input.batch is None
+    # torch.export takes a first axis of one for a constant, whatever it is told.
+    example = torch.zeros((image_input.batch or 2, *image_input.shape[1:]), dtype=torch.uint8)
+    with torch.inference_mode():
+        count = len(detector.network(module.preprocessing(example[:1])))
+    seams = ("preprocessed", *(f"feature_{number}" for number in range(count)))
+    if sum(t.numel() * t.element_size() for t in module.state_dict().values()) > _PROTOBUF_LIMIT:
+        raise InputError("the detector is larger than the 2 GB that one ONNX file can hold")
+    with _quiet_export():
+        program = torch.onnx.export(
+            module,
+            (example,),
+            dynamo=True,
+            input_names=[contract.INPUT_NAME],
+            output_names=[*contract.OUTPUT_NAMES, *seams],
+            dynamic_shapes=({0: torch.export.Dim.DYNAMIC},) if dynamic else None,
+            opset_version=OPSET,
+            external_data=False,
+            verbose=False,
+        )
+    if program is None:
+        raise RuntimeError("torch.onnx.export returned no program")
+    return _without_seam_outputs(_bare(program.model_proto), seams)
+
+
+def simplify(graph: TracedGraph) -> TracedGraph:
+    """Fold constants and fuse what can be fused, with onnxsim; the seams stay as they are."""
+    import onnxsim
+
+    marked = onnx.ModelProto()
+    marked.CopyFrom(graph.model)
+    known = {value.name: value for value in marked.graph.value_info}
+    marked.graph.output.extend(known[name] for name in graph.seams)
+    simplified, _ = onnxsim.simplify(marked)
+    return _without_seam_outputs(simplified, graph.seams)
+
+
+def _without_seam_outputs(model: onnx.ModelProto, seams: tuple[str, ...]) -> TracedGraph:
+    outputs = list(model.graph.output)
+    del model.graph.output[:]
+    model.graph.output.extend(value for value in outputs if value.name not in seams)
+    described = {value.name for value in model.graph.value_info}
+    model.graph.value_info.extend(
+        value for value in outputs if value.name in seams and value.name not in described
+    )
+    return TracedGraph(model, seams)
+
+
+def _bare(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Drop stack traces and paths that the exporter notes in the graph: bytes must not differ."""
+    del model.metadata_props[:]
+    del model.graph.metadata_props[:]
+    model.doc_string = model.graph.doc_string = ""
+    for node in model.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output):
+        del value.metadata_props[:]
+    for tensor in model.graph.initializer:
+        del tensor.metadata_props[:]
+    return model
+
+
+@contextmanager
+def _quiet_export() -> Iterator[None]:
+    """Hold back the exporter's notes on absent optional packages and on its own deprecations."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

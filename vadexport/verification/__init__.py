@@ -1,0 +1,1 @@
+"""Whether scores held, and what was gained: parity and latency. Knows no backend."""

@@ -1,0 +1,109 @@
+"""The parity ladder: every step from the detector to the artifact, held against the reference."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from vadexport.backends.base import Runner, RunnerOpener
+from vadexport.backends.child import Child
+from vadexport.contract import RAW_SCORE, ImageInput, Outputs, UInt8Array
+from vadexport.errors import InputError
+from vadexport.verification.limits import Check, Limits, parity_checks
+from vadexport.verification.parity import Infer, ParityFigures, compare_images, figures
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One step and how far it is from the reference.
+
+    Attributes:
+        name: of the step.
+        figures: against the reference, on the check images.
+        checks: against the limits of the step's precision.
+    """
+
+    name: str
+    figures: ParityFigures
+    checks: tuple[Check, ...]
+
+    @property
+    def held(self) -> bool:
+        """Whether all checks held."""
+        return all(check.held for check in self.checks)
+
+    def to_json(self) -> dict[str, Any]:
+        """What the manifest holds of it; six significant digits."""
+        found = {
+            key: float(f"{value:.6g}") if isinstance(value, float) else value
+            for key, value in asdict(self.figures).items()
+        }
+        return {"rung": self.name, "held": self.held, **found}
+
+
+class Ladder:
+    """Check images, and the reference's outputs on them.
+
+    Args:
+        reference: the reference's inference.
+        images: check images, `uint8 [n, H, W, C]`.
+        image_input: the graph's input.
+
+    Raises:
+        InputError: the reference gives an image a score that is not finite.
+    """
+
+    def __init__(self, reference: Infer, images: UInt8Array, image_input: ImageInput) -> None:
+        self._images = images
+        self._image_input = image_input
+        self._answers: dict[bytes, Outputs] = {}
+        self._reference = reference
+        scores = [
+            self._remembered(call)[RAW_SCORE][:count] for call, count in image_input.batches(images)
+        ]
+        self.reference_scores = np.concatenate(scores).astype(np.float64)
+        if not np.isfinite(self.reference_scores).all():
+            raise InputError(
+                "the detector itself, in PyTorch, gives scores that are not finite: its weights "
+                "or its memory bank are damaged"
+            )
+
+    def climb(
+        self, name: str, what: str, open_runner: RunnerOpener, unit: float, precision: str
+    ) -> Rung:
+        """Compare one step with the reference.
+
+        Args:
+            name: of the rung.
+            what: runs it, for errors.
+            open_runner: opens it in a child process.
+            unit: of drift.
+            precision: whose default limits judge it.
+
+        Raises:
+            BackendError: it crashed or timed out.
+            CheckError: all its scores are NaN or infinite.
+        """
+        with Child(what) as child:
+            child.open(open_runner)
+            infer = child_inference(child)
+            named = ((str(n), None, image) for n, image in enumerate(self._images))
+            records = compare_images(self._remembered, {name: infer}, named, self._image_input)
+        found = figures(records[name], unit)
+        return Rung(name, found, tuple(parity_checks(found, Limits.of_rung(precision))))
+
+    def _remembered(self, call: UInt8Array) -> Outputs:
+        key = call.tobytes()
+        if key not in self._answers:
+            self._answers[key] = self._reference(call)
+        return self._answers[key]
+
+
+def child_inference(child: Child) -> Callable[[UInt8Array], Outputs]:
+    """Inference by the runner that `child` holds."""
+    return lambda image: child.apply(_infer, image)
+
+
+def _infer(runner: Runner, image: UInt8Array) -> Outputs:
+    return runner.infer(image)

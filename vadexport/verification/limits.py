@@ -1,0 +1,141 @@
+"""Limits that an artifact must hold, and the checks of one against them."""
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+from vadexport.verification.latency import Speedup
+from vadexport.verification.parity import ParityFigures
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What counts as held; None is not checked.
+
+    Attributes:
+        max_drift: largest drift of any image, in drift units.
+        max_flips: largest fraction of images whose decision may differ.
+        min_spearman: smallest rank correlation of raw scores.
+        max_auroc_loss: how far the image AUROC may fall below the reference's.
+        min_speedup: over the reference; the interval's lower end must reach it.
+        max_latency_ms: of the median.
+    """
+
+    max_drift: float | None = None
+    max_flips: float | None = None
+    min_spearman: float | None = None
+    max_auroc_loss: float | None = None
+    min_speedup: float | None = None
+    max_latency_ms: float | None = None
+
+    @classmethod
+    def of_precision(cls, precision: str) -> Self:
+        """The defaults for a target's precision."""
+        return cls(**_DEFAULTS[precision])
+
+    @classmethod
+    def of_rung(cls, precision: str) -> Self:
+        """Of a step of a build, judged on a handful of normal images: too few for more."""
+        return cls(max_drift=_DEFAULTS[precision]["max_drift"])
+
+    def overridden(self, **given: float | None) -> Self:
+        """These limits, with those that are not None in `given` in their place."""
+        return replace(self, **{key: value for key, value in given.items() if value is not None})
+
+
+#: float32 must reproduce the reference up to rounding. INT8 must keep decisions and order.
+_DEFAULTS: dict[str, dict[str, float]] = {
+    "fp32": {
+        "max_drift": 1e-3,
+        "max_flips": 0.0,
+        "min_spearman": 0.9999,
+        "max_auroc_loss": 5e-5,
+    },
+    "int8": {
+        "max_drift": 1.0,
+        "max_flips": 0.02,
+        "min_spearman": 0.99,
+        "max_auroc_loss": 0.005,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """A limit and whether it held.
+
+    Attributes:
+        name: of the limit.
+        held: the verdict.
+        line: what was measured and what the limit is, for a reader.
+    """
+
+    name: str
+    held: bool
+    line: str
+
+
+def parity_checks(found: ParityFigures, limits: Limits) -> list[Check]:
+    """Judge figures; scores that are not finite always fall short."""
+    checks = [
+        Check(
+            "finite",
+            found.not_finite == 0,
+            f"{found.not_finite} of {found.images} images have scores that are not finite",
+        )
+    ]
+    if limits.max_drift is not None:
+        checks.append(_at_most("drift", "largest drift", found.drift_max, limits.max_drift))
+    if limits.max_flips is not None:
+        share = found.flips / found.images
+        checks.append(
+            Check(
+                "flips",
+                share <= limits.max_flips,
+                f"{found.flips} of {found.images} decisions flipped ({share:.1%}), "
+                f"limit {limits.max_flips:.1%}",
+            )
+        )
+    if limits.min_spearman is not None and found.spearman is not None:
+        checks.append(
+            Check(
+                "spearman",
+                found.spearman >= limits.min_spearman,
+                f"Spearman {found.spearman:.5f}, limit {limits.min_spearman:g}",
+            )
+        )
+    if (
+        limits.max_auroc_loss is not None
+        and found.auroc is not None
+        and found.auroc_reference is not None
+    ):
+        loss = found.auroc_reference - found.auroc
+        checks.append(
+            Check(
+                "auroc",
+                loss <= limits.max_auroc_loss,
+                f"AUROC {found.auroc:.4f}, reference {found.auroc_reference:.4f}, "
+                f"limit {limits.max_auroc_loss:g} below it",
+            )
+        )
+    return checks
+
+
+def latency_checks(median_ms: float, speedup: Speedup, limits: Limits) -> list[Check]:
+    """Judge the latency of an artifact and its speed-up over the reference."""
+    checks = []
+    if limits.max_latency_ms is not None:
+        checks.append(_at_most("latency", "median latency in ms", median_ms, limits.max_latency_ms))
+    if limits.min_speedup is not None:
+        checks.append(
+            Check(
+                "speedup",
+                speedup.ratio.low >= limits.min_speedup,
+                f"speed-up {speedup.ratio.value:.2f}, 95% interval from {speedup.ratio.low:.2f}, "
+                f"limit {limits.min_speedup:g}",
+            )
+        )
+    return checks
+
+
+def _at_most(name: str, what: str, value: float, limit: float) -> Check:
+    return Check(name, value <= limit, f"{what} {value:.3g}, limit {limit:g}")

@@ -1,0 +1,94 @@
+"""What a verification found: the one object that every report is made from."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vadexport.contract import UInt8Array
+from vadexport.verification.latency import LatencyFigures, Speedup
+from vadexport.verification.limits import Check, Limits
+from vadexport.verification.parity import ImageRecord, ParityFigures
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Latency of an artifact and of the reference, measured in the same rounds.
+
+    Attributes:
+        artifact: of the artifact.
+        reference: of the reference.
+        speedup: of the artifact over the reference.
+        batch: images a call.
+        load_average: of the machine when it was over; None where the system does not say.
+    """
+
+    artifact: LatencyFigures
+    reference: LatencyFigures
+    speedup: Speedup
+    batch: int
+    load_average: float | None
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """An image worth looking at, with both anomaly maps.
+
+    Attributes:
+        record: its scores.
+        why: it was chosen, for a reader.
+        image: `uint8 [H, W, C]`.
+        reference_map: float32 [h, w].
+        anomaly_map: float32 [h, w], of the artifact.
+    """
+
+    record: ImageRecord
+    why: str
+    image: UInt8Array = field(repr=False)
+    reference_map: NDArray[np.float32] = field(repr=False)
+    anomaly_map: NDArray[np.float32] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Verification:
+    """An artifact held against its reference.
+
+    Attributes:
+        target: of the artifact, such as `openvino:int8`.
+        artifact_name: name of its folder.
+        source_name: file name of the reference.
+        threshold: raw score above which an image is anomalous.
+        drift_unit: in raw score units.
+        drift_unit_from: which normal images it was taken from.
+        figures: parity.
+        records: of every image.
+        latency: None where it was not measured.
+        limits: that were checked.
+        checks: each with its verdict.
+        exhibits: images to look at.
+        ladder: the build's rungs, from the manifest.
+        environment: versions, processor, threads, time: what the figures hold for.
+        warnings: what may spoil the result.
+    """
+
+    target: str
+    artifact_name: str
+    source_name: str
+    threshold: float
+    drift_unit: float
+    drift_unit_from: str
+    figures: ParityFigures
+    records: tuple[ImageRecord, ...]
+    latency: Latency | None
+    limits: Limits
+    checks: tuple[Check, ...]
+    exhibits: tuple[Exhibit, ...]
+    ladder: tuple[dict[str, Any], ...]
+    environment: dict[str, Any]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def held(self) -> bool:
+        """Whether every check held."""
+        return all(check.held for check in self.checks)

@@ -1,0 +1,283 @@
+"""`vadexport verify`: hold artifacts against the untouched reference."""
+
+import platform
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vadexport import contract
+from vadexport.artifact import REPORT_FOLDER, Artifact, find_artifacts, open_artifact
+from vadexport.backends.base import Execution, RunnerOpener, available_threads
+from vadexport.backends.child import Child
+from vadexport.backends.registry import opener
+from vadexport.contract import ImageInput, Outputs, UInt8Array
+from vadexport.errors import InputError
+from vadexport.images import ImageFile, decode, load_images
+from vadexport.images.listing import test_images as images_to_test
+from vadexport.listening import Listener
+from vadexport.machine import load_average, processor_name, tool_versions
+from vadexport.reporting import write_reports
+from vadexport.sources import Source, open_source, reference_opener
+from vadexport.verification.drift import DriftUnit
+from vadexport.verification.latency import LatencyFigures, Stopwatch, measure, speedup
+from vadexport.verification.limits import Limits, latency_checks, parity_checks
+from vadexport.verification.parity import ImageRecord, compare_images, figures
+from vadexport.verification.result import Exhibit, Latency, Verification
+
+REFERENCE = "reference"
+_TIMED_CALLS = 16
+_WORST_EXHIBITS = 4
+_NEAREST_EXHIBITS = 2
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """What to hold against what.
+
+    Attributes:
+        artifact: an artifact, or a build folder with several.
+        reference: file of the trained detector.
+        images: IMAGES that neither training nor calibration saw; of a category folder `test`.
+        limits: that replace the defaults of a target's precision, by their name in `Limits`.
+        rounds: of the latency measurement; 0 leaves it out.
+        threads: of the reference and of each artifact; default all processors.
+        report: folder of the report; default `report` in the artifact. With several artifacts,
+            each gets a folder in it.
+        skip_unreadable: leave out images that cannot be read.
+    """
+
+    artifact: Path
+    reference: Path
+    images: str
+    limits: dict[str, float | None] = field(default_factory=dict)
+    rounds: int = 100
+    threads: int | None = None
+    report: Path | None = None
+    skip_unreadable: bool = False
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """A verification of each artifact, and where its report lies."""
+
+    verifications: tuple[Verification, ...]
+    reports: tuple[Path, ...]
+
+    @property
+    def held(self) -> bool:
+        """Whether every check of every artifact held."""
+        return all(verification.held for verification in self.verifications)
+
+
+def verify(options: VerifyOptions, listener: Listener) -> VerifyResult:
+    """Compare scores, decisions, maps and latency of artifacts with the reference's.
+
+    Raises:
+        InputError: an artifact was changed, or the reference or an image is wrong.
+        MissingPackageError: a backend is not installed here.
+        BackendError: a backend crashed or timed out.
+    """
+    artifacts = [open_artifact(folder) for folder in find_artifacts(options.artifact)]
+    source = open_source(options.reference)
+    image_input = _common_input(artifacts)
+    files = images_to_test(options.images)
+    listener.step("load", 0, 1)
+    with ExitStack() as stack:
+        contest = _Contest(stack, options, artifacts, image_input, files)
+        listener.step("load", 1, 1)
+        records = compare_images(
+            contest.inference(REFERENCE),
+            {name: contest.inference(name) for name in contest.artifacts},
+            _named(files, image_input, options, listener),
+            image_input,
+        )
+        timed = contest.time(options.rounds, listener) if options.rounds else {}
+        verifications = [
+            _judge(artifact, source, records[name], timed, contest, options)
+            for name, artifact in contest.artifacts.items()
+        ]
+    reports = []
+    for verification, artifact in zip(verifications, artifacts, strict=True):
+        folder = artifact.folder / REPORT_FOLDER
+        if options.report is not None:
+            folder = options.report / (artifact.folder.name if len(artifacts) > 1 else "")
+        for warning in write_reports(verification, folder):
+            listener.warn(warning)
+        reports.append(folder)
+    return VerifyResult(tuple(verifications), tuple(reports))
+
+
+class _Contest:
+    """The reference and the artifacts, each in a child process of its own."""
+
+    def __init__(
+        self,
+        stack: ExitStack,
+        options: VerifyOptions,
+        artifacts: Sequence[Artifact],
+        image_input: ImageInput,
+        files: Sequence[ImageFile],
+    ) -> None:
+        threads = options.threads or available_threads()
+        self.artifacts = {str(one.manifest.target): one for one in artifacts}
+        self.image_input = image_input
+        self._files = {file.name: file for file in files}
+        calls = _timed_calls(files, image_input, options)
+        openers: dict[str, RunnerOpener] = {REFERENCE: reference_opener(options.reference, threads)}
+        for name, artifact in self.artifacts.items():
+            openers[name] = opener(artifact.manifest.target, artifact.folder, threads)
+        self._children = {name: stack.enter_context(Child(name)) for name in openers}
+        for name, child in self._children.items():
+            child.open(Stopwatch, openers[name], calls)
+
+    def inference(self, name: str) -> partial[Outputs]:
+        """Inference of a contestant."""
+        return partial(self._children[name].apply, _infer)
+
+    def time(self, rounds: int, listener: Listener) -> dict[str, LatencyFigures]:
+        """Latency of all contestants, interleaved."""
+        found = measure(
+            {name: partial(child.apply, Stopwatch.time) for name, child in self._children.items()},
+            {name: child.apply(_execution) for name, child in self._children.items()},
+            rounds=rounds,
+            progress=lambda done, total: listener.step("latency", done, total),
+        )
+        return {one.name: one for one in found}
+
+    def exhibit(self, name: str, record: ImageRecord, why: str) -> Exhibit:
+        """Run one image again, to keep its maps."""
+        file = self._files[record.name]
+        image = decode(file.path, self.image_input.channels)
+        call, _ = next(self.image_input.batches(image[None]))
+        maps = [
+            self.inference(one)(call)[contract.ANOMALY_MAP][0, 0].astype(np.float32)
+            for one in (REFERENCE, name)
+        ]
+        return Exhibit(record, why, image, *maps)
+
+
+def _judge(
+    artifact: Artifact,
+    source: Source,
+    records: Sequence[ImageRecord],
+    timed: dict[str, LatencyFigures],
+    contest: _Contest,
+    options: VerifyOptions,
+) -> Verification:
+    """All that is known of one artifact, with a verdict."""
+    manifest = artifact.manifest
+    name = str(manifest.target)
+    normal = [one.reference_raw for one in records if one.anomalous is False and one.finite]
+    unit = DriftUnit.of(
+        source.detector.normal_scores.numpy(), np.array(normal), "of the verified normal images"
+    )
+    found = figures(records, unit.value)
+    limits = Limits.of_precision(manifest.target.precision).overridden(**options.limits)
+    checks = parity_checks(found, limits)
+    latency = None
+    if timed:
+        latency = Latency(
+            artifact=timed[name],
+            reference=timed[REFERENCE],
+            speedup=speedup(timed[name], timed[REFERENCE]),
+            batch=contest.image_input.batch or 1,
+            load_average=load_average(),
+        )
+        checks += latency_checks(latency.artifact.median_ms, latency.speedup, limits)
+    warnings = []
+    if manifest.source.get("sha256") != source.sha256:
+        warnings.append(f"the artifact was built from another file than {source.path.name}")
+    threshold = source.detector.thresholds.image
+    return Verification(
+        target=name,
+        artifact_name=artifact.folder.absolute().name,
+        source_name=source.path.name,
+        threshold=threshold,
+        drift_unit=unit.value,
+        drift_unit_from=unit.words,
+        figures=found,
+        records=tuple(records),
+        latency=latency,
+        limits=limits,
+        checks=tuple(checks),
+        exhibits=tuple(
+            contest.exhibit(name, record, why) for record, why in _to_exhibit(records, threshold)
+        ),
+        ladder=tuple(manifest.parity),
+        environment=_environment(options),
+        warnings=tuple(warnings),
+    )
+
+
+def _to_exhibit(
+    records: Sequence[ImageRecord], threshold: float
+) -> Iterator[tuple[ImageRecord, str]]:
+    """The images that drifted most, then those whose decision is the closest call."""
+
+    def drift(record: ImageRecord) -> float:
+        return abs(record.raw - record.reference_raw) if record.finite else float("inf")
+
+    worst = sorted(records, key=drift, reverse=True)[:_WORST_EXHIBITS]
+    yield from ((record, "largest drift") for record in worst)
+    others = (record for record in records if record not in worst and record.finite)
+    nearest = sorted(others, key=lambda record: abs(record.reference_raw - threshold))
+    yield from ((record, "nearest to the threshold") for record in nearest[:_NEAREST_EXHIBITS])
+
+
+def _common_input(artifacts: Sequence[Artifact]) -> ImageInput:
+    inputs = {artifact.manifest.image_input for artifact in artifacts}
+    if len(inputs) > 1:
+        raise InputError("the artifacts take images of different sizes: verify them one by one")
+    return inputs.pop()
+
+
+def _named(
+    files: Sequence[ImageFile], image_input: ImageInput, options: VerifyOptions, listener: Listener
+) -> Iterator[tuple[str, bool | None, UInt8Array]]:
+    """Decode the images one by one, telling how far it is."""
+    loaded = load_images(
+        files,
+        image_input,
+        skip_unreadable=options.skip_unreadable,
+        on_skip=lambda _file, reason: listener.warn(f"left out: {reason}"),
+    )
+    for number, (file, image) in enumerate(loaded, 1):
+        yield file.name, file.label, image
+        listener.step("parity", number, len(files))
+
+
+def _timed_calls(
+    files: Sequence[ImageFile], image_input: ImageInput, options: VerifyOptions
+) -> list[UInt8Array]:
+    """Calls of the graph to time, on the first images, in memory."""
+    size = image_input.batch or 1
+    loaded = load_images(files, image_input, skip_unreadable=options.skip_unreadable)
+    images = np.stack([image for _, image in islice(loaded, _TIMED_CALLS * size)])
+    starts = range(0, len(images), size)
+    return [next(image_input.batches(images[start : start + size]))[0] for start in starts]
+
+
+def _environment(options: VerifyOptions) -> dict[str, Any]:
+    return {
+        "verified_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "processor": processor_name(),
+        "threads": options.threads or available_threads(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        **tool_versions(),
+    }
+
+
+def _infer(stopwatch: Stopwatch, image: UInt8Array) -> Outputs:
+    return stopwatch.runner.infer(image)
+
+
+def _execution(stopwatch: Stopwatch) -> Execution:
+    return stopwatch.runner.execution
