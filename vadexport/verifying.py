@@ -108,7 +108,7 @@ def verify(options: VerifyOptions, listener: Listener) -> VerifyResult:
         folder = artifact.folder / REPORT_FOLDER
         if options.report is not None:
             folder = options.report / (artifact.folder.name if len(artifacts) > 1 else "")
-        for warning in write_reports(verification, folder):
+        for warning in (*verification.warnings, *write_reports(verification, folder)):
             listener.warn(warning)
         reports.append(folder)
     return VerifyResult(tuple(verifications), tuple(reports))

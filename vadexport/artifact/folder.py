@@ -1,5 +1,6 @@
 """Artifacts on disk: find them, and check every byte before it is used."""
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -31,7 +32,8 @@ def open_artifact(folder: Path) -> Artifact:
     present = {
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
-        if not path.is_dir() and path.relative_to(folder).parts[0] != REPORT_FOLDER
+        if (path.is_symlink() or not path.is_dir())
+        and path.relative_to(folder).parts[0] != REPORT_FOLDER
     }
     for name in sorted(present - manifest.files.keys() - {MANIFEST_FILE}):
         raise InputError(f"{folder / name} is not in the manifest: remove it, or build again")
@@ -75,9 +77,19 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 def is_build_folder(folder: Path) -> bool:
     """Whether `folder` is an artifact, or holds nothing but artifacts."""
-    if (folder / MANIFEST_FILE).is_file():
-        return True
-    return all((part / MANIFEST_FILE).is_file() for part in folder.iterdir())
+    return _is_artifact(folder) or all(_is_artifact(part) for part in folder.iterdir())
+
+
+def _is_artifact(folder: Path) -> bool:
+    """Whether any version of vadexport wrote `folder`; others call files `manifest.json` too."""
+    path = folder / MANIFEST_FILE
+    try:
+        if path.stat().st_size > _MANIFEST_LIMIT:
+            return False
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and value.keys() >= {"schema_version", "target", "graph"}
 
 
 def find_artifacts(folder: Path) -> list[Path]:

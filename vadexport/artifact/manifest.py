@@ -94,7 +94,7 @@ class Manifest:
             return cls._from_value(value)
         except KeyError as error:
             raise InputError(f"{MANIFEST_FILE} lacks {error}") from None
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
             raise InputError(f"{MANIFEST_FILE} is damaged: {error}") from None
 
     @classmethod

@@ -42,9 +42,11 @@ class Child:
         self._timeout_s = timeout_s
         handle, name = tempfile.mkstemp(prefix="vadexport-", suffix=".log")
         self._log = Path(name)
+        # A crash loses nothing that was printed, and notes where in Python it happened.
+        python = [sys.executable, "-u", "-X", "faulthandler", "-c"]
         with os.fdopen(handle, "wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", "from vadexport.backends.child import serve; serve()"],
+                [*python, "from vadexport.backends.child import serve; serve()"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -111,22 +113,22 @@ class Child:
             self._fail("ended unexpectedly")
         while True:
             try:
-                answer, value = self._messages.get(timeout=self._timeout_s)
+                message = self._messages.get(timeout=self._timeout_s)
             except queue.Empty:
                 self._kill()
                 self._fail(f"did not answer within {self._timeout_s:g} s")
+            if message is None:
+                self._process.wait()
+                self._fail(_how_it_ended(self._process.returncode))
+            answer, value = pickle.loads(message)  # noqa: S301 - from our own child
             if answer == "progress" and progress is not None:
                 progress(*value)
             elif answer == "result":
                 return value
             elif answer == "user error":
-                name, text = value
-                raise _user_error(name, text)
+                raise _user_error(*value)
             elif answer == "error":
                 self._fail(f"failed: {value}")
-            elif answer == "end":
-                self._process.wait()
-                self._fail(_how_it_ended(self._process.returncode))
 
     def _kill(self) -> None:
         """End the child and whatever it started."""
@@ -149,8 +151,11 @@ def serve() -> None:
     os.dup2(2, 1)  # what libraries print goes to the log
     held: Any = None
     while True:
-        kind, function, arguments = calls.get()
+        message = calls.get()
+        if message is None:
+            return
         try:
+            kind, function, arguments = pickle.loads(message)  # noqa: S301 - from our own parent
             if kind == "open":
                 held, result = function(*arguments), None
             elif kind == "apply":
@@ -164,7 +169,7 @@ def serve() -> None:
             _send(replies, ("result", result))
         except VadexportError as error:
             traceback.print_exc()
-            _send(replies, ("user error", (type(error).__name__, str(error))))
+            _send(replies, ("user error", ([c.__name__ for c in type(error).mro()], str(error))))
         except BaseException as error:  # noqa: BLE001 - whatever it is, the parent must hear
             traceback.print_exc()
             lines = str(error).strip().splitlines() or [""]
@@ -190,34 +195,36 @@ def _send(pipe: IO[bytes] | None, message: Any) -> None:
 
 def _messages_of(
     pipe: IO[bytes] | None, on_end: Callable[[], None] = lambda: None
-) -> "queue.SimpleQueue[tuple[Any, ...]]":
-    """Read messages in a thread; the last is `("end", None)`."""
-    messages: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
+) -> "queue.SimpleQueue[bytes | None]":
+    """Read messages in a thread; None ends them. Unpickling is left to whoever gets them."""
+    messages: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
 
     def read() -> None:
         for message in _read(pipe):
             messages.put(message)
         on_end()
-        messages.put(("end", None))
+        messages.put(None)
 
     threading.Thread(target=read, daemon=True).start()
     return messages
 
 
-def _read(pipe: IO[bytes] | None) -> Iterator[tuple[Any, ...]]:
+def _read(pipe: IO[bytes] | None) -> Iterator[bytes]:
     while pipe is not None:
         try:
             start = pipe.read(_LENGTH.size)
-            if len(start) < _LENGTH.size:
-                return
-            data = pipe.read(*_LENGTH.unpack(start))
-            yield pickle.loads(data)  # noqa: S301 - written by our own process
-        except (OSError, ValueError, EOFError, pickle.UnpicklingError):
+            (length,) = _LENGTH.unpack(start)
+            data = pipe.read(length)
+        except (OSError, ValueError, struct.error):  # closed, or ended within a message
             return
+        if len(data) < length:
+            return
+        yield data
 
 
-def _user_error(name: str, text: str) -> VadexportError:
-    kind = getattr(errors, name, BackendError)
+def _user_error(names: list[str], text: str) -> VadexportError:
+    """The error that the child raised, as the nearest of its classes that all processes know."""
+    kind = next(getattr(errors, name) for name in names if hasattr(errors, name))
     error: VadexportError = kind.__new__(kind)
     Exception.__init__(error, text)
     return error
@@ -225,5 +232,6 @@ def _user_error(name: str, text: str) -> VadexportError:
 
 def _how_it_ended(status: int) -> str:
     if status < 0:
-        return f"crashed ({signal.Signals(-status).name})"
+        names = {each.value: each.name for each in signal.Signals}  # real-time signals have none
+        return f"crashed ({names.get(-status, f'signal {-status}')})"
     return f"ended unexpectedly (exit status {status})"

@@ -1,7 +1,8 @@
 """What all reference detectors share: camera bytes in, the contract's outputs out."""
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Self
 
@@ -43,15 +44,19 @@ class Thresholds:
     def from_json(cls, value: Any) -> Self:
         """Read what `to_json` wrote; raises InputError where it is something else."""
         try:
-            return cls(
+            found = cls(
                 image=float(value["image"]),
                 pixel=float(value["pixel"]),
                 minimum=float(value["minimum"]),
                 maximum=float(value["maximum"]),
                 rule=str(value["rule"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+            numbers = (found.image, found.pixel, found.minimum, found.maximum)
+            if not all(map(math.isfinite, numbers)):
+                raise ValueError("one is not finite")
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InputError(f"the thresholds are damaged: {error}") from None
+        return found
 
 
 class Detector(nn.Module, ABC):
@@ -97,7 +102,7 @@ class Detector(nn.Module, ABC):
         config: dict[str, Any],
         image_input: ImageInput,
         preprocessing: PreprocessingConfig,
-        shapes: dict[str, tuple[int, ...]],
+        state: Mapping[str, Tensor],
     ) -> Self:
         """Build the detector that `config` describes, ready to load its state.
 
@@ -105,7 +110,10 @@ class Detector(nn.Module, ABC):
             config: what `config()` gave.
             image_input: camera images.
             preprocessing: to the network's input.
-            shapes: of each tensor in the checkpoint, for buffers that fitting sizes.
+            state: tensors of the checkpoint, for buffers that fitting sizes.
+
+        Raises:
+            InputError: the configuration is damaged, or such a buffer does not fit it.
         """
 
     def describe(self) -> dict[str, str | int | float]:

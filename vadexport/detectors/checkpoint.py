@@ -57,7 +57,7 @@ def load_detector(path: Path) -> Detector:
 
     Raises:
         InputError: no such file, another format, a pickle, truncated, of a newer version, or
-            with weights that are missing or not finite.
+            with weights that are missing, not finite, or of another shape or type.
     """
     header, state = _read(path)
     try:
@@ -72,13 +72,15 @@ def load_detector(path: Path) -> Detector:
         thresholds = Thresholds.from_json(header["thresholds"])
     except (KeyError, TypeError) as error:
         raise InputError(f"{path} lacks {error} in its header") from None
-    if family not in _FAMILIES:
+    if not isinstance(family, str) or family not in _FAMILIES:
         raise InputError(f"{path} holds a detector of the unknown family {family!r}")
     module, name = _FAMILIES[family]
     detector_class: type[Detector] = getattr(importlib.import_module(module), name)
-    shapes = {key: tuple(value.shape) for key, value in state.items()}
-    detector = detector_class.from_config(config, image_input, preprocessing, shapes)
-    detector.normal_scores = torch.zeros(shapes.get("normal_scores", (0,)))
+    detector = detector_class.from_config(config, image_input, preprocessing, state)
+    detector.normal_scores = torch.zeros(state.get("normal_scores", torch.zeros(0)).numel())
+    for key, own in detector.state_dict().items():
+        if key in state and state[key].dtype != own.dtype:
+            raise InputError(f"{path}: the weights {key!r} are {state[key].dtype}, not {own.dtype}")
     try:
         detector.load_state_dict(state)
     except RuntimeError as error:
@@ -94,7 +96,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
             start = file.read(9)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
-    if start.startswith(_PICKLE_STARTS):
+    # A safetensors file starts with its header's length, which may look like a pickle, then "{".
+    if start.startswith(_PICKLE_STARTS) and start[8:] != b"{":
         raise InputError(
             f"{path} is a pickle (a PyTorch checkpoint), which can run code when it is loaded: "
             "refused; vadexport reads detectors that `vadexport fit` wrote (.safetensors)"
@@ -108,11 +111,11 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
             f"{path} is truncated, damaged or not a safetensors file: {error}"
         ) from None
     for name, value in state.items():
-        if value.is_floating_point() and not value.isfinite().all():
+        if value.is_floating_point() and not value.to(torch.float32).isfinite().all():
             raise InputError(f"{path}: the weights {name!r} hold NaN or infinity")
     try:
         header = json.loads(metadata[_HEADER_KEY])
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, RecursionError):
         raise InputError(
             f"{path} is a safetensors file, but no detector: its header has no vadexport entry"
         ) from None

@@ -1,7 +1,7 @@
 """PatchCore (Roth et al., CVPR 2022): nearest neighbours among patches of normal images."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -29,7 +29,7 @@ class PatchCoreConfig:
         backbone: see `create_backbone`.
         levels: feature levels that make up a patch; two in the paper.
         coreset_ratio: fraction of the normal patches that the memory bank keeps.
-        neighbours: neighbours of the paper's re-weighting (eq. 7); 0 turns it off.
+        neighbours: neighbours of the paper's re-weighting (eq. 7), two or more; 0 turns it off.
         blur_sigma: of the map's Gaussian, in pixels of the network's input.
         seed: of the random projection and of thinning.
     """
@@ -44,8 +44,8 @@ class PatchCoreConfig:
     def __post_init__(self) -> None:
         if not 0 < self.coreset_ratio <= 1:
             raise InputError(f"the coreset ratio is in (0, 1], not {self.coreset_ratio}")
-        if not 0 <= self.neighbours <= 100:
-            raise InputError(f"re-weighting takes 0 … 100 neighbours, not {self.neighbours}")
+        if not (self.neighbours == 0 or 2 <= self.neighbours <= 100):  # one gives all weight 0
+            raise InputError(f"re-weighting takes 0 or 2 … 100 neighbours, not {self.neighbours}")
         if not 0 < self.blur_sigma <= 64:
             raise InputError(f"the blur's sigma is in (0, 64], not {self.blur_sigma}")
 
@@ -109,17 +109,29 @@ class PatchCore(Detector):
         config: dict[str, Any],
         image_input: ImageInput,
         preprocessing: PreprocessingConfig,
-        shapes: dict[str, tuple[int, ...]],
+        state: Mapping[str, Tensor],
     ) -> Self:
         """See the base class."""
         try:
             method = PatchCoreConfig(**{**config, "levels": tuple(config["levels"])})
+            whole = (*method.levels, method.neighbours, method.seed)
+            if type(config["backbone"]) is not str or any(type(n) is not int for n in whole):
+                raise TypeError("a field is of another type")
         except (KeyError, TypeError) as error:
             raise InputError(f"the PatchCore configuration is damaged: {error}") from None
         detector = cls(method, image_input, preprocessing)
-        for name in ("memory_bank", "neighbour_table"):
-            old = getattr(detector, name)
-            setattr(detector, name, torch.zeros(shapes.get(name, (0,)), dtype=old.dtype))
+        bank, table = (
+            state.get(name, torch.zeros(0)) for name in ("memory_bank", "neighbour_table")
+        )
+        if bank.ndim != 2 or len(bank) == 0 or bank.shape[1] != detector.memory_bank.shape[1]:
+            shape = tuple(bank.shape)
+            raise InputError(f"memory_bank has the shape {shape}: damaged, or not fitted")
+        wanted = (len(bank), method.neighbours) if method.neighbours else (0,)
+        in_bank = bool(((table >= 0) & (table < len(bank))).all())
+        if table.shape != wanted or not in_bank:
+            raise InputError("neighbour_table does not fit the memory bank: damaged")
+        detector.memory_bank = torch.zeros(bank.shape)
+        detector.neighbour_table = torch.zeros(wanted, dtype=torch.int64)
         return detector
 
     def describe(self) -> dict[str, str | int | float]:

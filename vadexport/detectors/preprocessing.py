@@ -1,5 +1,6 @@
 """Preprocessing as PyTorch trainers do it: the reference that exports are held against."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -8,6 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vadexport.errors import InputError
+
+#: Largest height and width of a network's input, as of a camera's image.
+MAX_SIDE = 16384
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,11 @@ class PreprocessingConfig:
             stds = tuple(float(std) for std in value["std"])
             if len(stds) != len(value["mean"]) or min(stds) <= 0:
                 raise ValueError("std")
-        except (KeyError, TypeError, ValueError) as error:
+            if not all(map(math.isfinite, (red, green, blue, *stds))):
+                raise ValueError("mean or std is not finite")
+            if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE):
+                raise ValueError(f"size {height}x{width} is outside 1 … {MAX_SIDE} pixels")
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InputError(f"the preprocessing configuration is damaged: {error}") from None
         return cls((height, width), (red, green, blue), (stds[0], stds[1], stds[2]))
 

@@ -42,7 +42,10 @@ class GraphView:
         for node in graph.node:
             for name in node.input:
                 self._consumers.setdefault(name, []).append(node)
-        self._constants = {tensor.name: tensor for tensor in graph.initializer}
+        replaceable = {value.name for value in graph.input}  # initializers that are defaults
+        self._constants = {
+            tensor.name: tensor for tensor in graph.initializer if tensor.name not in replaceable
+        }
         self._outputs = {output.name for output in graph.output}
         self._types = {
             value.name: value.type.tensor_type
@@ -58,7 +61,7 @@ class GraphView:
         return node if node.op_type == op_type and node.input[0] == name else None
 
     def constant(self, name: str) -> NDArray[np.generic] | None:
-        """Value of an initializer; None for anything else."""
+        """Value of an initializer that no caller can replace; None for anything else."""
         tensor = self._constants.get(name)
         return None if tensor is None else onnx.numpy_helper.to_array(tensor)
 

@@ -39,7 +39,7 @@ class _Match:
         margins = _reflected_margins(pad, view)
         taps = [_taps(conv, view) for conv in (first, second)]
         sizes = _sizes(resize, view)
-        if margins is None or sizes is None or not _is_bilinear(resize):
+        if margins is None or sizes is None or not _is_bilinear(resize, sizes, view):
             return None
         matrices = []
         for axis, (small, large) in enumerate(sizes):
@@ -62,9 +62,9 @@ class MapAsMatrices:
     Bilinear upsampling, reflection and a separable blur are linear and act on each axis alone, so
     all of them together are one constant matrix an axis.
 
-    Must not apply where the map has more than one channel, a size is dynamic (but the batch), the
-    resize is not plain half-pixel bilinear, a convolution strides, pads, dilates or has a bias, or
-    an intermediate result is used elsewhere.
+    Must not apply where the map has more than one channel or is not float32, a size is dynamic (but
+    the batch), the resize is not plain half-pixel bilinear or its scales are not the sizes' ratios,
+    a convolution strides, pads, dilates or has a bias, or an intermediate result is used elsewhere.
     """
 
     name: ClassVar[str] = "map-as-matrices"
@@ -106,16 +106,34 @@ def correlation_matrix(size: int, taps: Float64Matrix) -> Float64Matrix:
     return matrix
 
 
-def _is_bilinear(resize: onnx.NodeProto) -> bool:
+def _is_bilinear(resize: onnx.NodeProto, sizes: list[tuple[int, int]], view: GraphView) -> bool:
+    """Whether it does what `linear_resize_matrix` does from and to these sizes."""
     options = attributes(resize)
+    centres = [b"half_pixel"]
+    if min(large for _, large in sizes) > 1:  # of a single pixel it takes the first, not the middle
+        centres.append(b"pytorch_half_pixel")
     return (
         options.get("mode") == b"linear"
-        and options.get("coordinate_transformation_mode", b"half_pixel")
-        in (b"half_pixel", b"pytorch_half_pixel")
+        and options.get("coordinate_transformation_mode", b"half_pixel") in centres
+        and options.get("keep_aspect_ratio_policy", b"stretch") == b"stretch"
         and not options.get("antialias", 0)
         and not options.get("exclude_outside", 0)
         and "axes" not in options
+        and _scales_are_ratios(resize, sizes, view)
     )
+
+
+def _scales_are_ratios(
+    resize: onnx.NodeProto, sizes: list[tuple[int, int]], view: GraphView
+) -> bool:
+    """Positions are counted with the scales where they are given, not with the sizes' ratio."""
+    if len(resize.input) < 3 or not resize.input[2]:
+        return True
+    scales = view.constant(resize.input[2])
+    if scales is None or scales.size == 0:
+        return scales is not None
+    ratios = [scale * small for scale, (small, _) in zip(scales[2:].tolist(), sizes, strict=True)]
+    return ratios == [large for _, large in sizes]
 
 
 def _reflected_margins(pad: onnx.NodeProto, view: GraphView) -> list[tuple[int, int]] | None:
@@ -145,11 +163,11 @@ def _sizes(resize: onnx.NodeProto, view: GraphView) -> list[tuple[int, int]] | N
 
 
 def _taps(conv: onnx.NodeProto, view: GraphView) -> _Taps | None:
-    """Kernel of a plain convolution along one axis of one channel; None for any other."""
+    """Kernel of a plain float32 convolution along one axis of one channel; None for any other."""
     weights = view.constant(conv.input[1])
     if weights is None or (len(conv.input) > 2 and conv.input[2]):
         return None
-    if weights.ndim != 4 or weights.shape[:2] != (1, 1):
+    if weights.ndim != 4 or weights.shape[:2] != (1, 1) or weights.dtype != np.float32:
         return None
     options = attributes(conv)
     plain = (

@@ -17,7 +17,7 @@ from vadexport.contract import ImageInput, UInt8Array
 from vadexport.errors import CheckError, InputError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no single truth value
 class Prediction:
     """What the detector says of one image.
 

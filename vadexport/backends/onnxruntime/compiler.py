@@ -30,5 +30,6 @@ def compile_graph(model: Path, folder: Path) -> None:
     try:
         onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise BackendError(f"ONNX Runtime cannot load the graph: {error}") from error
+        reason = " ".join(str(error).split())
+        raise BackendError(f"ONNX Runtime cannot load the graph: {reason}") from error
     shutil.copyfile(model, folder / MODEL_FILE)

@@ -31,5 +31,7 @@ def compile_graph(model: Path, folder: Path) -> None:
     try:
         graph = openvino.Core().read_model(model)
     except RuntimeError as error:
-        raise BackendError(f"OpenVINO cannot read the graph: {error}") from error
+        # Its lines say where in OpenVINO's source it failed; the last one says what is wrong.
+        reason = (str(error).strip().splitlines() or ["no reason given"])[-1].lstrip("- ")
+        raise BackendError(f"OpenVINO cannot read the graph: {reason}") from error
     openvino.save_model(graph, folder / MODEL_FILE, compress_to_fp16=False)

@@ -1,0 +1,166 @@
+"""INT8 ranges of the network: vadexport's against NNCF's defaults, on solar cells.
+
+PatchCore with EfficientNet-Lite0 on intact monocrystalline cells of elpv-dataset (100 to fit, 64 to
+calibrate), judged on 150 other intact and 150 defective ones, run by OpenVINO in float32 but for
+what is quantised. All variants quantise the same layers, symmetric, score head in float32.
+
+    python benchmarks/int8_ranges.py [--rows 1444,4000]
+"""
+
+import argparse
+import platform
+import tempfile
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+
+from vadexport.backends.base import available_threads
+from vadexport.backends.openvino import compile_graph, open_runner
+from vadexport.calibration import quantise
+from vadexport.contract import RAW_SCORE, ImageInput
+from vadexport.detectors.patchcore import PatchCoreConfig, fit_patchcore
+from vadexport.images import ImageFile, decode
+from vadexport.machine import processor_name, tool_versions
+from vadexport.passes import DEFAULT_PASSES, apply_passes
+from vadexport.telemetry import forbid_telemetry
+from vadexport.tracing.graph import TracedGraph, simplify, trace
+from vadexport.verification.statistics import auroc, interquartile_range, spearman
+
+INPUT = ImageInput(300, 300, 1)
+PATCHES_AN_IMAGE = 38 * 38
+FITTED, CALIBRATED, JUDGED = 100, 64, 150
+
+Quantiser = Callable[[Path, Path, TracedGraph, list[ImageFile]], None]
+
+
+def main() -> None:
+    """Print a table for each size of the memory bank."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", default="1444,4000", help="sizes of the memory bank")
+    sizes = [int(size) for size in parser.parse_args().rows.split(",")]
+    forbid_telemetry()
+    intact, defective = (cells(probability) for probability in (0.0, 1.0))
+    calibration = intact[FITTED : FITTED + CALIBRATED]
+    normal = intact[FITTED + CALIBRATED :][:JUDGED]
+    judged = [decode(file.path, 1) for file in normal + defective[:JUDGED]]
+    anomalous = np.array([False] * JUDGED + [True] * JUDGED)
+    print(f"{processor_name()}, {available_threads()} threads, {platform.system()}")
+    print(", ".join(f"{name} {version}" for name, version in tool_versions().items()))
+    for rows in sizes:
+        config = PatchCoreConfig(coreset_ratio=rows / (FITTED * PATCHES_AN_IMAGE))
+        detector = fit_patchcore([decode(f.path, 1) for f in intact[:FITTED]], config, INPUT).eval()
+        with torch.inference_mode():
+            reference = np.array(
+                [float(detector(torch.from_numpy(image)[None])[RAW_SCORE]) for image in judged]
+            )
+        unit = interquartile_range(detector.normal_scores.double().numpy())
+        print(f"\nmemory bank of {len(detector.memory_bank)} rows; drift unit {unit:.3f}")
+        print("variant                            AUROC  Spearman  drift  drift/s.d.   max  flips")
+        show("reference, PyTorch", reference, reference, unit, detector.thresholds.image, anomalous)
+        simplified = simplify(trace(detector, INPUT))
+        model, _ = apply_passes(simplified.model, DEFAULT_PASSES)
+        graph = TracedGraph(model, simplified.seams)
+        for name, quantiser in VARIANTS.items():
+            scores = run(graph, quantiser, calibration, judged)
+            show(name, scores, reference, unit, detector.thresholds.image, anomalous)
+
+
+def cells(probability: float) -> list[ImageFile]:
+    """Monocrystalline cells of a defect probability, in a random order that stays."""
+    spec = find_spec("elpv_dataset")
+    assert spec is not None
+    assert spec.origin is not None
+    data = Path(spec.origin).parent / "data"
+    rows = [line.split() for line in (data / "labels.csv").read_text().splitlines()]
+    names = [row[0] for row in rows if row[2] == "mono" and float(row[1]) == probability]
+    return [
+        ImageFile(data / name, name, None) for name in np.random.default_rng(0).permutation(names)
+    ]
+
+
+def ours(model: Path, destination: Path, graph: TracedGraph, images: list[ImageFile]) -> None:
+    """What `vadexport build` does."""
+    quantise(model, destination, graph.network_nodes(), images, INPUT, lambda _done, _all: None)
+
+
+def with_nncf(*, default_ranges: bool, bias_correction: bool) -> Quantiser:
+    """NNCF on the same layers, with its own ranges or the images' full ones."""
+
+    def quantiser(
+        model: Path, destination: Path, graph: TracedGraph, images: list[ImageFile]
+    ) -> None:
+        import nncf
+        from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters
+        from nncf.quantization.range_estimator import RangeEstimatorParametersSet
+
+        options = {"disable_bias_correction": not bias_correction}
+        if not default_ranges:
+            options["activations_range_estimator_params"] = RangeEstimatorParametersSet.MINMAX
+        loaded, network = onnx.load(model), graph.network_nodes()
+        quantised = nncf.quantize(
+            loaded,
+            nncf.Dataset(images, lambda file: {"image": decode(file.path, 1)[None]}),
+            preset=nncf.QuantizationPreset.PERFORMANCE,
+            subset_size=len(images),
+            ignored_scope=nncf.IgnoredScope(
+                names=[node.name for node in loaded.graph.node if node.name not in network]
+            ),
+            advanced_parameters=AdvancedQuantizationParameters(**options),
+        )
+        onnx.save(quantised, destination)
+
+    return quantiser
+
+
+VARIANTS: dict[str, Quantiser | None] = {
+    "float32, OpenVINO": None,
+    "vadexport: min-max, no correction": ours,
+    "min-max, bias correction": with_nncf(default_ranges=False, bias_correction=True),
+    "NNCF ranges, no correction": with_nncf(default_ranges=True, bias_correction=False),
+    "NNCF defaults": with_nncf(default_ranges=True, bias_correction=True),
+}
+
+
+def run(
+    graph: TracedGraph,
+    quantiser: Quantiser | None,
+    calibration: list[ImageFile],
+    judged: list[np.ndarray],
+) -> np.ndarray:
+    """Raw scores of one variant."""
+    with tempfile.TemporaryDirectory() as name:
+        model = Path(name) / "model.onnx"
+        onnx.save(graph.model, model)
+        if quantiser is not None:
+            quantiser(model, model.with_stem("int8"), graph, calibration)
+            model = model.with_stem("int8")
+        compile_graph(model, Path(name))
+        runner = open_runner(Path(name), "int8", available_threads())
+        return np.array([float(runner.infer(image[None])[RAW_SCORE][0]) for image in judged])
+
+
+def show(
+    name: str,
+    scores: np.ndarray,
+    reference: np.ndarray,
+    unit: float,
+    threshold: float,
+    anomalous: np.ndarray,
+) -> None:
+    """One row of the table."""
+    drift = np.abs(scores - reference)
+    flips = int(((scores > threshold) != (reference > threshold)).sum())
+    print(
+        f"{name:<34} {auroc(scores, anomalous):.4f}   {spearman(scores, reference):.5f}"
+        f"  {drift.mean() / unit:.3f}       {drift.mean() / reference.std():.3f}"
+        f"  {drift.max() / unit:.2f}  {flips}/{len(scores)}",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()

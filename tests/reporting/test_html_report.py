@@ -1,0 +1,252 @@
+import math
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vadexport.errors import MissingPackageError
+from vadexport.reporting.html_report import html_report
+from vadexport.verification.limits import Check, Limits
+
+pytest.importorskip("jinja2")
+
+VOID = {"meta", "img", "link", "br", "hr", "input"}
+HOSTILE = "测试/<script>alert(1)</script>\" onload='x' &amp; \u202e.png"
+
+
+class Page(HTMLParser):
+    """The page; its constructor fails unless every element is closed in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.attributes, self.texts = [], [], [], {}
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.handle_startendtag(tag, attributes)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        self.attributes += [(tag, *one) for one in attributes]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if data.strip():
+            self.texts.setdefault(self.open[-1] if self.open else "", []).append(data)
+
+    @property
+    def text(self):
+        return "\n".join(one for tag, all_ in self.texts.items() if tag != "style" for one in all_)
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def page(v):
+    text = html_report(v)
+    # No address of anything outside, in whatever attribute, style or text.
+    for outside in ("http:", "https:", "//www", "@import", "url(", "<script", "<link", "<iframe"):
+        assert outside not in text
+    found = Page(text)
+    for _, name, value in found.attributes:
+        assert name not in {"href", "xlink:href", "srcset", "action"}
+        assert not name.startswith("on")
+        assert name != "src" or value.startswith("data:image/png;base64,")
+    return found
+
+
+class TestWhole:
+    def test_reads_top_to_bottom(self, make):
+        found = page(make.verification())
+        assert found.tags[0] == ("html", {"lang": "en"})
+        assert found.texts["title"][0] == "openvino:int8 against detector.safetensors: held"
+        assert len(found.all("h1")) == 1
+        assert found.texts["h2"] == [
+            "Scores",
+            "Images that changed most",
+            "Latency",
+            "Anomaly maps",
+            "Parity ladder",
+            "Limits",
+            "Environment",
+        ]
+
+    def test_accessible(self, make):
+        found = page(make.verification())
+        assert len(found.all("img")) == 7
+        assert all(image["alt"] for image in found.all("img"))
+        assert len(found.all("svg")) == 3
+        assert all(
+            drawing["aria-label"] and drawing["role"] == "img" for drawing in found.all("svg")
+        )
+        assert len(found.all("table")) == len(found.all("caption")) == 5
+        assert all(heading["scope"] in {"row", "col"} for heading in found.all("th"))
+
+    def test_ids_are_unique(self, make):
+        ids = [value for _, name, value in page(make.verification()).attributes if name == "id"]
+        assert len(ids) == len(set(ids))
+
+    def test_same_text_each_time(self, make):
+        assert html_report(make.verification()) == html_report(make.verification())
+
+
+class TestVerdict:
+    def test_held(self, make):
+        text = page(make.verification()).text
+        assert "Held: all 3 checks" in text
+        assert "held: largest drift 0.6, limit 1" in text
+
+    def test_fell_short(self, make):
+        checks = (*make.verification().checks, Check("new", held=False, line="a < b & c, limit 3"))
+        found = page(make.verification(checks=checks))
+        assert "Fell short: 1 of 4 checks" in found.text
+        # What fell short stands first.
+        assert found.texts["li"][0] == "fell short: a < b & c, limit 3"
+        assert all(f"held: {check.line}" in found.text for check in checks[:3])
+        assert found.texts["title"][0] == "openvino:int8 against detector.safetensors: fell short"
+
+    def test_a_limit_that_was_not_checked(self, make):
+        v = make.verification(latency=None, checks=make.verification().checks[:2])
+        text = page(v).text
+        assert (
+            "not checked: speed-up, lower end of its 95% interval: latency was not measured" in text
+        )
+
+    def test_warnings_come_before_the_figures(self, make):
+        text = html_report(make.verification(warnings=("the file is <another>",)))
+        assert 0 < text.index("the file is &lt;another&gt;") < text.index("image AUROC")
+
+
+class TestFigures:
+    def test_headlines(self, make):
+        values = page(make.verification()).texts["dd"]
+        assert values[::2] == [
+            "0.9912 → 0.9871",
+            "0.6",
+            "0.35",
+            "0.98765",
+            "1 of 4",
+            "12%",
+            "60.0 → 6.00 ms",
+            "10.0×",
+        ]
+        assert "reference in float32 → artifact in INT8 network" in values
+        assert "95% interval 9.25 to 10.5" in values
+
+    def test_says_what_the_unit_is(self, make):
+        text = page(make.verification()).text
+        assert "One drift unit is 0.5 in raw score: the interquartile range" in text
+        assert "on the 40 normal images it was fitted on." in text
+
+    def test_missing_ones(self, make):
+        v = make.verification()
+        figures = replace(v.figures, auroc=None, auroc_reference=None, spearman=None)
+        found = page(replace(v, figures=figures, latency=None, exhibits=(), ladder=()))
+        values = found.texts["dd"]
+        assert values.count("–") == 3
+        assert "no images of both labels" in values
+        assert "not measured" in values
+        assert "Latency" not in found.texts["h2"]
+        assert "latency.json" not in found.text
+
+    def test_limits(self, make):
+        limits = Limits(max_drift=1.0, max_flips=0.02, max_latency_ms=20)
+        text = page(make.verification(limits=limits)).text
+        for words in ("≤ 1 drift units", "≤ 2% of the images", "≤ 20 ms"):
+            assert words in text
+
+    def test_ladder_of_another_version(self, make):
+        rungs = ({"rung": "<b>", "flips": "many", "drift_max": math.nan, "images": 1e400}, {})
+        text = page(make.verification(ladder=rungs)).text
+        assert "<b>" in text
+        assert "many" in text
+        assert text.count("not finite") >= 2
+
+    def test_environment(self, make):
+        environment = {"verified_at": "today", "layers": {"u8": [1, 2]}, "none": None}
+        text = page(make.verification(environment=environment)).text
+        assert "verified at" in text
+        assert "u8 1, 2" in text
+
+
+class TestImages:
+    def test_flips_and_not_finite_come_first(self, make):
+        records = (
+            make.record("a", 1.0, 1.9),
+            make.record("flipped", 1.95, 2.05),
+            make.record("broken", raw=math.nan),
+        )
+        found = page(make.verification(records=records, exhibits=()))
+        assert found.texts["bdi"] == ["detector.safetensors", "broken", "flipped", "a"]
+        assert "normal → anomalous" in found.text
+        assert "not finite" in found.texts["td"]
+
+    def test_an_exhibit(self, make):
+        text = page(make.verification()).text
+        assert "largest drift. Label normal. Reference 1.0000, normal; artifact 1.1000" in text
+        assert "difference, at most 0.25" in text
+
+    def test_hostile_names(self, make):
+        records = (make.record(HOSTILE), make.record("b\udcff\x07", 1.2, 1.3))
+        exhibits = (replace(make.exhibit(), record=records[0]),)
+        v = make.verification(records=records, exhibits=exhibits, source_name=HOSTILE)
+        found = page(v)
+        assert found.texts["bdi"].count(HOSTILE) == 3
+        assert any(image["alt"] == f"Camera image {HOSTILE}" for image in found.all("img"))
+        assert any(words.startswith(HOSTILE) for words in found.texts["title"])
+
+    def test_one_image(self, make):
+        assert page(make.verification(records=(make.record(),)))
+
+    def test_equal_scores(self, make):
+        records = tuple(make.record(str(number), 1.0, 1.0) for number in range(5))
+        assert page(make.verification(records=records))
+
+    def test_no_finite_score(self, make):
+        text = page(make.verification(records=(make.record(raw=math.inf),))).text
+        assert "None of the 1 images has finite scores to draw." in text
+
+    def test_thousands(self, make):
+        records = tuple(
+            make.record(f"{number}.png", 1 + number / 3000, 1.01 + number / 2900)
+            for number in range(3000)
+        )
+        text = html_report(make.verification(records=records))
+        assert len(text) < 2_000_000
+        assert text.count("<tr>") < 60
+
+    @settings(max_examples=25, deadline=None)
+    @given(
+        st.lists(
+            st.tuples(
+                st.text(max_size=8),
+                st.floats(width=32),
+                st.floats(width=32),
+                st.sampled_from([True, False, None]),
+            ),
+            min_size=1,
+            max_size=10,
+        )
+    )
+    def test_any_images(self, make, given_):
+        records = tuple(
+            make.record(name, reference, raw, anomalous=anomalous)
+            for name, reference, raw, anomalous in given_
+        )
+        text = html_report(make.verification(records=records, exhibits=()))
+        assert Page(text)
+
+
+def test_without_jinja2(make, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(MissingPackageError, match=r"jinja2 .*vadexport\[report\]"):
+        html_report(make.verification())

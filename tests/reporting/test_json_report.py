@@ -1,0 +1,111 @@
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vadexport.reporting.json_report import as_text, latency_json, parity_json
+
+WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+def refuse(constant):
+    raise AssertionError(f"{constant} is not strict JSON")
+
+
+def read(report):
+    text = as_text(report)
+    value = json.loads(text, parse_constant=refuse)
+    assert value == report
+    return value
+
+
+class TestParity:
+    def test_all_of_it(self, make):
+        v = make.verification(warnings=("one",))
+        found = read(parity_json(v))
+        assert found["schema_version"] == 1
+        assert (found["target"], found["held"], found["threshold"]) == ("openvino:int8", True, 2.0)
+        assert found["artifact_name"] == "artifact"
+        assert found["source_name"] == "detector.safetensors"
+        assert found["drift_unit"] == 0.5
+        assert found["drift_unit_from"] == "the 40 normal images it was fitted on"
+        assert found["figures"]["drift_p95"] == 0.55
+        assert found["limits"]["max_drift"] == 1.0
+        assert found["limits"]["max_flips"] is None
+        assert found["checks"][1] == {
+            "name": "drift",
+            "held": True,
+            "line": "largest drift 0.6, limit 1",
+        }
+        assert found["ladder"] == list(v.ladder)
+        assert found["environment"] == v.environment
+        assert found["warnings"] == ["one"]
+
+    def test_an_image(self, make):
+        images = read(parity_json(make.verification()))["images"]
+        assert len(images) == 4
+        assert images[3] == {
+            "name": "crack/2.png",
+            "anomalous": True,
+            "reference_raw": 2.1,
+            "raw": 1.9,
+            "reference_label": True,
+            "label": False,
+            "map_max": 0.2,
+            "map_mean": 0.01,
+            "map_range": 1.5,
+            "drift": pytest.approx(0.4),
+            "flipped": True,
+            "finite": True,
+        }
+
+    @given(
+        st.text(st.characters(codec=None), max_size=20),
+        st.sampled_from([True, False, None]),
+        st.floats(),
+        st.floats(),
+    )
+    def test_any_scores_and_names(self, make, name, anomalous, reference, raw):
+        record = make.record(name, reference, raw, anomalous=anomalous)
+        (image,) = read(parity_json(make.verification(records=(record,))))["images"]
+        assert image["name"] == name
+        assert image["anomalous"] is anomalous
+        for key, wanted in (("reference_raw", reference), ("raw", raw)):
+            np.testing.assert_equal(WORDS.get(image[key], image[key]), wanted)
+
+    def test_not_finite(self, make):
+        record = make.record(raw=math.inf, reference=math.nan)
+        (image,) = read(parity_json(make.verification(records=(record,))))["images"]
+        assert (image["raw"], image["reference_raw"]) == ("Infinity", "NaN")
+        assert (image["drift"], image["finite"]) == ("NaN", False)
+
+    def test_types_of_others(self, make):
+        environment = {"threads": np.int64(2), "load": np.float32("nan"), "path": {1: (2, {3})}}
+        found = read(parity_json(make.verification(environment=environment)))
+        assert found["environment"] == {"threads": 2, "load": "NaN", "path": {"1": [2, "{3}"]}}
+
+
+class TestLatency:
+    def test_all_of_it(self, make):
+        found = read(latency_json(make.verification()))
+        assert found["schema_version"] == 1
+        assert found["batch"] == 1
+        assert found["load_average"] == 0.5
+        assert found["artifact"]["samples_ms"] == [5.0, 6.0, 7.0]
+        assert found["artifact"]["execution"]["layers"] == {"u8": 52, "f32": 3}
+        assert found["reference"]["execution"]["precision"] == "float32"
+        assert found["reference"]["median_ms"] == 60.0
+        assert found["speedup"] == {
+            "name": "openvino:int8",
+            "baseline": "reference",
+            "ratio": 10.0,
+            "low": 9.25,
+            "high": 10.5,
+            "confidence": 0.95,
+        }
+
+    def test_not_measured(self, make):
+        assert latency_json(make.verification(latency=None)) is None

@@ -1,0 +1,143 @@
+import math
+from dataclasses import fields, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vadexport.reporting import summary_table
+from vadexport.reporting.wording import measured, percent
+from vadexport.verification.limits import Check
+from vadexport.verification.parity import ParityFigures
+from vadexport.verification.statistics import Interval
+
+COUNTS = ("images", "flips", "not_finite")
+SHARES = ("auroc", "auroc_reference", "spearman")
+
+
+def values(name):
+    if name in COUNTS:
+        return st.integers(0, 10**6)
+    return st.none() | (st.floats(-1, 1) if name in SHARES else st.floats())
+
+
+FIGURES = st.builds(ParityFigures, **{one.name: values(one.name) for one in fields(ParityFigures)})
+
+
+def lines(*verifications):
+    found = summary_table(verifications).splitlines()
+    assert all(len(line) <= 100 for line in found)
+    assert all(line == line.rstrip() for line in found)
+    return found
+
+
+class TestTable:
+    def test_one(self, make):
+        reference, unit, empty, upper, lower, _, row = lines(make.verification())
+        assert reference == (
+            "reference detector.safetensors: AUROC 0.9912, 60.0 ms median, float32, 4 images"
+        )
+        assert unit == (
+            "drift unit 0.5: interquartile range of its raw scores on "
+            "the 40 normal images it was fitted on"
+        )
+        assert empty == ""
+        assert upper.split() == ["target", "AUROC", "drift", "drift", "median", "speed-up"]
+        assert lower.split("  ")[-1].strip() == "verdict"
+        assert row.split() == [
+            "openvino:int8",
+            *("0.9912", "→", "0.9871"),
+            *("0.6", "0.35", "0.98765", "1/4"),
+            *("6.00", "10.0", "[9.25–10.5]"),
+            "held",
+        ]
+
+    def test_figures_end_below_one_another(self, make):
+        short = make.verification(
+            target="a:b", figures=replace(make.verification().figures, flips=33)
+        )
+        first, second = lines(make.verification(), short)[-2:]
+        assert first.index("1/4") + len("1/4") == second.index("33/4") + len("33/4")
+        assert first.index("held") == second.index("held")
+
+    def test_missing_values(self, make):
+        v = make.verification(
+            latency=None, limits=replace(make.verification().limits, min_speedup=None)
+        )
+        figures = replace(v.figures, auroc=None, auroc_reference=None, spearman=None)
+        found = lines(replace(v, figures=figures))
+        assert "ms median" not in found[0]
+        assert found[-1].split()[1:] == ["–", "0.6", "0.35", "–", "1/4", "–", "–", "held"]
+
+    def test_what_fell_short(self, make):
+        checks = (
+            Check("drift", held=False, line="largest drift 1.4, limit 1"),
+            Check("flips", held=True, line="0 of 4 decisions flipped"),
+            Check("speedup", held=False, line="speed-up 2.1, limit 3"),
+        )
+        found = lines(make.verification(checks=checks), make.verification(target="openvino:fp32"))
+        assert found[-3:] == [
+            "",
+            "openvino:int8: largest drift 1.4, limit 1",
+            "openvino:int8: speed-up 2.1, limit 3",
+        ]
+        assert [line.endswith("fell short") for line in found[-5:-3]] == [True, False]
+
+    def test_a_limit_that_was_not_checked(self, make):
+        v = make.verification(latency=None, checks=make.verification().checks[:2])
+        assert lines(v)[-1] == (
+            "openvino:int8: not checked: speed-up, lower end of its 95% interval: "
+            "latency was not measured"
+        )
+
+    def test_several_references(self, make):
+        found = lines(make.verification(), make.verification(source_name="other.pt"))
+        assert sum(line.startswith("reference ") for line in found) == 2
+        found = lines(make.verification(), make.verification(target="onnxruntime:int8"))
+        assert sum(line.startswith("reference ") for line in found) == 1
+
+    def test_wide_figures_go_below(self, make):
+        v = make.verification(target="onnxruntime:int8-and-much-more")
+        found = lines(v, replace(v, figures=replace(v.figures, flips=10**8, images=10**9)))
+        assert sum(line.startswith("onnxruntime:int8-and-much-more ") for line in found) == 4
+        assert sum(line.split()[0] == "target" for line in found if line) == 2
+
+    def test_nothing_reaches_the_terminal_as_a_command(self, make):
+        assert "\x1b" not in summary_table([make.verification(source_name="a\x1b[31m.pt")])
+
+    @given(FIGURES, st.text(max_size=300), st.tuples(*[st.floats(0, 1e12)] * 4))
+    def test_never_wider_than_a_terminal(self, make, figures, name, speeds):
+        latency = make.latency()
+        latency = replace(
+            latency,
+            artifact=replace(latency.artifact, median_ms=speeds[3]),
+            speedup=replace(latency.speedup, ratio=Interval(*speeds[:3])),
+        )
+        v = make.verification(figures=figures, latency=latency, target=name, source_name=name)
+        found = summary_table([v, make.verification(target="onnxruntime:fp32")]).split("\n")
+        assert max(map(len, found)) <= 100
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (98.76, "98.8"),
+        (17, "17.0"),
+        (1234.5, "1234"),
+        (0.01234, "0.0123"),
+        (-2.5, "-2.50"),
+        (0, "0"),
+        (1e-9, "1e-09"),
+        (math.nan, "not finite"),
+    ],
+)
+def test_measured(value, words):
+    assert measured(value) == words
+
+
+@pytest.mark.parametrize(
+    ("fraction", "words"),
+    [(0.031, "3.1%"), (1.23e-7, "1.23e-05%"), (None, "–"), (math.inf, "not finite")],
+)
+def test_percent(fraction, words):
+    assert percent(fraction) == words

@@ -1,0 +1,7 @@
+"""The faces of one `Verification`: JSON, a web page, a table for the terminal."""
+
+from vadexport.reporting.json_report import latency_json, parity_json
+from vadexport.reporting.table import summary_table
+from vadexport.reporting.writing import write_reports
+
+__all__ = ["latency_json", "parity_json", "summary_table", "write_reports"]

@@ -1,0 +1,228 @@
+"""`index.html`: a verification as one page that needs nothing but a browser."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from vadexport import __version__
+from vadexport.errors import MissingPackageError
+from vadexport.reporting.pictures import ExhibitPictures, colour_scale, exhibit_pictures
+from vadexport.reporting.plots import drift_plot, latency_plot, score_plot
+from vadexport.reporting.wording import (
+    MISSING,
+    figure,
+    kind,
+    limit_rows,
+    measured,
+    percent,
+    unchecked,
+    verdict,
+)
+from vadexport.verification.latency import LatencyFigures
+from vadexport.verification.parity import ImageRecord
+from vadexport.verification.result import Exhibit, Verification
+
+_TEMPLATE: Final = "report.html.j2"
+#: Rows of the table of images: those that changed most; `parity.json` has all.
+_NOTABLE: Final = 30
+_LARGEST_DRIFTS: Final = 10
+
+#: Columns of the ladder: key in the manifest, title, form of its figures.
+_LADDER: Final = (
+    ("rung", "rung", ""),
+    ("images", "images", "d"),
+    ("drift_max", "largest drift", ".3g"),
+    ("drift_mean", "mean drift", ".3g"),
+    ("spearman", "Spearman", ".5f"),
+    ("flips", "flips", "d"),
+    ("map_max", "largest map difference", ".3g"),
+    ("not_finite", "not finite", "d"),
+    ("held", "verdict", ""),
+)
+
+
+@dataclass(frozen=True)
+class _Headline:
+    title: str
+    value: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class _ImageRow:
+    """An image of a table.
+
+    Attributes:
+        record: its scores.
+        drift: in drift units, with sign.
+        why: it is in the table.
+    """
+
+    record: ImageRecord
+    drift: float
+    why: str
+
+
+def html_report(v: Verification) -> str:
+    """The page: one file, no script, no request to any network.
+
+    Raises:
+        MissingPackageError: jinja2 is not installed.
+    """
+    try:
+        import jinja2
+        from markupsafe import Markup
+    except ImportError:
+        raise MissingPackageError("jinja2", "report") from None
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("vadexport.reporting"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters.update(
+        figure=figure,
+        measured=measured,
+        percent=percent,
+        verdict=verdict,
+        kind=kind,
+        markup=Markup,
+    )
+    return environment.get_template(_TEMPLATE).render(
+        v=v,
+        version=__version__,
+        headlines=_headlines(v),
+        unchecked=unchecked(v),
+        scores=score_plot(v.records, v.threshold),
+        drifts=drift_plot(v.records, v.threshold, v.drift_unit, v.limits.max_drift),
+        latency=latency_plot(v.latency) if v.latency else None,
+        runs=_runs(v),
+        exhibits=_exhibits(v),
+        scale=colour_scale(),
+        notable=_notable(v),
+        ladder_titles=[title for _, title, _ in _LADDER],
+        ladder=[[_rung_cell(rung, key, form) for key, _, form in _LADDER] for rung in v.ladder],
+        limits=limit_rows(v),
+        environment=[(key.replace("_", " "), _words(one)) for key, one in v.environment.items()],
+    )
+
+
+def _headlines(v: Verification) -> list[_Headline]:
+    found = v.figures
+    unlabelled = found.auroc is None and found.auroc_reference is None
+    headlines = [
+        _Headline(
+            "image AUROC",
+            MISSING
+            if unlabelled
+            else f"{figure(found.auroc_reference, '.4f')} → {figure(found.auroc, '.4f')}",
+            "no images of both labels" if unlabelled else "reference → artifact",
+        ),
+        _Headline(
+            "largest drift",
+            figure(found.drift_max),
+            f"drift units; 95% of the images at most {figure(found.drift_p95)}",
+        ),
+        _Headline(
+            "mean drift",
+            figure(found.drift_mean),
+            f"drift units; median {figure(found.drift_median)}",
+        ),
+        _Headline(
+            "Spearman",
+            figure(found.spearman, ".5f"),
+            "rank correlation of raw scores with the reference's",
+        ),
+        _Headline(
+            "flips",
+            f"{found.flips} of {found.images}",
+            "images whose decision differs from the reference's",
+        ),
+        _Headline(
+            "largest map difference",
+            percent(found.map_max),
+            f"of the mean range of the reference's maps; mean {percent(found.map_mean)}",
+        ),
+    ]
+    if v.latency is None:
+        return [*headlines, _Headline("median latency", MISSING, "not measured")]
+    artifact, reference, ratio = v.latency.artifact, v.latency.reference, v.latency.speedup.ratio
+    return [
+        *headlines,
+        _Headline(
+            "median latency",
+            f"{measured(reference.median_ms)} → {measured(artifact.median_ms)} ms",
+            f"reference in {reference.execution.precision} → "
+            f"artifact in {artifact.execution.precision}",
+        ),
+        _Headline(
+            "speed-up",
+            f"{measured(ratio.value)}×",
+            f"95% interval {measured(ratio.low)} to {measured(ratio.high)}",
+        ),
+    ]
+
+
+def _runs(v: Verification) -> list[tuple[str, str, str]]:
+    """How reference and artifact ran, a row a fact."""
+    if v.latency is None:
+        return []
+    facts = (_run(v.latency.reference), _run(v.latency.artifact))
+    return [(name, value, facts[1][name]) for name, value in facts[0].items()]
+
+
+def _run(found: LatencyFigures) -> dict[str, str]:
+    execution = found.execution
+    layers = ", ".join(f"{count} in {name}" for name, count in execution.layers.items())
+    return {
+        "backend": execution.backend,
+        "precision": execution.precision,
+        "device": execution.device,
+        "threads": str(execution.threads),
+        "executed layers": layers or "unknown",
+        "median of a call": f"{measured(found.median_ms)} ms",
+        "90% of the calls within": f"{measured(found.p90_ms)} ms",
+        "timed calls": str(len(found.samples_ms)),
+    }
+
+
+def _exhibits(v: Verification) -> list[tuple[Exhibit, float, ExhibitPictures]]:
+    return [(one, _drift(one.record, v), exhibit_pictures(one)) for one in v.exhibits]
+
+
+def _notable(v: Verification) -> list[_ImageRow]:
+    """Images without a finite score, flips, and the largest drifts, in this order."""
+    rows = [_ImageRow(one, _drift(one, v), "not finite") for one in v.records if not one.finite]
+    finite = [one for one in v.records if one.finite]
+    finite.sort(key=lambda record: abs(_drift(record, v)), reverse=True)
+    rows += [_ImageRow(one, _drift(one, v), "flip") for one in finite if one.flipped]
+    steady = [one for one in finite if not one.flipped][:_LARGEST_DRIFTS]
+    rows += [_ImageRow(one, _drift(one, v), "large drift") for one in steady]
+    return rows[:_NOTABLE]
+
+
+def _drift(record: ImageRecord, v: Verification) -> float:
+    return (record.raw - record.reference_raw) / v.drift_unit
+
+
+def _rung_cell(rung: Mapping[str, Any], key: str, form: str) -> str:
+    """A cell of the ladder; manifests may come from other versions, so anything is shown."""
+    value = rung.get(key)
+    if value is None:
+        return MISSING
+    if isinstance(value, bool):
+        return verdict(value)
+    if isinstance(value, int | float) and form:
+        whole = form == "d" and math.isfinite(value) and value == int(value)
+        return str(int(value)) if whole else figure(value, form.replace("d", "g"))
+    return str(value)
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_words(one)}" for key, one in value.items())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(map(_words, value))
+    return str(value)

@@ -1,0 +1,110 @@
+"""`parity.json` and `latency.json`: all that a verification found, for machines.
+
+Strict JSON has no NaN and no infinity: they are written as the strings "NaN", "Infinity" and
+"-Infinity".
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, Final
+
+import numpy as np
+
+from vadexport.verification.parity import ImageRecord
+from vadexport.verification.result import Verification
+
+SCHEMA_VERSION: Final = 1
+
+
+def parity_json(v: Verification) -> dict[str, Any]:
+    """Verdict, figures, limits, checks and every image.
+
+    Drifts are in drift units, `drift_unit` and all scores and map differences of an image in raw
+    score units; `map_max` and `map_mean` of `figures` are fractions of the mean range of the maps.
+    """
+    return _strict_dict(
+        {
+            "schema_version": SCHEMA_VERSION,
+            **_which(v),
+            "held": v.held,
+            "threshold": v.threshold,
+            "drift_unit": v.drift_unit,
+            "drift_unit_from": v.drift_unit_from,
+            "figures": asdict(v.figures),
+            "limits": asdict(v.limits),
+            "checks": [asdict(check) for check in v.checks],
+            "images": [_image(record, v.drift_unit) for record in v.records],
+            "ladder": v.ladder,
+            "environment": v.environment,
+            "warnings": v.warnings,
+        }
+    )
+
+
+def latency_json(v: Verification) -> dict[str, Any] | None:
+    """Latency of artifact and reference with every sample; None where it was not measured."""
+    if v.latency is None:
+        return None
+    ratio = v.latency.speedup.ratio
+    return _strict_dict(
+        {
+            "schema_version": SCHEMA_VERSION,
+            **_which(v),
+            "batch": v.latency.batch,
+            "speedup": {
+                "name": v.latency.speedup.name,
+                "baseline": v.latency.speedup.baseline,
+                "ratio": ratio.value,
+                "low": ratio.low,
+                "high": ratio.high,
+                "confidence": 0.95,
+            },
+            "artifact": asdict(v.latency.artifact),
+            "reference": asdict(v.latency.reference),
+            "load_average": v.latency.load_average,
+            "environment": v.environment,
+        }
+    )
+
+
+def as_text(report: Mapping[str, Any]) -> str:
+    """The text of a file."""
+    return json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _which(v: Verification) -> dict[str, Any]:
+    return {
+        "target": v.target,
+        "artifact_name": v.artifact_name,
+        "source_name": v.source_name,
+    }
+
+
+def _image(record: ImageRecord, drift_unit: float) -> dict[str, Any]:
+    return {
+        **asdict(record),
+        "drift": abs(record.raw - record.reference_raw) / drift_unit,
+        "flipped": record.flipped,
+        "finite": record.finite,
+    }
+
+
+def _strict_dict(value: Mapping[Any, Any]) -> dict[str, Any]:
+    return {str(key): _strict(one) for key, one in value.items()}
+
+
+def _strict(value: Any) -> Any:
+    """The same in types that JSON has."""
+    if isinstance(value, Mapping):
+        return _strict_dict(value)
+    if isinstance(value, list | tuple):
+        return [_strict(one) for one in value]
+    if isinstance(value, np.generic):
+        return _strict(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    return str(value)

@@ -1,0 +1,126 @@
+"""Figures and verdicts in words: one way for the page, its plots and the terminal."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from vadexport.verification.result import Verification
+
+MISSING: Final = "–"
+NOT_FINITE: Final = "not finite"
+
+
+def figure(value: float | None, form: str = ".3g") -> str:
+    """A figure for readers; None is a dash."""
+    if value is None:
+        return MISSING
+    return format(value, form) if math.isfinite(value) else NOT_FINITE
+
+
+def measured(value: float, digits: int = 3, sign: str = "") -> str:
+    """A measurement with trailing zeros, and without an exponent unless it is very small or large.
+
+    Args:
+        value: any number.
+        digits: significant ones.
+        sign: "+" shows the sign of positive values as well.
+    """
+    if not 1e-3 <= abs(value) < 1e9:
+        return figure(value, f"{sign}.{digits}g")
+    return f"{value:{sign}.{max(0, digits - 1 - math.floor(math.log10(abs(value))))}f}"
+
+
+def percent(fraction: float | None) -> str:
+    """A fraction as a percentage of three digits, however small."""
+    if fraction is None or not math.isfinite(fraction):
+        return figure(fraction)
+    return f"{100 * fraction:.3g}%"
+
+
+def kind(anomalous: bool | None) -> str:  # noqa: FBT001 (a label or a decision, no flag)
+    """What an image is, or what a detector says that it is."""
+    return {None: "unknown", False: "normal", True: "anomalous"}[anomalous]
+
+
+def verdict(held: bool) -> str:  # noqa: FBT001 (the verdict itself, no flag)
+    """What became of a check or of all."""
+    return "held" if held else "fell short"
+
+
+@dataclass(frozen=True)
+class LimitRow:
+    """A limit and what became of it.
+
+    Attributes:
+        words: what it limits.
+        limit: its value with unit; a dash where there is none.
+        verdict: held, fell short, not checked, or no limit.
+        line: what was measured, or why it was not checked.
+    """
+
+    words: str
+    limit: str
+    verdict: str
+    line: str
+
+
+def _share(limit: float) -> str:
+    return f"≤ {percent(limit)} of the images"
+
+
+#: Field of `Limits`, name of its check, what it limits, how it is written, why a check is missing.
+_LIMITS: Final[tuple[tuple[str, str, str, Callable[[float], str], str], ...]] = (
+    ("max_drift", "drift", "largest drift", "≤ {:g} drift units".format, "drift was not measured"),
+    ("max_flips", "flips", "flips", _share, "flips were not counted"),
+    (
+        "min_spearman",
+        "spearman",
+        "Spearman's rank correlation of raw scores",
+        "≥ {:g}".format,
+        "reference or artifact gives all images the same score",
+    ),
+    (
+        "max_auroc_loss",
+        "auroc",
+        "image AUROC below the reference's",
+        "≤ {:g}".format,
+        "there are no images of both labels",
+    ),
+    (
+        "min_speedup",
+        "speedup",
+        "speed-up, lower end of its 95% interval",
+        "≥ {:g}×".format,
+        "latency was not measured",
+    ),
+    (
+        "max_latency_ms",
+        "latency",
+        "median latency",
+        "≤ {:g} ms".format,
+        "latency was not measured",
+    ),
+)
+
+
+def limit_rows(verification: Verification) -> list[LimitRow]:
+    """Every limit there can be, with what became of it."""
+    checks = {check.name: check for check in verification.checks}
+    rows = []
+    for field, name, words, written, reason in _LIMITS:
+        limit = getattr(verification.limits, field)
+        check = checks.get(name)
+        if limit is None:
+            rows.append(LimitRow(words, MISSING, "no limit", ""))
+        elif check is None:
+            rows.append(LimitRow(words, written(limit), "not checked", reason))
+        else:
+            rows.append(LimitRow(words, written(limit), verdict(check.held), check.line))
+    return rows
+
+
+def unchecked(verification: Verification) -> list[str]:
+    """Limits that are set and that nothing was held against: a verdict must not hide them."""
+    rows = limit_rows(verification)
+    return [f"{row.words}: {row.line}" for row in rows if row.verdict == "not checked"]

@@ -1,0 +1,61 @@
+"""Write the reports of a verification into a folder."""
+
+import secrets
+from pathlib import Path
+from typing import Final
+
+from vadexport.errors import InputError, MissingPackageError
+from vadexport.reporting.html_report import html_report
+from vadexport.reporting.json_report import as_text, latency_json, parity_json
+from vadexport.verification.result import Verification
+
+PARITY_FILE: Final = "parity.json"
+LATENCY_FILE: Final = "latency.json"
+PAGE_FILE: Final = "index.html"
+
+
+def write_reports(v: Verification, folder: Path) -> list[str]:
+    """Write `parity.json`, `latency.json` and `index.html`, each whole or not at all.
+
+    A file that this verification has nothing for is removed: it would be of an older one. Without
+    jinja2 that is `index.html`.
+
+    Returns:
+        Warnings: what was not written.
+
+    Raises:
+        InputError: the folder cannot be made or written to.
+    """
+    warnings = []
+    latency = latency_json(v)
+    texts = {
+        PARITY_FILE: as_text(parity_json(v)),
+        LATENCY_FILE: None if latency is None else as_text(latency),
+        PAGE_FILE: None,
+    }
+    try:
+        texts[PAGE_FILE] = html_report(v)
+    except MissingPackageError as error:
+        warnings.append(f"{PAGE_FILE} is not written: {error}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            _write(folder / name, text)
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"cannot write the report {folder}: {reason}") from error
+    return warnings
+
+
+def _write(path: Path, text: str | None) -> None:
+    if text is None:
+        path.unlink(missing_ok=True)
+        return
+    # In the same folder, as a rename works only within one file system.
+    unfinished = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        # Names of files may hold bytes that are no text; as escapes they are valid JSON, too.
+        unfinished.write_bytes(text.encode(errors="backslashreplace"))
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
