@@ -75,9 +75,8 @@ class TestRunner:
             images = case.images[start : start + case.count]
             assert_equal_to_pytorch(case, case.runner.infer(images), images)
 
+    @pytest.mark.parametrize("case", [("resizing", None)], indirect=True, ids=["dynamic"])
     def test_a_dynamic_batch_takes_any_number(self, case):
-        if case.batch is not None:
-            pytest.skip("static")
         for count in (1, 5, 2):
             images = case.images[:count]
             assert_equal_to_pytorch(case, case.runner.infer(images), images)
@@ -128,9 +127,8 @@ class TestCompiler:
         wanted = {"openvino": ["model.bin", "model.xml"], "onnxruntime": ["model.onnx"]}
         assert sorted(path.name for path in case.folder.iterdir()) == wanted[case.name]
 
-    def test_weights_stay_float32(self, case):
-        if case.name != "openvino":
-            pytest.skip("OpenVINO compresses unless told otherwise")
+    @pytest.mark.parametrize("name", ["openvino"], indirect=True)
+    def test_weights_stay_float32_which_openvino_must_be_told(self, case):
         text = (case.folder / "model.xml").read_text()
         assert 'element_type="f16"' not in text
         assert 'element_type="f32"' in text

@@ -275,6 +275,9 @@ class TestRule:
             result, places = rewritten(graph.model)
             assert places == 1
             types = Counter(node.op_type for node in result.graph.node)
+            read = {name for node in result.graph.node for name in node.input}
+            read |= {output.name for output in result.graph.output}
+            assert all(read.intersection(node.output) for node in result.graph.node)
             assert types["Pad"] == 0
             assert types["Resize"] == 1  # of the features
             image = 255 - np.stack(images[: batch or 2])

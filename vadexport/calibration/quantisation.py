@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from vadexport.contract import INPUT_NAME, ImageInput, UInt8Array
-from vadexport.errors import BackendError, MissingPackageError
+from vadexport.errors import BackendError, InputError, MissingPackageError
 from vadexport.images import ImageFile, load_images
 
 
@@ -41,7 +41,7 @@ def quantise(
 
     Raises:
         MissingPackageError: NNCF is not installed.
-        InputError: an image cannot be read, or has the wrong size.
+        InputError: there is no image, or one cannot be read or has the wrong size.
         BackendError: NNCF found nothing to quantise.
     """
     try:
@@ -50,6 +50,8 @@ def quantise(
         from nncf.quantization.range_estimator import RangeEstimatorParametersSet
     except ImportError:
         raise MissingPackageError("nncf", "int8") from None
+    if not images:
+        raise InputError("the calibration set holds no normal image")
     nncf.set_log_level(logging.ERROR)
     graph = onnx.load(model)
 

@@ -25,11 +25,21 @@ def apply_passes(
     rewritten = onnx.ModelProto()
     rewritten.CopyFrom(model)
     places = {each.name: each.apply(rewritten) for each in passes}
-    used = {name for node in rewritten.graph.node for name in node.input}
-    kept = [tensor for tensor in rewritten.graph.initializer if tensor.name in used]
-    del rewritten.graph.initializer[:]
-    rewritten.graph.initializer.extend(kept)
+    _drop_unread(rewritten.graph)
     return rewritten, places
+
+
+def _drop_unread(graph: onnx.GraphProto) -> None:
+    """Remove nodes and initializers that no output depends on any more."""
+    read = {output.name for output in graph.output}
+    for node in reversed(list(graph.node)):  # a graph's nodes stand in order of computation
+        if read.intersection(node.output):
+            read.update(node.input)
+        else:
+            graph.node.remove(node)
+    kept = [tensor for tensor in graph.initializer if tensor.name in read]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
 
 
 class GraphView:

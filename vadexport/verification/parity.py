@@ -157,7 +157,9 @@ def _record(
     name: str, expected: Outputs, found: Outputs, number: int, *, anomalous: bool | None
 ) -> ImageRecord:
     reference_map = expected[contract.ANOMALY_MAP][number].astype(np.float64)
-    difference = np.abs(found[contract.ANOMALY_MAP][number] - reference_map)
+    with np.errstate(invalid="ignore"):  # infinity on both sides; counted as not finite
+        difference = np.abs(found[contract.ANOMALY_MAP][number] - reference_map)
+        map_range = float(np.ptp(reference_map))
     return ImageRecord(
         name=name,
         anomalous=anomalous,
@@ -167,7 +169,7 @@ def _record(
         label=bool(found[contract.PRED_LABEL][number]),
         map_max=float(difference.max()),
         map_mean=float(difference.mean()),
-        map_range=float(np.ptp(reference_map)),
+        map_range=map_range,
     )
 
 

@@ -62,8 +62,10 @@ def best_f1_threshold(scores: Float64Array, anomalous: NDArray[np.bool_]) -> flo
     f1 = 2 * found / (np.arange(1, len(truth) + 1) + truth.sum())
     last_of_ties = np.append(ranked[:-1] != ranked[1:], True)
     best = int(np.argmax(np.where(last_of_ties, f1, -1)))
-    below = ranked[best + 1] if best + 1 < len(ranked) else ranked[best] - abs(ranked[best])
-    return float((ranked[best] + below) / 2)
+    above = float(ranked[best])
+    below = float(ranked[best + 1]) if best + 1 < len(ranked) else above - (abs(above) or 1.0)
+    middle = (above + below) / 2
+    return middle if middle < above else below  # of neighbouring floats it may be the upper one
 
 
 def median_interval(values: Float64Array, *, resamples: int = 2000, seed: int = 0) -> Interval:

@@ -1,0 +1,121 @@
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from vadexport.backends.base import Execution
+from vadexport.verification.latency import Stopwatch, measure, speedup
+
+NAMES = ["a", "b", "c"]
+
+
+class Track:
+    """Contestants of known speed that note who was called when."""
+
+    def __init__(self):
+        self.calls = []
+        self.seconds = {"a": 0.001, "b": 0.002, "c": 0.004}
+
+    def contestants(self):
+        def call(name):
+            def time_call(number):
+                self.calls.append((number, name))
+                # The machine slows down as time goes by; all are hit alike.
+                return self.seconds[name] * (1 + number / 10)
+
+            return time_call
+
+        return {name: call(name) for name in NAMES}
+
+
+EXECUTIONS = {name: Execution(name, "float32", "CPU", 1) for name in NAMES}
+
+
+@pytest.fixture
+def track():
+    return Track()
+
+
+@pytest.fixture
+def found(track):
+    return measure(track.contestants(), EXECUTIONS, rounds=200)
+
+
+def test_each_is_called_once_a_round(track, found):
+    assert len(found) == 3
+    assert len(track.calls) == 600
+    for number in range(200):
+        this_round = track.calls[3 * number : 3 * number + 3]
+        assert {each for each, _ in this_round} == {number}
+        assert sorted(name for _, name in this_round) == NAMES
+
+
+@pytest.mark.usefixtures("found")
+def test_in_random_order(track):
+    orders = Counter(
+        tuple(name for _, name in track.calls[start : start + 3]) for start in range(0, 600, 3)
+    )
+    assert len(orders) == 6
+    assert min(orders.values()) > 15  # of 33 expected
+
+
+def test_by_the_seed():
+    orders = []
+    for seed in (0, 0, 1):
+        track = Track()
+        measure(track.contestants(), EXECUTIONS, rounds=20, seed=seed)
+        orders.append(track.calls)
+    assert orders[0] == orders[1] != orders[2]
+
+
+def test_figures_are_milliseconds_in_order_of_the_rounds(found):
+    assert [each.name for each in found] == NAMES
+    for each, base in zip(found, (1.0, 2.0, 4.0), strict=True):
+        expected = base * (1 + np.arange(200) / 10)
+        np.testing.assert_allclose(each.samples_ms, expected, atol=5.1e-5)
+        assert each.median_ms == pytest.approx(np.median(expected))
+        assert each.p90_ms == pytest.approx(np.quantile(expected, 0.9))
+        assert each.execution is EXECUTIONS[each.name]
+
+
+def test_speedup_is_the_median_of_paired_ratios(found):
+    ratio = speedup(found[0], found[2])
+    assert (ratio.name, ratio.baseline) == ("a", "c")
+    # The slowdown is twenty-fold over the rounds, and cancels in every pair.
+    for value in (ratio.ratio.value, ratio.ratio.low, ratio.ratio.high):
+        assert value == pytest.approx(4, rel=1e-3)
+
+
+def test_speedup_over_oneself_is_one(found):
+    assert speedup(found[1], found[1]).ratio.value == 1
+
+
+def test_progress_is_told_of_each_round(track):
+    told = []
+    measure(track.contestants(), EXECUTIONS, rounds=3, progress=lambda *each: told.append(each))
+    assert told == [(1, 3), (2, 3), (3, 3)]
+
+
+class Runner:
+    execution = EXECUTIONS["a"]
+
+    def __init__(self):
+        self.seen = []
+
+    def infer(self, image):
+        self.seen.append(int(image[0, 0, 0, 0]))
+        time.sleep(0.002)
+        return {}
+
+
+def test_stopwatch_warms_up_and_goes_round_its_calls():
+    runner = Runner()
+    calls = [np.full((1, 1, 1, 1), value, np.uint8) for value in range(3)]
+    stopwatch = Stopwatch(lambda: runner, calls)
+    warm = len(runner.seen)
+    assert warm >= 3
+    assert 0.002 <= stopwatch.time(0) < 0.1
+    stopwatch.time(4)
+    stopwatch.time(5)
+    assert runner.seen[warm:] == [0, 1, 2]

@@ -1,0 +1,120 @@
+from dataclasses import fields, replace
+
+import pytest
+
+from vadexport.targets import PRECISIONS
+from vadexport.verification.latency import Speedup
+from vadexport.verification.limits import Limits, latency_checks, parity_checks
+from vadexport.verification.parity import ParityFigures
+from vadexport.verification.statistics import Interval
+
+GOOD = ParityFigures(
+    images=100,
+    drift_max=0.5,
+    drift_mean=0.1,
+    drift_median=0.1,
+    drift_p95=0.4,
+    spearman=0.995,
+    flips=2,
+    map_max=0.1,
+    map_mean=0.01,
+    auroc_reference=0.9875,
+    auroc=0.9825,
+    not_finite=0,
+)
+EVERY = Limits(max_drift=0.5, max_flips=0.02, min_spearman=0.995, max_auroc_loss=0.0051)
+
+
+def held(found, limits):
+    return {check.name: check.held for check in parity_checks(found, limits)}
+
+
+def test_figures_at_their_limits_hold():
+    assert held(GOOD, EVERY) == dict.fromkeys(
+        ("finite", "drift", "flips", "spearman", "auroc"), True
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("finite", {"not_finite": 1}),
+        ("drift", {"drift_max": 0.500001}),
+        ("flips", {"flips": 3}),
+        ("spearman", {"spearman": 0.994999}),
+        ("auroc", {"auroc": 0.982}),
+    ],
+)
+def test_each_figure_beyond_its_limit_fails_its_check_alone(name, change):
+    found = held(replace(GOOD, **change), EVERY)
+    assert [key for key, value in found.items() if not value] == [name]
+
+
+def test_a_better_auroc_holds():
+    assert held(replace(GOOD, auroc=1.0), EVERY)["auroc"]
+
+
+def test_without_limits_only_finite_scores_are_checked():
+    assert held(GOOD, Limits()) == {"finite": True}
+    assert held(replace(GOOD, not_finite=1), Limits()) == {"finite": False}
+
+
+def test_figures_that_do_not_exist_are_not_checked():
+    found = replace(GOOD, spearman=None, auroc=None, auroc_reference=None)
+    assert list(held(found, EVERY)) == ["finite", "drift", "flips"]
+
+
+def test_lines_give_measured_and_limit():
+    lines = {check.name: check.line for check in parity_checks(replace(GOOD, flips=3), EVERY)}
+    assert lines["drift"] == "largest drift 0.5, limit 0.5"
+    assert lines["flips"] == "3 of 100 decisions flipped (3.0%), limit 2.0%"
+    assert lines["spearman"] == "Spearman 0.99500, limit 0.995"
+    assert lines["auroc"] == "AUROC 0.9825, reference 0.9875, limit 0.0051 below it"
+    assert lines["finite"] == "0 of 100 images have scores that are not finite"
+
+
+class TestLatency:
+    speedup = Speedup("a", "reference", Interval(3.0, 2.5, 3.5))
+
+    def test_the_lower_end_of_the_interval_must_reach_the_speedup(self):
+        for limit, wanted in [(2.5, True), (2.51, False), (3.0, False)]:
+            (check,) = latency_checks(10.0, self.speedup, Limits(min_speedup=limit))
+            assert (check.name, check.held) == ("speedup", wanted)
+        assert "speed-up 3.00, 95% interval from 2.50, limit 3" in check.line
+
+    def test_the_median_must_not_exceed_the_latency(self):
+        for limit, wanted in [(10.0, True), (9.99, False)]:
+            (check,) = latency_checks(10.0, self.speedup, Limits(max_latency_ms=limit))
+            assert (check.name, check.held) == ("latency", wanted)
+
+    def test_without_limits_nothing_is_checked(self):
+        assert latency_checks(10.0, self.speedup, Limits()) == []
+
+
+class TestDefaults:
+    @pytest.mark.parametrize("precision", sorted({p for ps in PRECISIONS.values() for p in ps}))
+    def test_every_precision_has_all_parity_limits(self, precision):
+        limits = Limits.of_precision(precision)
+        assert None not in (
+            limits.max_drift,
+            limits.max_flips,
+            limits.min_spearman,
+            limits.max_auroc_loss,
+        )
+        assert (limits.min_speedup, limits.max_latency_ms) == (None, None)
+
+    def test_float32_is_stricter_than_int8(self):
+        fp32, int8 = Limits.of_precision("fp32"), Limits.of_precision("int8")
+        assert fp32.max_flips == 0
+        assert fp32.max_drift < int8.max_drift
+        assert fp32.min_spearman > int8.min_spearman
+        assert fp32.max_auroc_loss < int8.max_auroc_loss
+
+    def test_a_rung_is_judged_by_drift_alone(self):
+        limits = Limits.of_rung("int8")
+        assert limits == Limits(max_drift=Limits.of_precision("int8").max_drift)
+
+    def test_given_limits_take_the_place_of_defaults(self):
+        given = {each.name: None for each in fields(Limits)} | {"max_flips": 0.0, "min_speedup": 2}
+        limits = Limits.of_precision("int8").overridden(**given)
+        assert limits == replace(Limits.of_precision("int8"), max_flips=0.0, min_speedup=2)
