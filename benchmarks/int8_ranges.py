@@ -22,7 +22,7 @@ from vadexport.backends.base import available_threads
 from vadexport.backends.openvino import compile_graph, open_runner
 from vadexport.calibration import quantise
 from vadexport.contract import RAW_SCORE, ImageInput
-from vadexport.detectors.patchcore import PatchCoreConfig, fit_patchcore
+from vadexport.detectors.patchcore import PatchCoreConfig, fit
 from vadexport.images import ImageFile, decode
 from vadexport.machine import processor_name, tool_versions
 from vadexport.passes import DEFAULT_PASSES, apply_passes
@@ -52,7 +52,7 @@ def main() -> None:
     print(", ".join(f"{name} {version}" for name, version in tool_versions().items()))
     for rows in sizes:
         config = PatchCoreConfig(coreset_ratio=rows / (FITTED * PATCHES_AN_IMAGE))
-        detector = fit_patchcore([decode(f.path, 1) for f in intact[:FITTED]], config, INPUT).eval()
+        detector = fit([decode(f.path, 1) for f in intact[:FITTED]], config, INPUT).eval()
         with torch.inference_mode():
             reference = np.array(
                 [float(detector(torch.from_numpy(image)[None])[RAW_SCORE]) for image in judged]

@@ -1,6 +1,6 @@
 """How long a fresh process takes to be of use: importing the runtime, showing help.
 
-    python benchmarks/startup.py [--runs 15]
+python benchmarks/startup.py [--runs 15]
 """
 
 import argparse

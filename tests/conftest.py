@@ -27,9 +27,9 @@ def crops():
 def plain(crops):
     """PatchCore on gray 96×96 images: no resize, no re-weighting."""
     from vadexport.contract import ImageInput
-    from vadexport.detectors.patchcore import PatchCoreConfig, fit_patchcore
+    from vadexport.detectors.patchcore import PatchCoreConfig, fit
 
-    detector = fit_patchcore(crops, PatchCoreConfig(coreset_ratio=0.05), ImageInput(96, 96, 1))
+    detector = fit(crops, PatchCoreConfig(coreset_ratio=0.05), ImageInput(96, 96, 1))
     return detector.eval().requires_grad_(requires_grad=False)
 
 
@@ -50,10 +50,10 @@ def coloured():
 def resizing(coloured):
     """PatchCore with all that `plain` lacks: RGB, resize, not square, re-weighting."""
     from vadexport.contract import ImageInput
-    from vadexport.detectors.patchcore import PatchCoreConfig, fit_patchcore
+    from vadexport.detectors.patchcore import PatchCoreConfig, fit
 
     config = PatchCoreConfig(coreset_ratio=0.02, levels=(1, 2), neighbours=4, blur_sigma=2.0)
-    detector = fit_patchcore(coloured, config, ImageInput(88, 112, 3), size=(64, 80))
+    detector = fit(coloured, config, ImageInput(88, 112, 3), size=(64, 80))
     return detector.eval().requires_grad_(requires_grad=False)
 
 

@@ -1,15 +1,16 @@
 """`vadexport fit`: train a reference detector on normal images."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from vadexport.contract import RAW_SCORE, ImageInput, UInt8Array
 from vadexport.detectors.base import Detector
 from vadexport.detectors.checkpoint import save_detector
-from vadexport.detectors.patchcore import PatchCoreConfig, fit_patchcore
+from vadexport.detectors.families import find_family
 from vadexport.errors import InputError
 from vadexport.images import (
     ImageFile,
@@ -29,19 +30,21 @@ class FitOptions:
     """What to train, on what.
 
     Attributes:
+        family: name of the family.
         images: IMAGES; of a category folder `train/good`, else all that are not labelled as
             anomalous.
         destination: of the checkpoint.
-        config: choices of PatchCore.
+        config: choices of the family; default its own.
         size: height and width of the network's input; default the images' own.
         quantile: fraction of the normal images that stays below the threshold.
         labelled: IMAGES with labels; their best F1 score sets the image threshold instead.
         skip_unreadable: leave out images that cannot be read.
     """
 
+    family: str
     images: str
     destination: Path
-    config: PatchCoreConfig = field(default_factory=PatchCoreConfig)
+    config: Any = None
     size: tuple[int, int] | None = None
     quantile: float = 0.95
     labelled: str | None = None
@@ -49,11 +52,12 @@ class FitOptions:
 
 
 def fit(options: FitOptions, listener: Listener) -> Detector:
-    """Fit PatchCore and write its checkpoint.
+    """Fit a detector and write its checkpoint.
 
     Raises:
         InputError: an option or an image is wrong; nothing is written.
     """
+    family = find_family(options.family)
     if not 0 < options.quantile <= 1:
         raise InputError(f"the threshold's quantile is in (0, 1], not {options.quantile:g}")
     if not options.destination.absolute().parent.is_dir():
@@ -64,9 +68,9 @@ def fit(options: FitOptions, listener: Listener) -> Detector:
     images = [image for _, image in _load(files, image_input, options, listener)]
     if len(images) < _FEW_IMAGES:
         listener.warn(f"{len(images)} normal images are few: thresholds will be rough")
-    detector = fit_patchcore(
+    detector: Detector = family.load("fit")(
         images,
-        options.config,
+        options.config or family.load(family.config)(),
         image_input,
         size=options.size,
         quantile=options.quantile,

@@ -10,7 +10,7 @@ from vadexport import contract
 from vadexport.contract import ImageInput
 from vadexport.detectors import patchcore
 from vadexport.detectors.base import normal_thresholds
-from vadexport.detectors.patchcore import PatchCoreConfig, fit_patchcore
+from vadexport.detectors.patchcore import PatchCoreConfig, fit
 from vadexport.errors import InputError
 
 GRAY = ImageInput(96, 96, 1)
@@ -164,7 +164,7 @@ class TestThresholds:
     def two_alike(self, crops):
         """The same image twice, then one that differs; every patch is kept."""
         images = [crops[0], crops[0], np.ascontiguousarray(255 - crops[5])]
-        return images, fit_patchcore(images, PatchCoreConfig(coreset_ratio=1.0), GRAY)
+        return images, fit(images, PatchCoreConfig(coreset_ratio=1.0), GRAY)
 
     def test_an_image_is_judged_by_the_others_alone(self, two_alike, float32_eps):
         images, detector = two_alike
@@ -181,7 +181,7 @@ class TestThresholds:
         assert found[2] > 10 * found[:2].max()
 
     def test_every_image_is_judged_so(self, crops, float32_eps):
-        detector = fit_patchcore(crops[:5], PatchCoreConfig(coreset_ratio=1.0), GRAY)
+        detector = fit(crops[:5], PatchCoreConfig(coreset_ratio=1.0), GRAY)
         patches = patches_of(detector, crops[:5])
         patches = patches.reshape(5, -1, patches.shape[-1])
         for number, own in enumerate(patches):
@@ -192,7 +192,7 @@ class TestThresholds:
 
     def test_reweighted_scores_take_neighbours_among_the_others_rows(self, crops, float32_eps):
         config = PatchCoreConfig(coreset_ratio=1.0, neighbours=5)
-        detector = fit_patchcore(crops[:4], config, GRAY)
+        detector = fit(crops[:4], config, GRAY)
         patches = patches_of(detector, crops[:4])
         patches = patches.reshape(4, -1, patches.shape[-1])
         for number, own in enumerate(patches):
@@ -204,7 +204,7 @@ class TestThresholds:
 
     def test_limits_come_from_the_quantile_of_the_normal_scores(self, crops):
         config = PatchCoreConfig(coreset_ratio=0.05)
-        detector = fit_patchcore(crops, config, GRAY, quantile=0.8)
+        detector = fit(crops, config, GRAY, quantile=0.8)
         scores = detector.normal_scores.double().numpy()
         limits = detector.thresholds
         assert limits.image == np.float32(np.quantile(scores, 0.8))
@@ -226,7 +226,7 @@ class TestThresholds:
 
 class TestFit:
     def test_one_normal_image_will_do(self, crops):
-        detector = fit_patchcore(crops[:1], PatchCoreConfig(coreset_ratio=1.0), GRAY)
+        detector = fit(crops[:1], PatchCoreConfig(coreset_ratio=1.0), GRAY)
         seen, unseen = (outputs_of(detector, [crops[number]]) for number in (0, 6))
         assert seen["raw_score"] == detector.normal_scores.numpy()
         assert (seen["pred_score"], seen["pred_label"]) == (0.5, False)
@@ -235,17 +235,17 @@ class TestFit:
 
     def test_no_image_is_an_error(self):
         with pytest.raises(InputError, match="at least one normal image"):
-            fit_patchcore([], PatchCoreConfig(), GRAY)
+            fit([], PatchCoreConfig(), GRAY)
 
     def test_is_deterministic(self, crops, plain):
-        again = fit_patchcore(crops, PatchCoreConfig(coreset_ratio=0.05), GRAY)
+        again = fit(crops, PatchCoreConfig(coreset_ratio=0.05), GRAY)
         assert torch.equal(again.memory_bank, plain.memory_bank)
         assert torch.equal(again.normal_scores, plain.normal_scores)
         assert again.thresholds == plain.thresholds
 
     @pytest.mark.parametrize(("ratio", "rows"), [(1e-9, 1), (0.01, 17), (0.1, 172), (1.0, 1728)])
     def test_the_bank_keeps_the_fraction_asked_for(self, crops, ratio, rows):
-        detector = fit_patchcore(crops, PatchCoreConfig(coreset_ratio=ratio), GRAY)
+        detector = fit(crops, PatchCoreConfig(coreset_ratio=ratio), GRAY)
         assert detector.memory_bank.shape == (rows, 40 + 112)
         assert len(detector.normal_scores) == 12
         assert detector.normal_scores.isfinite().all()
@@ -259,19 +259,19 @@ class TestFit:
 
     def test_many_patches_are_thinned_out_evenly_over_the_images(self, crops, monkeypatch):
         monkeypatch.setattr(patchcore, "MAX_PATCHES", 200)
-        detector = fit_patchcore(crops, PatchCoreConfig(coreset_ratio=1.0), GRAY)
+        detector = fit(crops, PatchCoreConfig(coreset_ratio=1.0), GRAY)
         patches = patches_of(detector, crops).reshape(-1, 152)
         owners = cdist(detector.memory_bank.double().numpy(), patches).argmin(axis=1)
         assert len(np.unique(owners)) == 12 * 16
         assert np.bincount(owners // 144).tolist() == [16] * 12
-        again = fit_patchcore(crops, PatchCoreConfig(coreset_ratio=1.0), GRAY)
+        again = fit(crops, PatchCoreConfig(coreset_ratio=1.0), GRAY)
         assert torch.equal(again.memory_bank, detector.memory_bank)
-        other = fit_patchcore(crops, PatchCoreConfig(coreset_ratio=1.0, seed=1), GRAY)
+        other = fit(crops, PatchCoreConfig(coreset_ratio=1.0, seed=1), GRAY)
         assert not torch.equal(other.memory_bank, detector.memory_bank)
 
     def test_more_images_than_patches_allowed_still_give_one_each(self, crops, monkeypatch):
         monkeypatch.setattr(patchcore, "MAX_PATCHES", 5)
-        detector = fit_patchcore(crops, PatchCoreConfig(coreset_ratio=1.0), GRAY)
+        detector = fit(crops, PatchCoreConfig(coreset_ratio=1.0), GRAY)
         assert len(detector.memory_bank) == 12
 
     def test_progress_tells_each_step_to_its_end(self, crops):
@@ -281,14 +281,14 @@ class TestFit:
         def progress(step, *counts):
             told.setdefault(step, []).append(counts)
 
-        fit_patchcore(crops[:3], config, GRAY, progress=progress)
+        fit(crops[:3], config, GRAY, progress=progress)
         assert list(told) == ["features", "coreset", "threshold"]
         assert told["features"] == told["threshold"] == [(1, 3), (2, 3), (3, 3)]
         assert told["coreset"][-1] == (21, 21)
 
     def test_does_not_write_to_its_images(self, crops):
         kept = [image.copy() for image in crops[:2]]
-        fit_patchcore(crops[:2], PatchCoreConfig(), GRAY)
+        fit(crops[:2], PatchCoreConfig(), GRAY)
         for image, copy in zip(crops, kept, strict=False):
             np.testing.assert_array_equal(image, copy)
 
@@ -303,14 +303,14 @@ class TestFit:
 
         monkeypatch.setattr(patchcore.PatchCore, "network", broken)
         with pytest.raises(InputError, match="image 2 are not finite"):
-            fit_patchcore(crops[:3], PatchCoreConfig(), GRAY)
+            fit(crops[:3], PatchCoreConfig(), GRAY)
 
     def test_too_few_rows_for_the_neighbours_say_so(self, crops):
         with pytest.raises(InputError, match=r"by 9 neighbours.*has 5: raise the coreset ratio"):
-            fit_patchcore(crops[:4], PatchCoreConfig(neighbours=9), GRAY)
+            fit(crops[:4], PatchCoreConfig(neighbours=9), GRAY)
 
     def test_just_enough_rows_for_the_neighbours_do(self, crops):
-        detector = fit_patchcore(crops[:4], PatchCoreConfig(neighbours=5), GRAY)
+        detector = fit(crops[:4], PatchCoreConfig(neighbours=5), GRAY)
         assert detector.neighbour_table.shape == (5, 5)
         assert detector.normal_scores.isfinite().all()
 
@@ -341,19 +341,19 @@ class TestConfig:
     @pytest.mark.parametrize("levels", [(), (7,), (2, 5)])
     def test_levels_that_the_backbone_lacks_are_refused(self, crops, levels):
         with pytest.raises(InputError, match="levels of this backbone"):
-            fit_patchcore(crops[:1], PatchCoreConfig(levels=levels), GRAY)
+            fit(crops[:1], PatchCoreConfig(levels=levels), GRAY)
 
     @pytest.mark.parametrize("size", [(16, 96), (96, 16)])
     def test_images_too_small_for_the_blur_are_refused(self, crops, size):
         with pytest.raises(InputError, match=r"too small for a blur of 4\.0"):
-            fit_patchcore(crops[:1], PatchCoreConfig(), GRAY, size=size)
+            fit(crops[:1], PatchCoreConfig(), GRAY, size=size)
 
     def test_the_smallest_size_that_the_blur_takes(self, crops):
-        detector = fit_patchcore(crops[:2], PatchCoreConfig(), GRAY, size=(17, 96))
+        detector = fit(crops[:2], PatchCoreConfig(), GRAY, size=(17, 96))
         assert outputs_of(detector, crops[:1])["anomaly_map"].shape == (1, 1, 17, 96)
 
     def test_levels_need_not_ascend(self, crops):
-        detector = fit_patchcore(crops[:2], PatchCoreConfig(levels=(3, 2)), GRAY)
+        detector = fit(crops[:2], PatchCoreConfig(levels=(3, 2)), GRAY)
         assert detector.memory_bank.shape[1] == 112 + 40
         scores, _ = reference(detector, crops[4:6])
         found = outputs_of(detector, crops[4:6])["raw_score"]

@@ -97,7 +97,7 @@ class TestBestF1Threshold:
     @example(pairs=[(0.0, True), (1.0, True), (0.5, False)])
     @example(pairs=[(-1.0, True), (-2.0, False), (-3.0, True)])
     @example(pairs=[(1.0, True), (np.nextafter(1.0, 0), False)])
-    @settings(max_examples=300)
+    @settings(deadline=None)
     def test_no_other_threshold_does_better(self, pairs):
         values, truth = split(pairs)
         assume(truth.any() and not truth.all())
@@ -141,13 +141,13 @@ class TestMedianInterval:
 
     def test_covers_the_true_median_95_times_of_100(self):
         rng = np.random.default_rng(1)
-        trials = 400
+        trials = 250
         covered = 0
         for _ in range(trials):
             found = median_interval(rng.exponential(size=60), resamples=300)
             covered += found.low <= np.log(2) <= found.high
-        # Three standard deviations of a binomial figure, and the bootstrap's own coarseness.
-        assert 0.95 - 0.045 <= covered / trials <= 0.95 + 0.033
+        # Three standard deviations of a binomial figure.
+        assert abs(covered / trials - 0.95) <= 3 * (0.95 * 0.05 / trials) ** 0.5
 
     def test_narrows_with_more_values(self):
         values = np.random.default_rng(2).normal(size=2000)

@@ -1,85 +1,46 @@
-"""`vadexport fit`."""
+"""`vadexport fit`: one command a family, its options read off the family's configuration."""
 
+import dataclasses
 import json
+import typing
 from pathlib import Path
+from typing import Any
 
 import click
 
 from vadexport.cli.console import Console, columns
 from vadexport.cli.options import (
     PATH,
+    LevelsType,
     SizeType,
     console_options,
     json_option,
     skip_unreadable_option,
 )
-from vadexport.detectors.patchcore import PatchCoreConfig
-from vadexport.fitting import FitOptions, fit
+from vadexport.detectors.families import FAMILIES, Family
 
 
-@click.command("fit")
-@click.argument("family", type=click.Choice(["patchcore"]))
-@click.argument("images")
-@click.option("-o", "--output", type=PATH, required=True, help="Checkpoint to write (safetensors).")
-@click.option(
-    "--backbone",
-    default="efficientnet_lite0",
-    show_default=True,
-    help="efficientnet_lite0 … lite2, or any timm model.",
-)
-@click.option(
-    "--levels",
-    default="2,3",
-    show_default=True,
-    help="Feature levels that make up a patch; level l has stride 2^(l+1).",
-)
-@click.option("--size", type=SizeType(), help="The network's input. [default: the images' size]")
-@click.option(
-    "--coreset",
-    type=float,
-    default=0.01,
-    show_default=True,
-    help="Fraction of the normal patches that the memory bank keeps.",
-)
-@click.option(
-    "--neighbours",
-    type=int,
-    default=0,
-    show_default=True,
-    help="Neighbours of the paper's re-weighting of the score (9 in the paper); 0 turns it off.",
-)
-@click.option(
-    "--quantile",
-    type=float,
-    default=0.95,
-    show_default=True,
-    help="Fraction of the normal images that stays below the threshold.",
-)
-@click.option(
-    "--labelled",
-    help="Labelled IMAGES; the threshold of their best F1 score replaces the quantile's.",
-)
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the random projection.")
-@skip_unreadable_option
-@json_option
-@console_options
-def command(
-    console: Console,
-    *,
-    family: str,
-    images: str,
-    output: Path,
-    backbone: str,
-    levels: str,
-    size: tuple[int, int] | None,
-    coreset: float,
-    neighbours: int,
-    quantile: float,
-    labelled: str | None,
-    seed: int,
-    skip_unreadable: bool,
-    as_json: bool,
-) -> None:
+class _FitGroup(click.Group):
+    """A command for each family; a family's module is imported only when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
+        return list(FAMILIES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in FAMILIES:
+            known = ", ".join(FAMILIES)
+            raise click.BadArgumentUsage(f"unknown family {cmd_name!r}; known: {known}", ctx)
+        return _command_of(FAMILIES[cmd_name])
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        del ctx
+        with formatter.section("Families"):
+            formatter.write_dl([(family.name, family.summary) for family in FAMILIES.values()])
+
+
+@click.group("fit", cls=_FitGroup, subcommand_metavar="FAMILY IMAGES -o FILE [OPTIONS]")
+def command() -> None:
     """Train a reference detector of FAMILY on the normal IMAGES.
 
     IMAGES is a folder, a glob, a text file of paths, or an MVTec-style category folder, of which
@@ -88,36 +49,97 @@ def command(
     \b
     Example:
       vadexport fit patchcore images/train -o detector.safetensors
+      vadexport fit patchcore --help
     """
-    config = PatchCoreConfig(
-        backbone=backbone,
-        levels=_levels(levels),
-        coreset_ratio=coreset,
-        neighbours=neighbours,
-        seed=seed,
+
+
+def _command_of(family: Family) -> click.Command:
+    """The command of one family: common options, then those of its configuration."""
+
+    @console_options
+    def run(console: Console, **arguments: Any) -> None:
+        _fit(console, family, arguments)
+
+    config = family.load(family.config)
+    hints = typing.get_type_hints(config)
+    own = [_option(each, hints[each.name]) for each in dataclasses.fields(config)]
+    decorated = click.command(family.name, help=_help(family))(run)
+    decorated.params = [*_common(), *own, *decorated.params]
+    return decorated
+
+
+def _common() -> list[click.Parameter]:
+    @click.argument("images")
+    @click.option(
+        "-o", "--output", type=PATH, required=True, help="Checkpoint to write (safetensors)."
     )
-    options = FitOptions(images, output, config, size, quantile, labelled, skip_unreadable)
+    @click.option("--size", type=SizeType(), help="The network's input. [default: the images']")
+    @click.option(
+        "--quantile",
+        type=float,
+        default=0.95,
+        show_default=True,
+        help="Fraction of the normal images that stays below the threshold.",
+    )
+    @click.option(
+        "--labelled",
+        help="Labelled IMAGES; the threshold of their best F1 score replaces the quantile's.",
+    )
+    @skip_unreadable_option
+    @json_option
+    def holder() -> None:
+        pass
+
+    return click.command()(holder).params
+
+
+def _option(each: "dataclasses.Field[Any]", kind: Any) -> click.Option:
+    """The option of one field of a family's configuration."""
+    name = each.metadata["option"] or f"--{each.name.replace('_', '-')}"
+    is_levels = typing.get_origin(kind) is tuple
+    default: Any = each.default
+    return click.Option(
+        [name, each.name],
+        type=LevelsType() if is_levels else kind,
+        default=",".join(map(str, default)) if is_levels else default,
+        show_default=True,
+        help=each.metadata["help"],
+    )
+
+
+def _help(family: Family) -> str:
+    return (
+        f"{family.summary}\n\nTrained on the normal IMAGES: a folder, a glob, a text file of "
+        "paths, or an MVTec-style category folder, of which train/good is used.\n\n"
+        f"\b\nExample:\n  vadexport fit {family.name} images/train -o detector.safetensors"
+    )
+
+
+def _fit(console: Console, family: Family, arguments: dict[str, Any]) -> None:
+    from vadexport.fitting import FitOptions, fit
+
+    config_class = family.load(family.config)
+    fields = [each.name for each in dataclasses.fields(config_class)]
+    output: Path = arguments["output"]
+    options = FitOptions(
+        family=family.name,
+        images=arguments["images"],
+        destination=output,
+        config=config_class(**{name: arguments[name] for name in fields}),
+        size=arguments["size"],
+        quantile=arguments["quantile"],
+        labelled=arguments["labelled"],
+        skip_unreadable=arguments["skip_unreadable"],
+    )
     detector = fit(options, console)
     limits = detector.thresholds
     facts = {
-        "family": family,
+        "family": family.name,
         **detector.describe(),
         "threshold": f"{limits.image:.4f} ({limits.rule})",
         "checkpoint": str(output),
     }
-    if as_json:
+    if arguments["as_json"]:
         console.result(json.dumps({**facts, "thresholds": limits.to_json()}, indent=2))
     else:
         console.result(columns(list(facts.items())))
-
-
-def _levels(text: str) -> tuple[int, ...]:
-    try:
-        levels = tuple(int(level) for level in text.split(","))
-    except ValueError:
-        levels = ()
-    if not levels or list(levels) != sorted(set(levels)):
-        raise click.BadParameter(
-            f"{text!r} is no ascending list such as 2,3", param_hint="--levels"
-        )
-    return levels

@@ -88,3 +88,21 @@ class BatchType(click.ParamType[int | None]):
         if isinstance(value, int) or re.fullmatch(r"[1-9]\d{0,3}", str(value)):
             return int(value)
         return self.fail(f"{value!r} is neither a number of images nor 'dynamic'", param, ctx)
+
+
+class LevelsType(click.ParamType[tuple[int, ...]]):
+    """Ascending feature levels, such as `2,3`."""
+
+    name = "L,L"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """See the base class."""
+        if isinstance(value, tuple):
+            return value
+        if re.fullmatch(r"\d(,\d)*", str(value)):
+            levels = tuple(int(level) for level in str(value).split(","))
+            if list(levels) == sorted(set(levels)):
+                return levels
+        return self.fail(f"{value!r} is no ascending list such as 2,3", param, ctx)

@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Self
 
 import torch
@@ -16,6 +16,17 @@ from vadexport.errors import InputError
 
 #: Called with the step's name, what is done and how much there is.
 Progress = Callable[[str, int, int], None]
+
+
+def choice(default: Any, help: str, option: str | None = None) -> Any:  # noqa: A002 - click's word
+    """A field of a family's configuration, as the command line offers it.
+
+    Args:
+        default: of the field.
+        help: what the option's help says.
+        option: its name where it is not the field's.
+    """
+    return field(default=default, metadata={"help": help, "option": option})
 
 
 @dataclass(frozen=True)
@@ -88,8 +99,8 @@ class Detector(nn.Module, ABC):
         """Map the preprocessed image `[N, 3, h, w]` to the tensors that scoring needs."""
 
     @abstractmethod
-    def score(self, features: Sequence[Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Raw scores `[N]` and anomaly maps `[N, 1, *size]` of what `network` gave."""
+    def score(self, x: Tensor, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Raw scores `[N]` and anomaly maps `[N, 1, h, w]` of what `network` gave for `x`."""
 
     @abstractmethod
     def config(self) -> dict[str, Any]:
@@ -137,8 +148,7 @@ class Detector(nn.Module, ABC):
         """Score camera images `uint8 [N, H, W, C]`; returns the contract's outputs by name."""
         x = self.preprocessing(image)
         features = self.network(x)
-        raw_score, anomaly_map = self.score(features, self.preprocessing.config.size)
-        return self.postprocess(raw_score, anomaly_map)
+        return self.postprocess(*self.score(x, features))
 
 
 def normal_thresholds(scores: Tensor, map_maxima: Tensor, quantile: float) -> Thresholds:

@@ -1,6 +1,5 @@
 """Detectors on disk: safetensors, the configuration in the header. Never a pickle."""
 
-import importlib
 import json
 import os
 import tempfile
@@ -13,13 +12,12 @@ from safetensors.torch import save_file
 
 from vadexport.contract import ImageInput
 from vadexport.detectors.base import Detector, Thresholds
+from vadexport.detectors.families import FAMILIES
 from vadexport.detectors.preprocessing import PreprocessingConfig
 from vadexport.errors import InputError
 
 _HEADER_KEY = "vadexport"
 _SCHEMA_VERSION = 1
-#: Family name to the class that implements it.
-_FAMILIES = {"patchcore": ("vadexport.detectors.patchcore", "PatchCore")}
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80")
 
 
@@ -72,10 +70,9 @@ def load_detector(path: Path) -> Detector:
         thresholds = Thresholds.from_json(header["thresholds"])
     except (KeyError, TypeError) as error:
         raise InputError(f"{path} lacks {error} in its header") from None
-    if not isinstance(family, str) or family not in _FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise InputError(f"{path} holds a detector of the unknown family {family!r}")
-    module, name = _FAMILIES[family]
-    detector_class: type[Detector] = getattr(importlib.import_module(module), name)
+    detector_class: type[Detector] = FAMILIES[family].load(FAMILIES[family].detector)
     detector = detector_class.from_config(config, image_input, preprocessing, state)
     detector.normal_scores = torch.zeros(state.get("normal_scores", torch.zeros(0)).numel())
     for key, own in detector.state_dict().items():

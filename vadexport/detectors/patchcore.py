@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from vadexport.contract import ImageInput, UInt8Array
 from vadexport.detectors.backbones import create_backbone
-from vadexport.detectors.base import Detector, Progress, normal_thresholds
+from vadexport.detectors.base import Detector, Progress, choice, normal_thresholds
 from vadexport.detectors.coreset import coreset_indices
 from vadexport.detectors.maps import full_size_map, gaussian_kernel
 from vadexport.detectors.preprocessing import PreprocessingConfig
@@ -34,12 +34,18 @@ class PatchCoreConfig:
         seed: of the random projection and of thinning.
     """
 
-    backbone: str = "efficientnet_lite0"
-    levels: tuple[int, ...] = (2, 3)
-    coreset_ratio: float = 0.01
-    neighbours: int = 0
-    blur_sigma: float = 4.0
-    seed: int = 0
+    backbone: str = choice("efficientnet_lite0", "efficientnet_lite0 … lite2, or any timm model.")
+    levels: tuple[int, ...] = choice(
+        (2, 3), "Feature levels that make up a patch; level l has stride 2^(l+1)."
+    )
+    coreset_ratio: float = choice(
+        0.01, "Fraction of the normal patches that the memory bank keeps.", "--coreset"
+    )
+    neighbours: int = choice(
+        0, "Neighbours of the paper's re-weighting of the score (9 there); 0 turns it off."
+    )
+    blur_sigma: float = choice(4.0, "Of the map's Gaussian blur, in pixels of the network's input.")
+    seed: int = choice(0, "Of the random projection.")
 
     def __post_init__(self) -> None:
         if not 0 < self.coreset_ratio <= 1:
@@ -160,20 +166,20 @@ class PatchCore(Detector):
         ]
         return torch.cat([pooled[0], *upsampled], dim=1)
 
-    def score(self, features: Sequence[Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def score(self, x: Tensor, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """See the base class."""
-        patches = self.embed(features)
-        return self._score_against(patches, self.memory_bank, size)
+        del x
+        return self._score_against(self.embed(features), self.memory_bank)
 
-    def _score_against(
-        self, patches: Tensor, bank: Tensor, size: tuple[int, int]
-    ) -> tuple[Tensor, Tensor]:
+    def _score_against(self, patches: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
         count, width, rows, columns = patches.shape
         queries = patches.permute(0, 2, 3, 1).reshape(count, rows * columns, width)
         distances, nearest = nearest_neighbour(queries, bank)
         raw_score = self._reweighted(queries, distances, nearest, bank)
         anomaly_map = full_size_map(
-            distances.reshape(count, 1, rows, columns), size, self.blur_kernel
+            distances.reshape(count, 1, rows, columns),
+            self.preprocessing.config.size,
+            self.blur_kernel,
         )
         return raw_score, anomaly_map
 
@@ -218,7 +224,7 @@ def neighbours_of(rows: Tensor, bank: Tensor, count: int) -> Tensor:
 
 
 @torch.inference_mode()
-def fit_patchcore(
+def fit(
     images: Sequence[UInt8Array],
     config: PatchCoreConfig,
     image_input: ImageInput,
@@ -307,13 +313,12 @@ def _leave_one_out(
     detector: PatchCore, embeddings: list[Tensor], bank: _Bank, progress: Progress
 ) -> tuple[Tensor, Tensor]:
     """Raw score and largest map value of each image against the other images' rows."""
-    size = detector.preprocessing.config.size
     scores, maxima = [], []
     for number, patches in enumerate(embeddings):
         others = bank.rows[bank.owners != number]
         if len(others) <= detector.method.neighbours:
             others = bank.rows
-        score, anomaly_map = detector._score_against(patches, others, size)  # noqa: SLF001
+        score, anomaly_map = detector._score_against(patches, others)  # noqa: SLF001
         scores.append(score)
         maxima.append(anomaly_map.amax().view(1))
         progress("threshold", number + 1, len(embeddings))

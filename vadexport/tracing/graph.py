@@ -62,8 +62,7 @@ class _Exportable(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         preprocessed = self.preprocessing(image)
         features = self.detector.network(preprocessed)
-        size = self.detector.preprocessing.config.size
-        outputs = self.detector.postprocess(*self.detector.score(features, size))
+        outputs = self.detector.postprocess(*self.detector.score(preprocessed, features))
         return (*(outputs[name] for name in contract.OUTPUT_NAMES), preprocessed, *features)
 
 

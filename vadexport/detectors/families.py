@@ -1,0 +1,57 @@
+"""The families of detectors by name; importing this imports none of them."""
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+from vadexport.errors import InputError
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where a family is found, and what the command line says of it.
+
+    Its module holds the detector's class, a frozen dataclass of the method's choices, and
+    `fit(images, config, image_input, *, size, quantile, progress)`, which returns the detector; a
+    family that trains by gradient descent also takes `training`.
+
+    Attributes:
+        name: on the command line and in checkpoints.
+        summary: one line.
+        module: that implements it.
+        detector: name of its class.
+        config: name of the dataclass of its choices.
+        trains: whether it trains by gradient descent.
+    """
+
+    name: str
+    summary: str
+    module: str
+    detector: str
+    config: str
+    trains: bool = False
+
+    def load(self, name: str) -> Any:
+        """Something of the family's module."""
+        return getattr(importlib.import_module(self.module), name)
+
+
+_ALL = (
+    Family(
+        "patchcore",
+        "Nearest neighbours among patches of normal images (Roth et al. 2022).",
+        "vadexport.detectors.patchcore",
+        "PatchCore",
+        "PatchCoreConfig",
+    ),
+)
+
+#: Every family by its name.
+FAMILIES = {family.name: family for family in _ALL}
+
+
+def find_family(name: object) -> Family:
+    """The family of that name; raises InputError where there is none."""
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise InputError(f"unknown family {name!r}; known: {', '.join(FAMILIES)}")
+    return FAMILIES[name]
