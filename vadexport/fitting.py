@@ -3,14 +3,14 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vadexport.contract import RAW_SCORE, ImageInput, UInt8Array
 from vadexport.detectors.base import Detector
 from vadexport.detectors.checkpoint import save_detector
-from vadexport.detectors.families import find_family
+from vadexport.detectors.families import Family, find_family
 from vadexport.errors import InputError
 from vadexport.images import (
     ImageFile,
@@ -21,6 +21,9 @@ from vadexport.images import (
 )
 from vadexport.listening import Listener
 from vadexport.verification.statistics import best_f1_threshold
+
+if TYPE_CHECKING:
+    from vadexport.detectors.training import Training
 
 _FEW_IMAGES = 20
 
@@ -39,6 +42,7 @@ class FitOptions:
         quantile: fraction of the normal images that stays below the threshold.
         labelled: IMAGES with labels; their best F1 score sets the image threshold instead.
         skip_unreadable: leave out images that cannot be read.
+        max_minutes: training by gradient descent stops after this long.
     """
 
     family: str
@@ -49,6 +53,7 @@ class FitOptions:
     quantile: float = 0.95
     labelled: str | None = None
     skip_unreadable: bool = False
+    max_minutes: float | None = None
 
 
 def fit(options: FitOptions, listener: Listener) -> Detector:
@@ -62,6 +67,7 @@ def fit(options: FitOptions, listener: Listener) -> Detector:
         raise InputError(f"the threshold's quantile is in (0, 1], not {options.quantile:g}")
     if not options.destination.absolute().parent.is_dir():
         raise InputError(f"{options.destination.parent} does not exist: make the folder first")
+    training = _training(family, options, listener)
     files = training_images(options.images)
     header = common_input(files, skip_unreadable=options.skip_unreadable)
     image_input = ImageInput(header.height, header.width, header.channels)
@@ -75,11 +81,27 @@ def fit(options: FitOptions, listener: Listener) -> Detector:
         size=options.size,
         quantile=options.quantile,
         progress=listener.step,
+        **({} if training is None else {"training": training}),
     )
     if options.labelled is not None:
         _set_threshold_from(options.labelled, detector, options, listener)
     save_detector(detector, options.destination)
+    if training is not None:
+        training.clear()
     return detector
+
+
+def _training(family: Family, options: FitOptions, listener: Listener) -> "Training | None":
+    """How a family that trains is run; None for the others."""
+    if not family.trains:
+        if options.max_minutes is not None:
+            raise InputError(f"{family.name} does not train: it takes no --max-minutes")
+        return None
+    from vadexport.detectors.training import Training
+
+    destination = options.destination
+    state = destination.with_name(f".{destination.name}.training")
+    return Training(options.max_minutes, state, listener.warn, listener.note)
 
 
 def _set_threshold_from(

@@ -151,7 +151,7 @@ class TestHeader:
         rewrite(saved, lambda header, _: header.update(schema_version=version))
         assert_refused(saved, f"schema version {re.escape(str(version))}, this vadexport reads 1")
 
-    @pytest.mark.parametrize("family", ["padim", "", 5, None, ["patchcore"], {"patchcore": 1}])
+    @pytest.mark.parametrize("family", ["abacus", "", 5, None, ["patchcore"], {"patchcore": 1}])
     def test_an_unknown_family_is_refused(self, saved, family):
         rewrite(saved, lambda header, _: header.update(family=family))
         assert_refused(saved, f"unknown family {re.escape(repr(family))}")

@@ -202,12 +202,26 @@ class TestThresholds:
             error = distance_error(detector, patches, nearest.max(), float32_eps)
             assert detector.normal_scores[number].item() == pytest.approx(expected, abs=2 * error)
 
+    def test_an_image_is_judged_by_the_others_alone_among_thinned_out_patches(
+        self, crops, monkeypatch, float32_eps
+    ):
+        monkeypatch.setattr(patchcore, "MAX_PATCHES", 5 * 40)
+        detector = fit(crops[:5], PatchCoreConfig(coreset_ratio=1.0), GRAY)
+        patches = patches_of(detector, crops[:5])
+        patches = patches.reshape(5, -1, patches.shape[-1])
+        bank = detector.memory_bank.double().numpy()
+        owners = cdist(bank, np.concatenate(patches)).argmin(axis=1) // patches.shape[1]
+        for number, own in enumerate(patches):
+            expected = cdist(own, bank[owners != number]).min(axis=1).max()
+            error = distance_error(detector, patches, expected, float32_eps)
+            assert detector.normal_scores[number].item() == pytest.approx(expected, abs=error)
+
     def test_limits_come_from_the_quantile_of_the_normal_scores(self, crops):
         config = PatchCoreConfig(coreset_ratio=0.05)
         detector = fit(crops, config, GRAY, quantile=0.8)
         scores = detector.normal_scores.double().numpy()
         limits = detector.thresholds
-        assert limits.image == np.float32(np.quantile(scores, 0.8))
+        assert limits.image == float(np.float32(np.quantile(scores, 0.8)))
         assert (limits.minimum, limits.maximum) == (scores.min(), scores.max())
         assert limits.rule == "0.8 quantile of 12 normal images"
         assert (scores > limits.image).sum() == 3
@@ -216,7 +230,7 @@ class TestThresholds:
         scores = torch.tensor([0.1, 0.2, 0.7])
         limits = normal_thresholds(scores, scores / 3, 0.35)
         for value in (limits.image, limits.pixel, limits.minimum, limits.maximum):
-            assert np.float32(value) == value
+            assert float(np.float32(value)) == value
 
     def test_of_quantile_one_no_normal_image_is_anomalous(self):
         scores = torch.rand(9, generator=torch.Generator().manual_seed(0))

@@ -65,6 +65,8 @@ def test_inputs_and_outputs_are_those_of_the_contract(case, step):
     _, detector, batch, graphs, images = case
     graph = graphs[STEPS.index(step)]
     onnx.checker.check_model(graph.model, full_check=True)
+    (opset,) = graph.model.opset_import
+    assert (opset.domain, opset.version) == ("", tracing.OPSET)
     opened = session(graph)
     (image,) = opened.get_inputs()
     assert image.name == contract.INPUT_NAME

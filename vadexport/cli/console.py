@@ -26,8 +26,9 @@ class Console(Listener):
         self._terminal = sys.stderr.isatty()
         self._open_step: str | None = None
         self._started = self._drawn = 0.0
+        self._done_before = 0
 
-    def step(self, name: str, done: int, total: int) -> None:
+    def step(self, name: str, done: int, total: int, detail: str = "") -> None:
         """Draw a bar on a terminal; in a log, one line when the step is finished."""
         if self.quiet:
             return
@@ -35,15 +36,21 @@ class Console(Listener):
         if name != self._open_step:
             self.finish()
             self._open_step, self._started, self._drawn = name, now, 0.0
+            self._done_before = done  # a resumed step starts in the middle
+        suffix = f", {detail}" if detail else ""
         if done >= total:
-            self._close(f"{name}: {total} in {now - self._started:.1f} s" if total > 1 else name)
+            took = f": {total} in {now - self._started:.1f} s" if total > 1 else ""
+            self._close(f"{name}{took}{suffix}")
         elif self._terminal and now - self._drawn >= _REDRAW_S:
             self._drawn = now
-            filled = int(_BAR_WIDTH * done / total)
-            left = (now - self._started) / done * (total - done) if done else None
+            width = max(_BAR_WIDTH - len(suffix), 0)  # the line must not wrap
+            filled = int(width * done / total)
+            seen = done - self._done_before
+            left = (now - self._started) / seen * (total - done) if seen else None
             remaining = f"{left:4.0f} s left" if left is not None else ""
-            bar = "█" * filled + "·" * (_BAR_WIDTH - filled)
-            click.echo(f"\r\x1b[K{name:<24} {bar} {done}/{total} {remaining}", nl=False, err=True)
+            bar = "█" * filled + "·" * (width - filled)
+            line = f"\r\x1b[K{name:<24} {bar} {done}/{total} {remaining}{suffix}"
+            click.echo(line, nl=False, err=True)
 
     def warn(self, text: str) -> None:
         """Show a warning, also when quiet."""

@@ -64,7 +64,8 @@ def _command_of(family: Family) -> click.Command:
     hints = typing.get_type_hints(config)
     own = [_option(each, hints[each.name]) for each in dataclasses.fields(config)]
     decorated = click.command(family.name, help=_help(family))(run)
-    decorated.params = [*_common(), *own, *decorated.params]
+    training = _training_options() if family.trains else []
+    decorated.params = [*_common(), *training, *own, *decorated.params]
     return decorated
 
 
@@ -91,6 +92,18 @@ def _common() -> list[click.Parameter]:
         pass
 
     return click.command()(holder).params
+
+
+def _training_options() -> list[click.Parameter]:
+    """Those of families that train by gradient descent."""
+    return [
+        click.Option(
+            ["--max-minutes"],
+            type=float,
+            help="Stop training after this long, with the best so far. A fit that was killed goes "
+            "on where it was when the same command is given again.",
+        )
+    ]
 
 
 def _option(each: "dataclasses.Field[Any]", kind: Any) -> click.Option:
@@ -130,6 +143,7 @@ def _fit(console: Console, family: Family, arguments: dict[str, Any]) -> None:
         quantile=arguments["quantile"],
         labelled=arguments["labelled"],
         skip_unreadable=arguments["skip_unreadable"],
+        max_minutes=arguments.get("max_minutes"),
     )
     detector = fit(options, console)
     limits = detector.thresholds

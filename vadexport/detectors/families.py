@@ -44,6 +44,37 @@ _ALL = (
         "PatchCore",
         "PatchCoreConfig",
     ),
+    Family(
+        "padim",
+        "A Gaussian of normal patches at every position (Defard et al. 2021).",
+        "vadexport.detectors.padim",
+        "PaDiM",
+        "PaDiMConfig",
+    ),
+    Family(
+        "student_teacher",
+        "A student that learnt its teacher on normal images (STFPM, Wang et al. 2021).",
+        "vadexport.detectors.student_teacher",
+        "StudentTeacher",
+        "StudentTeacherConfig",
+        trains=True,
+    ),
+    Family(
+        "efficient_ad",
+        "Small teacher, student and autoencoder (EfficientAD-style, Batzner et al. 2024).",
+        "vadexport.detectors.efficient_ad",
+        "EfficientAd",
+        "EfficientAdConfig",
+        trains=True,
+    ),
+    Family(
+        "autoencoder",
+        "A convolutional autoencoder trained with SSIM and L2 (Bergmann et al. 2019).",
+        "vadexport.detectors.autoencoder",
+        "Autoencoder",
+        "AutoencoderConfig",
+        trains=True,
+    ),
 )
 
 #: Every family by its name.

@@ -24,7 +24,7 @@ _LIST_SUFFIXES: Final = (".txt", ".lst")
 #: Name of the folder of normal images in MVTec AD and the data sets laid out like it.
 _NORMAL_FOLDER: Final = "good"
 #: Name of the folder of defect masks: PNG files that are no camera images.
-_MASK_FOLDER: Final = "ground_truth"
+MASK_FOLDER: Final = "ground_truth"
 
 _LABELS: Final = {
     **dict.fromkeys(("normal", "good", "0"), False),
@@ -95,6 +95,18 @@ def test_images(spec: str | Path) -> list[ImageFile]:
     return _resolve(spec, ("test",))
 
 
+def is_category(root: Path) -> bool:
+    """Whether a folder is laid out like a category of MVTec AD, even without `train/good`.
+
+    Raises:
+        InputError: the folder cannot be read.
+    """
+    with _readable():
+        if (root / "train" / _NORMAL_FOLDER).is_dir():
+            return True
+        return (root / "test").is_dir() and bool(_scan(root / "test")[1])
+
+
 def _resolve(spec: str | Path, category_parts: Sequence[str]) -> list[ImageFile]:
     """List `spec`; if it is a category folder, only these folders of it."""
     if not str(spec):
@@ -102,7 +114,7 @@ def _resolve(spec: str | Path, category_parts: Sequence[str]) -> list[ImageFile]
     path = Path(spec)
     with _readable():
         if path.is_dir():
-            files = _category(path, category_parts) if _is_category(path) else _folder(path)
+            files = _category(path, category_parts) if is_category(path) else _folder(path)
         elif path.is_file():
             files = _file(path)
         elif path.exists():
@@ -133,13 +145,6 @@ def _natural(name: str) -> tuple[list[tuple[str, int, str]], str]:
 
 
 # --- folders ---------------------------------------------------------------------------------
-
-
-def _is_category(root: Path) -> bool:
-    """Whether a folder is laid out like a category of MVTec AD, even without `train/good`."""
-    if (root / "train" / _NORMAL_FOLDER).is_dir():
-        return True
-    return (root / "test").is_dir() and bool(_scan(root / "test")[1])
 
 
 def _category(root: Path, parts: Sequence[str]) -> list[ImageFile]:
@@ -228,7 +233,7 @@ def _scan(folder: Path) -> tuple[list[Path], list[Path]]:
     children = sorted(child for child in folder.iterdir() if not child.name.startswith("."))
     folders = [child for child in children if child.is_dir()]
     files = sorted(set(children).difference(folders))
-    return files, [child for child in folders if child.name != _MASK_FOLDER]
+    return files, [child for child in folders if child.name != MASK_FOLDER]
 
 
 # --- globs -----------------------------------------------------------------------------------

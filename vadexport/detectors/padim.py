@@ -1,0 +1,252 @@
+"""PaDiM (Defard et al., ICPR 2020): a Gaussian of normal patches at every position."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vadexport.contract import ImageInput, UInt8Array
+from vadexport.detectors.backbones import create_backbone
+from vadexport.detectors.base import Detector, Progress, choice, normal_thresholds
+from vadexport.detectors.maps import full_size_map, gaussian_kernel
+from vadexport.detectors.preprocessing import PreprocessingConfig
+from vadexport.errors import InputError
+
+#: Added to the diagonal of every covariance, as in the paper.
+_REGULARISATION = 0.01
+#: Parts that the normal images are cut into, each scored by a fit on the others.
+_FOLDS = 5
+#: Positions whose covariances are held in float64 at once.
+_POSITIONS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class PaDiMConfig:
+    """Choices of the method.
+
+    Attributes:
+        backbone: see `create_backbone`.
+        levels: feature levels that make up a patch, the first sets the number of positions.
+        channels: chosen at random from all levels' channels, 100 for a resnet18 in the paper.
+        blur_sigma: of the map's Gaussian, in pixels of the network's input.
+        seed: of the choice of channels.
+    """
+
+    backbone: str = choice("efficientnet_lite0", "efficientnet_lite0 … lite2, or any timm model.")
+    levels: tuple[int, ...] = choice(
+        (2, 3), "Feature levels that make up a patch; level l has stride 2^(l+1)."
+    )
+    channels: int = choice(100, "Channels of a patch, chosen at random from all levels.")
+    blur_sigma: float = choice(4.0, "Of the map's Gaussian blur, in pixels of the network's input.")
+    seed: int = choice(0, "Of the choice of channels.")
+
+    def __post_init__(self) -> None:
+        if self.channels < 1:
+            raise InputError(f"a patch has at least one channel, not {self.channels}")
+        if not 0 < self.blur_sigma <= 64:
+            raise InputError(f"the blur's sigma is in (0, 64], not {self.blur_sigma}")
+
+
+class PaDiM(Detector):
+    """Mahalanobis distance of each patch to the Gaussian of normal patches at its position.
+
+    With `Σ = L·Lᵀ`, the distance `√((x − μ)ᵀ Σ⁻¹ (x − μ))` is the length of `L⁻¹ (x − μ)`: never
+    the root of a negative number, whatever is rounded. `whitening` holds `L⁻¹` transposed.
+    """
+
+    family: ClassVar[str] = "padim"
+    chosen: Tensor
+    mean: Tensor
+    whitening: Tensor
+    blur_kernel: Tensor
+
+    def __init__(
+        self,
+        config: PaDiMConfig,
+        image_input: ImageInput,
+        preprocessing: PreprocessingConfig | None = None,
+        *,
+        size: tuple[int, int] | None = None,
+        pretrained: bool = False,
+    ) -> None:
+        """Make an unfitted detector; arguments as `PatchCore`'s."""
+        backbone = create_backbone(config.backbone, config.levels, pretrained=pretrained)
+        if preprocessing is None:
+            size = size or (image_input.height, image_input.width)
+            preprocessing = PreprocessingConfig(size, backbone.mean, backbone.std)
+        super().__init__(image_input, preprocessing)
+        self.backbone = backbone
+        self.method = config
+        every = sum(backbone.channels)
+        if config.channels > every:
+            raise InputError(f"the backbone's levels have {every} channels, not {config.channels}")
+        generator = torch.Generator().manual_seed(config.seed)
+        chosen = torch.randperm(every, generator=generator)[: config.channels].sort().values
+        self.register_buffer("chosen", chosen)
+        self.register_buffer("mean", torch.zeros(0, config.channels))
+        self.register_buffer("whitening", torch.zeros(0, config.channels, config.channels))
+        kernel = gaussian_kernel(config.blur_sigma)
+        if kernel.numel() // 2 >= min(preprocessing.size):
+            raise InputError(f"{preprocessing.size} is too small for a blur of {config.blur_sigma}")
+        self.register_buffer("blur_kernel", kernel, persistent=False)
+
+    def config(self) -> dict[str, Any]:
+        """See the base class."""
+        return asdict(self.method)
+
+    @classmethod
+    def from_config(
+        cls,
+        config: dict[str, Any],
+        image_input: ImageInput,
+        preprocessing: PreprocessingConfig,
+        state: Mapping[str, Tensor],
+    ) -> Self:
+        """See the base class."""
+        try:
+            method = PaDiMConfig(**{**config, "levels": tuple(config["levels"])})
+            whole = (*method.levels, method.channels, method.seed)
+            if type(config["backbone"]) is not str or any(type(n) is not int for n in whole):
+                raise TypeError("a field is of another type")
+        except (KeyError, TypeError) as error:
+            raise InputError(f"the PaDiM configuration is damaged: {error}") from None
+        detector = cls(method, image_input, preprocessing)
+        positions = len(state.get("mean", ()))
+        if positions == 0:
+            raise InputError("the PaDiM detector has no Gaussians: damaged, or not fitted")
+        chosen = state.get("chosen", torch.zeros(0))
+        if chosen.shape != detector.chosen.shape or not bool(
+            ((chosen >= 0) & (chosen < sum(detector.backbone.channels))).all()
+        ):
+            raise InputError("the PaDiM detector's channels do not fit its backbone: damaged")
+        detector.mean = torch.zeros(positions, method.channels)
+        detector.whitening = torch.zeros(positions, method.channels, method.channels)
+        return detector
+
+    def describe(self) -> dict[str, str | int | float]:
+        """See the base class."""
+        positions, width = self.mean.shape
+        levels = " and ".join(map(str, self.method.levels))
+        return {
+            "backbone": f"{self.method.backbone}, levels {levels}",
+            "gaussians": f"{positions} positions × {width} channels",
+        }
+
+    def network(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Feature maps of the backbone's levels."""
+        features: tuple[Tensor, ...] = self.backbone(x)
+        return features
+
+    def embed(self, features: Sequence[Tensor]) -> Tensor:
+        """Patches `[N, D, h, w]`: chosen channels, upsampled to the first level's size."""
+        size = features[0].shape[-2:]
+        upsampled = [functional.interpolate(level, size, mode="nearest") for level in features[1:]]
+        return torch.cat([features[0], *upsampled], dim=1).index_select(1, self.chosen)
+
+    def score(self, x: Tensor, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """See the base class."""
+        del x
+        return self._score_against(self.embed(features), self.mean, self.whitening)
+
+    def _score_against(
+        self, patches: Tensor, mean: Tensor, whitening: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        count, _, rows, columns = patches.shape
+        centred = patches.flatten(2).permute(2, 0, 1) - mean[:, None]
+        distances = (centred @ whitening).square().sum(dim=2).sqrt()
+        anomaly_map = full_size_map(
+            distances.T.reshape(count, 1, rows, columns),
+            self.preprocessing.config.size,
+            self.blur_kernel,
+        )
+        return anomaly_map.amax(dim=(1, 2, 3)), anomaly_map
+
+
+def gaussians(patches: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and whitening matrix of the patches at each position, computed in float64.
+
+    Args:
+        patches: float32 [n, D, P], n at least 2.
+
+    Returns:
+        Means float32 [P, D], and float32 [P, D, D] that map centred patches to unit covariance.
+    """
+    means, whitenings = [], []
+    count, width, _ = patches.shape
+    ridge = _REGULARISATION * torch.eye(width, dtype=torch.float64)
+    for part in torch.split(patches, _POSITIONS_AT_ONCE, dim=2):
+        rows = part.permute(2, 0, 1).double()
+        mean = rows.mean(dim=1)
+        centred = rows - mean[:, None]
+        covariance = centred.transpose(1, 2) @ centred / (count - 1) + ridge
+        factor = torch.linalg.cholesky(covariance)
+        unit = torch.eye(width, dtype=torch.float64).expand_as(factor)
+        inverse = torch.linalg.solve_triangular(factor, unit, upper=False)
+        means.append(mean.float())
+        whitenings.append(inverse.transpose(1, 2).float())
+    return torch.cat(means), torch.cat(whitenings).contiguous()
+
+
+@torch.inference_mode()
+def fit(
+    images: Sequence[UInt8Array],
+    config: PaDiMConfig,
+    image_input: ImageInput,
+    *,
+    size: tuple[int, int] | None = None,
+    quantile: float = 0.95,
+    progress: Progress = lambda _step, _done, _all: None,
+) -> PaDiM:
+    """Fit PaDiM on normal images.
+
+    The Gaussians are those of all images. Thresholds come from five fits, each scoring the fifth
+    of the images that it left out; with fewer images, from one fit an image.
+
+    Args:
+        images: normal images, each `uint8 [H, W, C]`.
+        config: choices of the method.
+        image_input: size and channels of the images.
+        size: the network's input, default the camera's size.
+        quantile: fraction of the normal images that stays below the thresholds.
+        progress: told about each image and each fit.
+
+    Raises:
+        InputError: fewer than three images, a level that the image is too small for, or features
+            that are not finite.
+    """
+    if len(images) < 3:
+        raise InputError(
+            f"PaDiM needs at least three normal images for its covariances, not {len(images)}"
+        )
+    detector = PaDiM(config, image_input, size=size, pretrained=True)
+    patches = torch.cat(list(_embeddings(detector, images, progress)))
+    flat = patches.flatten(2)
+    folds = min(_FOLDS, len(images))
+    fold_of = torch.arange(len(images)) % folds
+    scores, maxima = torch.zeros(len(images)), torch.zeros(len(images))
+    for fold in range(folds):
+        left_out = fold_of == fold
+        mean, whitening = gaussians(flat[~left_out])
+        raw, maps = detector._score_against(patches[left_out], mean, whitening)  # noqa: SLF001
+        scores[left_out], maxima[left_out] = raw, maps.amax(dim=(1, 2, 3))
+        progress("gaussians", fold + 1, folds + 1)
+    detector.mean, detector.whitening = gaussians(flat)
+    progress("gaussians", folds + 1, folds + 1)
+    detector.normal_scores = scores
+    detector.thresholds = normal_thresholds(scores, maxima, quantile)
+    return detector
+
+
+def _embeddings(
+    detector: PaDiM, images: Sequence[UInt8Array], progress: Progress
+) -> Iterator[Tensor]:
+    for number, image in enumerate(images, 1):
+        x = detector.preprocessing(torch.from_numpy(image)[None])
+        patches = detector.embed(detector.network(x))
+        if not patches.isfinite().all():
+            raise InputError(f"the backbone's features of image {number} are not finite")
+        yield patches
+        progress("features", number, len(images))

@@ -1,0 +1,217 @@
+"""STFPM (Wang et al., BMVC 2021): a student that learnt its teacher on normal images alone."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vadexport.contract import ImageInput, UInt8Array
+from vadexport.detectors.backbones import create_backbone
+from vadexport.detectors.base import Detector, choice
+from vadexport.detectors.maps import blur, gaussian_kernel
+from vadexport.detectors.preprocessing import PreprocessingConfig
+from vadexport.detectors.stored_config import as_json, read_config
+from vadexport.detectors.training import (
+    NormalImages,
+    Plan,
+    Training,
+    TrainingProgress,
+    no_progress,
+    seeded_weights,
+    set_thresholds,
+    train,
+    training_device,
+)
+from vadexport.errors import InputError
+
+
+@dataclass(frozen=True)
+class StudentTeacherConfig:
+    """Choices of the method.
+
+    Attributes:
+        backbone: of teacher and student, see `create_backbone`.
+        levels: whose features are compared; the first three after the stem in the paper.
+        steps: of training, at most.
+        batch_size: images a step.
+        learning_rate: of Adam; the paper trains ten times longer by SGD.
+        blur_sigma: of the map's Gaussian, in pixels of the network's input; 0, as in the paper,
+            for none.
+        seed: of the student's first weights, the batches and the held-out images.
+    """
+
+    backbone: str = choice("efficientnet_lite0", "efficientnet_lite0 … lite2, or any timm model.")
+    levels: tuple[int, ...] = choice(
+        (1, 2, 3), "Feature levels that are compared; level l has stride 2^(l+1)."
+    )
+    steps: int = choice(250, "Steps of training, at most.")
+    batch_size: int = choice(4, "Images a step.")
+    learning_rate: float = choice(0.003, "Of Adam.")
+    blur_sigma: float = choice(
+        0.0, "Of the map's Gaussian blur, in pixels of the network's input; 0 for none."
+    )
+    seed: int = choice(0, "Of the student's first weights and of the batches.")
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch_size < 1:
+            raise InputError("training needs at least one step and one image a step")
+        if not 0 < self.learning_rate <= 1:
+            raise InputError(f"the learning rate is in (0, 1], not {self.learning_rate}")
+        if not 0 <= self.blur_sigma <= 64:
+            raise InputError(f"the blur's sigma is in [0, 64], not {self.blur_sigma}")
+
+
+class StudentTeacher(Detector):
+    """Where the student's features differ from the teacher's, it has seen nothing alike."""
+
+    family: ClassVar[str] = "student_teacher"
+    blur_kernel: Tensor
+
+    def __init__(
+        self,
+        config: StudentTeacherConfig,
+        image_input: ImageInput,
+        preprocessing: PreprocessingConfig | None = None,
+        *,
+        size: tuple[int, int] | None = None,
+        pretrained: bool = False,
+    ) -> None:
+        """Make a detector whose student is untrained.
+
+        Args:
+            config: choices of the method.
+            image_input: camera images.
+            preprocessing: to the networks' input; made from the backbone's mean and std and
+                `size` where it is None.
+            size: the networks' input, default the camera's size.
+            pretrained: load the teacher's ImageNet weights.
+        """
+        teacher = create_backbone(config.backbone, config.levels, pretrained=pretrained)
+        if preprocessing is None:
+            size = size or (image_input.height, image_input.width)
+            preprocessing = PreprocessingConfig(size, teacher.mean, teacher.std)
+        super().__init__(image_input, preprocessing)
+        self.method = config
+        self.teacher = teacher
+        with seeded_weights(config.seed):
+            self.student = create_backbone(config.backbone, config.levels, pretrained=False)
+        kernel = gaussian_kernel(config.blur_sigma) if config.blur_sigma > 0 else torch.ones(1)
+        if kernel.numel() // 2 >= min(preprocessing.size):
+            raise InputError(f"{preprocessing.size} is too small for a blur of {config.blur_sigma}")
+        self.register_buffer("blur_kernel", kernel, persistent=False)
+
+    def config(self) -> dict[str, Any]:
+        """See the base class."""
+        return as_json(self.method)
+
+    @classmethod
+    def from_config(
+        cls,
+        config: dict[str, Any],
+        image_input: ImageInput,
+        preprocessing: PreprocessingConfig,
+        state: Mapping[str, Tensor],
+    ) -> Self:
+        """See the base class."""
+        del state
+        method = read_config(StudentTeacherConfig, config, "student-teacher")
+        return cls(method, image_input, preprocessing)
+
+    def describe(self) -> dict[str, str | int | float]:
+        """See the base class."""
+        levels = ", ".join(map(str, self.method.levels))
+        return {"backbone": f"{self.method.backbone}, levels {levels}"}
+
+    def network(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Features of the teacher's levels, then of the student's."""
+        return (*self.teacher(x), *self.student(x))
+
+    def score(self, x: Tensor, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """See the base class; the product of all levels' differences, and its maximum."""
+        del x
+        count = len(features) // 2
+        product: Tensor | None = None
+        for taught, learnt in zip(features[:count], features[count:], strict=True):
+            level = functional.interpolate(
+                feature_difference(taught, learnt),
+                self.preprocessing.config.size,
+                mode="bilinear",
+                align_corners=False,
+            )
+            product = level if product is None else product * level
+        if product is None:
+            raise InputError("the student-teacher pair compares at least one level")
+        anomaly_map = blur(product, self.blur_kernel) if self.method.blur_sigma > 0 else product
+        return anomaly_map.amax(dim=(1, 2, 3)), anomaly_map
+
+
+def feature_difference(taught: Tensor, learnt: Tensor) -> Tensor:
+    """½·‖t − s‖² of features normalised to length one at each position (paper, eq. 1 and 2).
+
+    Args:
+        taught: features of the teacher, [N, C, h, w].
+        learnt: of the student, likewise.
+
+    Returns:
+        Float32 [N, 1, h, w], in [0, 2].
+    """
+    difference = functional.normalize(taught, dim=1) - functional.normalize(learnt, dim=1)
+    return difference.square().sum(dim=1, keepdim=True) / 2
+
+
+def fit(  # noqa: PLR0913 - the call that all families share
+    images: Sequence[UInt8Array],
+    config: StudentTeacherConfig,
+    image_input: ImageInput,
+    *,
+    size: tuple[int, int] | None = None,
+    quantile: float = 0.95,
+    progress: TrainingProgress = no_progress,
+    training: Training | None = None,
+) -> StudentTeacher:
+    """Train the student on normal images; those held out set the thresholds.
+
+    Args:
+        images: normal images, each `uint8 [H, W, C]`.
+        config: choices of the method.
+        image_input: size and channels of the images.
+        size: the networks' input, default the camera's size.
+        quantile: fraction of the held-out images that stays below the thresholds.
+        progress: told about each step and its loss.
+        training: time limit and resumption.
+
+    Raises:
+        InputError: no image, a level that the image is too small for, or a loss that is not
+            finite.
+    """
+    detector = StudentTeacher(config, image_input, size=size, pretrained=True)
+    detector.eval().to(training_device())
+    normal = NormalImages(images, detector.preprocessing, seed=config.seed)
+    detector.student.requires_grad_(requires_grad=True)
+
+    def loss(x: Tensor, _generator: torch.Generator) -> Tensor:
+        with torch.no_grad():
+            taught = detector.teacher(x)
+        levels = zip(taught, detector.student(x), strict=True)
+        return torch.stack([feature_difference(*level).mean() for level in levels]).sum()
+
+    plan = Plan(
+        name="train",
+        identity={
+            "family": detector.family,
+            "config": detector.config(),
+            "preprocessing": detector.preprocessing.config.to_json(),
+        },
+        steps=config.steps,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        seed=config.seed,
+        weight_decay=1e-5,
+    )
+    train(detector.student, loss, normal, plan, training or Training(), progress)
+    detector.cpu().requires_grad_(requires_grad=False)
+    set_thresholds(detector, normal, quantile, progress)
+    return detector
