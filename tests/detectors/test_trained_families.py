@@ -101,6 +101,7 @@ def test_all_of_them_are_here():
     assert set(TINY) <= trained
 
 
+@pytest.mark.slow
 @families
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("batch", [1, 3, None])

@@ -22,7 +22,7 @@ _COMMANDS: Final = {
     "fit": "Train a reference detector on normal images.",
     "build": "Compile a trained detector and check every step.",
     "verify": "Hold artifacts against the untouched reference.",
-    "evaluate": "Say how well a detector tells anomalous from normal: AUROC, F1, AUPRO.",
+    "evaluate": "Measure AUROC, F1-max and AUPRO on labelled images.",
     "predict": "Score images with an artifact.",
     "inspect": "Say what a detector or an artifact is and holds.",
     "doctor": "Say which targets work here, and what the others lack.",
