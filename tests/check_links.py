@@ -221,6 +221,9 @@ def _command_problem(words: list[str], commands: Commands) -> str | None:
         return None
     if name not in commands:
         return f"no such command: vadexport {name}"
+    nested = " ".join(words[:2])
+    if nested in commands:
+        name = nested
     return _option_problem(name, words[1:], commands[name])
 
 
@@ -244,6 +247,11 @@ def _commands() -> tuple[Commands, str]:
         return {}, "vadexport.cli.main holds no click group"
     context = click.Context(group)
     found = {name: group.get_command(context, name) for name in group.list_commands(context)}
+    for name, command in list(found.items()):
+        if isinstance(command, click.Group):
+            inner = click.Context(command, parent=context)
+            for child in command.list_commands(inner):
+                found[f"{name} {child}"] = command.get_command(inner, child)
     return {name: _options(command) for name, command in {"": group, **found}.items()}, ""
 
 

@@ -72,7 +72,8 @@ def evaluated(evaluate):
 @pytest.fixture
 def refused(evaluate, checkpoint, tmp_path):
 
-    def run(dataset, *words, detector=checkpoint, status=2):
+    # Early: before the detector is loaded, let alone an image scored.
+    def run(dataset, *words, detector=checkpoint, status=2, early=True):
         plots = tmp_path / "no plots"
         result = evaluate(detector, dataset, "--plots", plots)
         error = result.err.splitlines()[-1]
@@ -83,6 +84,7 @@ def refused(evaluate, checkpoint, tmp_path):
             assert str(word) in error
         assert result.out == ""
         assert not plots.exists()
+        assert ("  load" not in result.err) is early
 
     return run
 
@@ -215,14 +217,14 @@ def test_a_mask_of_no_image(category, refused):
 def test_a_damaged_mask(category, refused):
     mask = category / "ground_truth" / "streak" / "2_mask.png"
     mask.write_bytes(mask.read_bytes()[:-40])
-    refused(category, mask, "damaged")
+    refused(category, mask, "damaged", early=False)
 
 
 def test_a_mask_that_marks_a_defect_in_a_normal_image(category, refused):
     mask = category / "ground_truth" / "good" / "1_mask.png"
     mask.parent.mkdir()
     shutil.copy(category / "ground_truth" / "streak" / "1_mask.png", mask)
-    refused(category, mask, "normal")
+    refused(category, mask, "normal", early=False)
 
 
 def test_a_black_mask_is_warned_of(evaluate, category, checkpoint):
@@ -295,7 +297,8 @@ def test_too_few_readable_images(evaluate, category, checkpoint):
 
 def test_scores_that_are_not_finite(cells, refused, tampered):
     detector = tampered({"memory_bank": lambda bank: bank * 0 + 1e30})
-    refused(cells, cells / "test" / "good" / "0.png", "finite", detector=detector, status=1)
+    image = cells / "test" / "good" / "0.png"
+    refused(cells, image, "finite", detector=detector, status=1, early=False)
 
 
 @pytest.mark.parametrize("missing", ["detector", "dataset"])
@@ -351,10 +354,12 @@ def test_the_batch_does_not_matter(cells, batch):
     assert (found.pixel_auroc, found.aupro) == (single.pixel_auroc, single.aupro)
 
 
-def test_a_map_that_is_not_finite(cells):
+@pytest.mark.parametrize("output", [RAW_SCORE, ANOMALY_MAP])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_one_value_that_is_not_finite(cells, output, value):
     def infer(call):
         outputs = brightness(call)
-        outputs[ANOMALY_MAP][0, 0, 3, 3] = np.nan
+        outputs[output].flat[-1] = value
         return outputs
 
     with pytest.raises(CheckError, match=r"0\.png.*finite"):
