@@ -23,10 +23,11 @@ def quantise(
 ) -> int:
     """Write a Q/DQ form of the ONNX file `model`, made by NNCF. To be run in a child process.
 
-    Weights are symmetric per channel, activations symmetric per tensor (TensorRT reads no other),
-    with the ranges that the images reach: NNCF's default, the mean of the images' ranges, clips
-    what defects excite. Only `network_nodes` are quantised. Biases are left as they are; NNCF's
-    correction of them was measured to move scores further.
+    Weights are symmetric per channel, activations symmetric per tensor; behind a ReLU6, which is
+    never negative, NNCF takes uint8 with zero point 0, which TensorRT would misread. Ranges are
+    those that the images reach: NNCF's default, the mean of the images' ranges, clips what defects
+    excite. Only `network_nodes` are quantised. Biases are left as they are; NNCF's correction of
+    them was measured to move scores further (benchmarks/int8_ranges.py).
 
     Args:
         model: ONNX file.
