@@ -13,8 +13,10 @@ class TimmBackbone(Backbone):
         super().__init__()
         try:
             import timm
-        except ImportError:
-            raise MissingPackageError("timm", "timm") from None
+        except ImportError as error:  # of timm, or of torchvision, which it imports
+            raise MissingPackageError(error.name or "timm", "timm") from None
+        except RuntimeError as error:
+            raise InputError(f"timm cannot be imported here: {error}") from error
         try:
             self.model = timm.create_model(
                 name, features_only=True, out_indices=levels, pretrained=pretrained
