@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import IO, Any
 
 import numpy as np
@@ -98,7 +98,10 @@ def _save_heatmap(
     low = float(anomaly_map.min())
     high = max(float(anomaly_map.max()), float(detector.manifest.thresholds["pixel"]))
     heat = _resized(colour(anomaly_map, low, max(high, low + 1e-6)), image.shape[:2])
-    path = folder / Path(found.file.name).with_suffix(".png")
+    parts = [part for part in PurePath(found.file.name).parts if part not in ("..", "/")]
+    path = folder.joinpath(*parts).with_name(f"{PurePath(parts[-1]).name}.heatmap.png")
+    if path.exists() and path.samefile(found.file.path):
+        raise InputError(f"the heatmap {path} would replace its own image: name another folder")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,5 +1,6 @@
 """Keep packages from reporting usage to their makers."""
 
+import os
 import sys
 
 
@@ -9,4 +10,5 @@ def forbid_telemetry() -> None:
     Both treat it as optional. With it, importing them forks a process that sends usage data, which
     machines in factories must not do, and which breaks in a process whose standard input is used.
     """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime's own, on by default
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]

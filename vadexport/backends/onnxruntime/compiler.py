@@ -4,12 +4,14 @@ import shutil
 from pathlib import Path
 
 from vadexport.errors import BackendError, MissingPackageError
+from vadexport.telemetry import forbid_telemetry
 
 MODEL_FILE = "model.onnx"
 
 
 def version() -> str:
     """Version of the installed ONNX Runtime; raises MissingPackageError."""
+    forbid_telemetry()
     try:
         import onnxruntime
     except ImportError:
