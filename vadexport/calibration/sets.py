@@ -12,7 +12,7 @@ from vadexport.images import ImageFile
 
 #: Fewer images than this leave the ranges to chance.
 FEW_IMAGES = 8
-#: More than this were not seen to change the ranges of a detector.
+#: Bounds the time that calibration takes.
 MAX_IMAGES = 100
 MAX_CHECK_IMAGES = 16
 
