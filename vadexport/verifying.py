@@ -84,6 +84,10 @@ def verify(options: VerifyOptions, listener: Listener) -> VerifyResult:
         MissingPackageError: a backend is not installed here.
         BackendError: a backend crashed or timed out.
     """
+    if not options.rounds and any(
+        options.limits.get(name) is not None for name in ("min_speedup", "max_latency_ms")
+    ):
+        raise InputError("a limit on speed needs a measurement: give it more than 0 rounds")
     artifacts = [open_artifact(folder) for folder in find_artifacts(options.artifact)]
     source = open_source(options.reference)
     image_input = _common_input(artifacts)

@@ -72,6 +72,8 @@ class LoadedDetector:
         if not images:
             return []
         stacked = np.concatenate([self._array(image) for image in images])
+        if len(stacked) != len(images):
+            raise InputError("give one image at a time, or a list of single images")
         calls = [
             (self._runner.infer(call), count) for call, count in self.image_input.batches(stacked)
         ]
