@@ -15,6 +15,7 @@ from vadexport.errors import InputError
 from vadexport.images import (
     ImageFile,
     common_input,
+    image_digest,
     load_images,
     test_images,
     training_images,
@@ -71,7 +72,9 @@ def fit(options: FitOptions, listener: Listener) -> Detector:
     files = training_images(options.images)
     header = common_input(files, skip_unreadable=options.skip_unreadable)
     image_input = ImageInput(header.height, header.width, header.channels)
-    images = [image for _, image in _load(files, image_input, options, listener)]
+    loaded = list(_load(files, image_input, options, listener))
+    images = [image for _, image in loaded]
+    digests = {image_digest(file.path) for file, _ in loaded}
     if len(images) < _FEW_IMAGES:
         listener.warn(f"{len(images)} normal images are few: thresholds will be rough")
     detector: Detector = family.load("fit")(
@@ -83,6 +86,7 @@ def fit(options: FitOptions, listener: Listener) -> Detector:
         progress=listener.step,
         **({} if training is None else {"training": training}),
     )
+    detector.fitted_on = tuple(sorted(digests))
     if options.labelled is not None:
         _set_threshold_from(options.labelled, detector, options, listener)
     save_detector(detector, options.destination)

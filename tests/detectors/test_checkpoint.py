@@ -98,6 +98,12 @@ class TestRoundTrip:
         assert torch.equal(loaded.normal_scores, resizing.normal_scores)
         assert loaded.describe() == resizing.describe()
 
+    def test_the_digests_of_its_images_come_back(self, saved):
+        detector = load_detector(saved)
+        detector.fitted_on = ("0123456789abcdef", "fedcba9876543210")
+        save_detector(detector, saved)
+        assert load_detector(saved).fitted_on == detector.fitted_on
+
     def test_is_in_evaluation_mode_and_frozen(self, saved):
         loaded = load_detector(saved)
         assert not any(module.training for module in loaded.modules())
@@ -217,6 +223,35 @@ class TestHeader:
         rewrite(saved, lambda header, _: put(header, "config.backbone", "no_such_network"))
         with pytest.raises(VadexportError, match="timm"):
             load_detector(saved)
+
+    @pytest.mark.parametrize(
+        "value",
+        [
+            None,
+            "0123456789abcdef",
+            {"0123456789abcdef": 1},
+            [5],
+            [None],
+            ["0123456789abcde"],
+            ["0123456789abcdef0"],
+            ["0123456789ABCDEF"],
+            ["0123456789abcdeg"],
+            ["0123456789abcdef\n"],
+            ["0123456789abcdef", ["0123456789abcdef"]],
+        ],
+        ids=repr,
+    )
+    def test_digests_that_are_none_are_refused(self, saved, value):
+        rewrite(saved, lambda header, _: header.update(fitted_on=value))
+        assert_refused(saved, "digests of its images are damaged")
+
+    def test_no_more_digests_than_a_million_are_read(self, saved):
+        rewrite(saved, lambda header, _: header.update(fitted_on=["0" * 16] * 1_000_001))
+        assert_refused(saved, "digests of its images are damaged")
+
+    def test_a_checkpoint_from_before_digests_is_read(self, saved):
+        rewrite(saved, lambda header, _: header.pop("fitted_on"))
+        assert load_detector(saved).fitted_on == ()
 
     @pytest.mark.parametrize("text", ["", "no JSON", "{", "[" * 100_000, "NaN NaN"])
     def test_what_is_no_json_is_refused(self, saved, text):

@@ -82,6 +82,7 @@ class Detector(nn.Module, ABC):
         thresholds: set by fitting.
         normal_scores: float32 [n], raw scores of the normal images that set the thresholds;
             their spread is the unit of drift.
+        fitted_on: `image_digest` of each image file it was fitted on, sorted; empty if unknown.
     """
 
     family: ClassVar[str]
@@ -92,6 +93,7 @@ class Detector(nn.Module, ABC):
         self.image_input = image_input
         self.preprocessing = Preprocessing(preprocessing)
         self.thresholds = Thresholds(0.0, 0.0, 0.0, 1.0, "not fitted")
+        self.fitted_on: tuple[str, ...] = ()
         self.register_buffer("normal_scores", torch.zeros(0))
 
     @abstractmethod

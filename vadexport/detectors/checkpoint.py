@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from vadexport.errors import InputError
 
 _HEADER_KEY = "vadexport"
 _SCHEMA_VERSION = 1
+#: Digests of images that a header may list; more would be no image set but an attack.
+_MOST_IMAGES = 1_000_000
+_DIGEST = re.compile(r"[0-9a-f]{16}")
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80")
 
 
@@ -34,6 +38,7 @@ def save_detector(detector: Detector, path: Path) -> None:
         "preprocessing": detector.preprocessing.config.to_json(),
         "thresholds": detector.thresholds.to_json(),
         "config": detector.config(),
+        "fitted_on": list(detector.fitted_on),
     }
     state = {name: value.contiguous() for name, value in detector.state_dict().items()}
     handle, temporary = -1, ""
@@ -68,6 +73,7 @@ def load_detector(path: Path) -> Detector:
         image_input = ImageInput.from_json(header["image_input"])
         preprocessing = PreprocessingConfig.from_json(header["preprocessing"])
         thresholds = Thresholds.from_json(header["thresholds"])
+        fitted_on = _read_digests(header.get("fitted_on", []))
     except (KeyError, TypeError) as error:
         raise InputError(f"{path} lacks {error} in its header") from None
     if not isinstance(family, str) or family not in FAMILIES:
@@ -84,7 +90,18 @@ def load_detector(path: Path) -> Detector:
         first = str(error).splitlines()[-1].strip()
         raise InputError(f"{path} does not fit its own configuration: {first}") from None
     detector.thresholds = thresholds
+    detector.fitted_on = fitted_on
     return detector.eval().requires_grad_(requires_grad=False)
+
+
+def _read_digests(value: Any) -> tuple[str, ...]:
+    """Digests of the images it was fitted on; older checkpoints have none."""
+    if type(value) is not list or len(value) > _MOST_IMAGES:
+        raise InputError(f"the digests of its images are damaged: no list of ≤ {_MOST_IMAGES}")
+    for each in value:
+        if type(each) is not str or not _DIGEST.fullmatch(each):
+            raise InputError("the digests of its images are damaged: one is not 16 hex digits")
+    return tuple(value)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

@@ -12,6 +12,7 @@ from vadexport.images.decoding import (
     load_images,
     probe,
 )
+from vadexport.images.digests import image_digest
 from vadexport.images.listing import (
     IMAGE_SUFFIXES,
     ImageFile,
@@ -27,6 +28,7 @@ __all__ = [
     "UnreadableImageError",
     "common_input",
     "decode",
+    "image_digest",
     "list_images",
     "load_images",
     "probe",

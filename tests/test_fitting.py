@@ -1,0 +1,63 @@
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from vadexport.detectors.checkpoint import load_detector
+from vadexport.detectors.patchcore import PatchCoreConfig
+from vadexport.fitting import FitOptions, fit
+from vadexport.images import image_digest
+from vadexport.images.colouring import save_png
+from vadexport.listening import Listener
+
+
+class Told(Listener):
+    """What a fit told its listener."""
+
+    def __init__(self):
+        self.steps, self.warnings = [], []
+
+    def step(self, name, done, total, detail=""):
+        del done, total, detail
+        self.steps.append(name)
+
+    def warn(self, text):
+        self.warnings.append(text)
+
+
+@pytest.fixture
+def normal(crops, tmp_path):
+    folder = tmp_path / "normal"
+    folder.mkdir()
+    for number, crop in enumerate(crops[:4]):
+        save_png(crop[:, :, 0], folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def options(normal, tmp_path):
+    config = PatchCoreConfig(coreset_ratio=0.02)
+    return FitOptions("patchcore", str(normal), tmp_path / "d.safetensors", config, (32, 32))
+
+
+class TestFittedOn:
+    def test_the_checkpoint_tells_which_images_it_was_fitted_on(self, options, normal):
+        fit(options, Told())
+        expected = sorted(image_digest(path) for path in normal.iterdir())
+        assert list(load_detector(options.destination).fitted_on) == expected
+        assert len(expected) == 4
+
+    def test_copies_count_once_and_what_was_left_out_does_not(self, options, normal):
+        shutil.copyfile(normal / "0.png", normal / "copy.png")
+        (normal / "1.png").write_bytes(b"no image")
+        fit(replace(options, skip_unreadable=True), Told())
+        expected = sorted(image_digest(normal / f"{number}.png") for number in (0, 2, 3))
+        assert list(load_detector(options.destination).fitted_on) == expected
+
+    def test_names_and_folders_do_not_matter(self, options, normal, tmp_path):
+        first = fit(options, Told())
+        moved = normal.rename(tmp_path / "elsewhere")
+        Path(moved / "0.png").rename(moved / "z.png")
+        second = fit(replace(options, images=str(moved)), Told())
+        assert second.fitted_on == first.fitted_on
