@@ -1,7 +1,6 @@
 """What this machine is, for manifests and reports."""
 
 import importlib.metadata
-import os
 import platform
 from pathlib import Path
 
@@ -29,6 +28,15 @@ def tool_versions() -> dict[str, str]:
     return versions
 
 
-def load_average() -> float | None:
-    """Running processes, averaged over the last minute; None where the system does not say."""
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+def seconds_waited() -> float | None:
+    """How long this process's threads were ready to run and got no processor, added up.
+
+    It grows when others take the processors. None where the system does not say (only Linux does).
+    """
+    total = 0
+    try:
+        for thread in Path("/proc/self/task").iterdir():
+            total += int((thread / "schedstat").read_text(encoding="ascii").split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+    return total / 1e9

@@ -96,7 +96,7 @@ def _save_heatmap(
     """Overlay the map; from its minimum to the pixel threshold or beyond, so normal stays cool."""
     anomaly_map = found.prediction.anomaly_map
     low = float(anomaly_map.min())
-    high = max(float(anomaly_map.max()), float(detector.manifest.thresholds["pixel"]))
+    high = max(float(anomaly_map.max()), float(detector.manifest.thresholds.pixel))
     heat = _resized(colour(anomaly_map, low, max(high, low + 1e-6)), image.shape[:2])
     parts = [part for part in PurePath(found.file.name).parts if part not in ("..", "/")]
     path = folder.joinpath(*parts).with_name(f"{PurePath(parts[-1]).name}.heatmap.png")

@@ -3,7 +3,7 @@
 import platform
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
@@ -19,15 +19,15 @@ from vadexport.backends.child import Child
 from vadexport.backends.registry import opener
 from vadexport.contract import ImageInput, Outputs, UInt8Array
 from vadexport.errors import InputError
-from vadexport.images import ImageFile, decode, load_images
+from vadexport.images import ImageFile, decode, image_digest, load_images
 from vadexport.images.listing import test_images as images_to_test
 from vadexport.listening import Listener
-from vadexport.machine import load_average, processor_name, tool_versions
+from vadexport.machine import processor_name, tool_versions
 from vadexport.reporting import write_reports
 from vadexport.sources import Source, open_source, reference_opener
-from vadexport.verification.drift import DriftUnit
+from vadexport.verification.drift import DriftUnit, NormalScores, fitted_scores
 from vadexport.verification.latency import LatencyFigures, Stopwatch, measure, speedup
-from vadexport.verification.limits import Limits, latency_checks, parity_checks
+from vadexport.verification.limits import Limits, disturbance, latency_checks, parity_checks
 from vadexport.verification.parity import ImageRecord, compare_images, figures
 from vadexport.verification.result import Exhibit, Latency, Verification
 
@@ -90,7 +90,8 @@ def verify(options: VerifyOptions, listener: Listener) -> VerifyResult:
         raise InputError("a limit on speed needs a measurement: give it more than 0 rounds")
     artifacts = [open_artifact(folder) for folder in find_artifacts(options.artifact)]
     source = open_source(options.reference)
-    image_input = _common_input(artifacts)
+    _check_comparable(artifacts, source)
+    image_input = artifacts[0].manifest.image_input
     files = images_to_test(options.images)
     listener.step("load", 0, 1)
     with ExitStack() as stack:
@@ -101,6 +102,7 @@ def verify(options: VerifyOptions, listener: Listener) -> VerifyResult:
             {name: contest.inference(name) for name in contest.artifacts},
             _named(files, image_input, options, listener),
             image_input,
+            source.detector.thresholds,
         )
         timed = contest.time(options.rounds, listener) if options.rounds else {}
         verifications = [
@@ -155,6 +157,10 @@ class _Contest:
         )
         return {one.name: one for one in found}
 
+    def digests(self, records: Sequence[ImageRecord]) -> frozenset[str]:
+        """Which images the records are of."""
+        return frozenset(image_digest(self._files[record.name].path) for record in records)
+
     def exhibit(self, name: str, record: ImageRecord, why: str) -> Exhibit:
         """Run one image again, to keep its maps."""
         file = self._files[record.name]
@@ -180,7 +186,8 @@ def _judge(
     name = str(manifest.target)
     normal = [one.reference_raw for one in records if one.anomalous is False and one.finite]
     unit = DriftUnit.of(
-        source.detector.normal_scores.numpy(), np.array(normal), "of the verified normal images"
+        fitted_scores(source.detector.normal_scores.numpy()),
+        NormalScores(np.array(normal), f"{len(normal)} of the verified images, the normal ones"),
     )
     found = figures(records, unit.value)
     limits = Limits.of_precision(manifest.target.precision).overridden(**options.limits)
@@ -192,10 +199,11 @@ def _judge(
             reference=timed[REFERENCE],
             speedup=speedup(timed[name], timed[REFERENCE]),
             batch=contest.image_input.batch or 1,
-            load_average=load_average(),
         )
-        checks += latency_checks(latency.artifact.median_ms, latency.speedup, limits)
-    warnings = []
+        checks += latency_checks(latency.artifact, latency.reference, latency.speedup, limits)
+    warnings = _overlap_warnings(artifact, source, contest.digests(records))
+    if latency and (reason := disturbance(latency.artifact, latency.reference)):
+        warnings.append(reason)
     if manifest.source.get("sha256") != source.sha256:
         warnings.append(f"the artifact was built from another file than {source.path.name}")
     threshold = source.detector.thresholds.image
@@ -235,11 +243,49 @@ def _to_exhibit(
     yield from ((record, "nearest to the threshold") for record in nearest[:_NEAREST_EXHIBITS])
 
 
-def _common_input(artifacts: Sequence[Artifact]) -> ImageInput:
-    inputs = {artifact.manifest.image_input for artifact in artifacts}
-    if len(inputs) > 1:
-        raise InputError("the artifacts take images of different sizes: verify them one by one")
-    return inputs.pop()
+def _check_comparable(artifacts: Sequence[Artifact], source: Source) -> None:
+    """All artifacts must take and give what the reference does, and differ in their target."""
+    manifests = [artifact.manifest for artifact in artifacts]
+    if len({manifest.image_input for manifest in manifests}) > 1:
+        raise InputError(
+            "the artifacts take images of different sizes, or different numbers of them: verify "
+            "them one by one"
+        )
+    names = [str(manifest.target) for manifest in manifests]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"two of the artifacts are {twice}: verify them one by one")
+    detector = source.detector
+    wanted = replace(detector.image_input, batch=manifests[0].image_input.batch)
+    size = detector.preprocessing.config.size
+    for artifact in artifacts:
+        manifest = artifact.manifest
+        if manifest.image_input != wanted or manifest.map_size != size:
+            raise InputError(
+                f"{artifact.folder} was not built from {source.path.name}: it takes "
+                f"{_in_words(manifest.image_input, manifest.map_size)}, the reference "
+                f"{_in_words(wanted, size)}"
+            )
+
+
+def _in_words(image_input: ImageInput, map_size: tuple[int, int]) -> str:
+    camera = f"{image_input.height}x{image_input.width}x{image_input.channels} images"
+    return f"{camera} and gives {map_size[0]}x{map_size[1]} maps"
+
+
+def _overlap_warnings(artifact: Artifact, source: Source, verified: frozenset[str]) -> list[str]:
+    """Images that the detector or the artifact has seen before prove nothing about new ones."""
+    calibration = artifact.manifest.calibration
+    seen = {
+        "trained the detector": source.detector.fitted_on,
+        "set the INT8 ranges": calibration.image_digests if calibration else (),
+    }
+    counts = {what: len(verified.intersection(digests)) for what, digests in seen.items()}
+    return [
+        f"{count} of the verified images also {what}: parity on them says less about new images"
+        for what, count in counts.items()
+        if count
+    ]
 
 
 def _named(

@@ -1,8 +1,9 @@
 import pytest
 
-from vadexport.artifact import FileEntry, Manifest, write_manifest
+from vadexport.artifact import CalibrationEntry, FileEntry, Manifest, write_manifest
 from vadexport.contract import ImageInput
 from vadexport.targets import Target
+from vadexport.thresholds import Thresholds
 
 
 @pytest.fixture
@@ -12,11 +13,11 @@ def manifest():
         image_input=ImageInput(300, 280, 1, batch=None),
         map_size=(256, 240),
         source={"kind": "native", "family": "patchcore", "name": "d.safetensors", "sha256": "ab"},
-        thresholds={"image": 1.5, "pixel": 1.25, "minimum": 0.5, "maximum": 2.0, "rule": "0.95"},
+        thresholds=Thresholds(1.5, 1.25, 0.5, 2.0, "0.95"),
         drift_unit=0.125,
         drift_unit_from="40 normal images",
         precision={"network": "int8", "score head": "fp32"},
-        calibration={"images": 30, "sha256": "cd", "seed": 0},
+        calibration=CalibrationEntry("cd" * 32, 0, ("ab" * 8, "cd" * 8)),
         parity=[{"rung": "traced", "held": True, "drift_max": 1e-6}],
         tools={"torch": "2.13.0"},
         processor="Some CPU",

@@ -3,6 +3,7 @@ import json
 import os
 import platform
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -118,9 +119,9 @@ class TestOpening:
             open_artifact(artifact)
 
     def test_a_manifest_that_names_files_outside(self, artifact):
-        value = manifest_of(artifact)
-        value["files"]["../outside"] = value["files"].pop("model.xml")
-        (artifact / "manifest.json").write_text(json.dumps(value))
+        entry = read_manifest(artifact).files["model.xml"]
+        outside = replace(read_manifest(artifact), files={"../outside": entry})
+        (artifact / "manifest.json").write_text(outside.to_json())
         with pytest.raises(InputError, match=r"outside the artifact: '\.\./outside'"):
             open_artifact(artifact)
 

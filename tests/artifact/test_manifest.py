@@ -1,3 +1,4 @@
+import hashlib
 import json
 from dataclasses import replace
 
@@ -5,14 +6,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vadexport.artifact import FileEntry, Manifest
+from vadexport.artifact import CalibrationEntry, FileEntry, Manifest
 from vadexport.contract import OUTPUT_NAMES, ImageInput
 from vadexport.errors import InputError
 from vadexport.targets import Target
+from vadexport.thresholds import Thresholds
 
 texts = st.text(max_size=8)
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 paths = st.from_regex(r"[a-z]{1,5}(/[a-z]{1,5}){0,2}\.[a-z]{3}", fullmatch=True)
+digests = st.from_regex("[0-9a-f]{64}", fullmatch=True)
 manifests = st.builds(
     Manifest,
     target=st.sampled_from([Target("openvino", "fp32"), Target("onnxruntime", "int8")]),
@@ -25,18 +28,33 @@ manifests = st.builds(
     ),
     map_size=st.tuples(st.integers(1, 999), st.integers(1, 999)),
     source=st.dictionaries(texts, texts),
-    thresholds=st.fixed_dictionaries(
-        {"image": numbers, "pixel": numbers, "minimum": numbers, "maximum": numbers, "rule": texts}
-    ),
+    thresholds=st.builds(Thresholds, numbers, numbers, numbers, numbers, texts),
     drift_unit=st.floats(1e-9, 1e9),
     drift_unit_from=texts,
     precision=st.dictionaries(texts, texts),
-    calibration=st.none() | st.fixed_dictionaries({"images": st.integers(1), "sha256": texts}),
-    parity=st.lists(st.fixed_dictionaries({"rung": texts, "spearman": st.none() | numbers})),
+    calibration=st.none()
+    | st.builds(
+        CalibrationEntry,
+        digests,
+        st.integers(0),
+        st.lists(st.from_regex("[0-9a-f]{16}", fullmatch=True), max_size=3).map(tuple),
+    ),
+    parity=st.lists(
+        st.fixed_dictionaries(
+            {"rung": texts, "held": st.booleans(), "spearman": st.none() | numbers}
+        )
+    ),
     tools=st.dictionaries(texts, texts),
     processor=texts,
-    files=st.dictionaries(paths, st.builds(FileEntry, texts, st.integers(0))),
+    files=st.dictionaries(paths, st.builds(FileEntry, digests, st.integers(0))),
 )
+
+
+def _sealed(value):
+    """Entries that were changed, with a digest that fits them."""
+    del value["manifest_sha256"]
+    digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**value, "manifest_sha256": digest})
 
 
 @given(manifest=manifests)
@@ -71,7 +89,7 @@ def test_order_of_entries_does_not_show(manifest):
     backwards = replace(
         manifest,
         source=dict(reversed(manifest.source.items())),
-        thresholds=dict(reversed(manifest.thresholds.items())),
+        tools=dict(reversed(manifest.tools.items())),
     )
     assert backwards.to_json() == manifest.to_json()
 
@@ -83,6 +101,19 @@ def test_figures_that_are_not_finite_are_never_written(manifest, wrong):
 
 
 class TestRefused:
+    @pytest.mark.parametrize(("old", "new"), [('"image": 1.5', '"image": 1.6'), ("Some", "some")])
+    def test_a_changed_entry(self, manifest, old, new):
+        text = manifest.to_json()
+        assert text.count(old) == 1
+        with pytest.raises(InputError, match=r"manifest\.json was changed after it was built"):
+            Manifest.from_json(text.replace(old, new))
+
+    def test_one_without_its_digest(self, manifest):
+        value = json.loads(manifest.to_json())
+        del value["manifest_sha256"]
+        with pytest.raises(InputError, match="was changed after it was built"):
+            Manifest.from_json(json.dumps(value))
+
     @pytest.mark.parametrize(
         "text", ["", "{", "no JSON", "{]", "[" * 100_000, "1" * 5000, '{"a": 1', "\x00"]
     )
@@ -118,7 +149,7 @@ class TestRefused:
             inner = inner[folder]
         del inner[last]
         with pytest.raises(InputError, match=last):
-            Manifest.from_json(json.dumps(value))
+            Manifest.from_json(_sealed(value))
 
     @pytest.mark.parametrize(
         "name",
@@ -160,6 +191,24 @@ class TestRefused:
             ("files.model~xml", []),
             ("files.model~xml.size", "large"),
             ("files.model~xml.size", float("inf")),
+            ("files.model~xml.size", -1),
+            ("files.model~xml.sha256", "ab"),
+            ("drift_unit", 0),
+            ("drift_unit", True),
+            ("graph.map_size", [0, 4]),
+            ("graph.map_size", ["4", 4]),
+            ("thresholds.image", "1.5"),
+            ("thresholds.rule", 5),
+            ("source.name", 5),
+            ("tools.torch", None),
+            ("processor", ["a"]),
+            ("calibration", "none"),
+            ("calibration.seed", "0"),
+            ("calibration.image_digests", ["x"]),
+            ("calibration.sha256", 5),
+            ("parity", [5]),
+            ("parity", [{"rung": "traced", "held": 1}]),
+            ("parity", [{"rung": "traced", "held": True, "drift_max": "1"}]),
         ],
     )
     def test_a_value_of_another_type(self, manifest, place, value):
@@ -170,7 +219,7 @@ class TestRefused:
             inner = inner[folder]
         inner[last] = value
         with pytest.raises(InputError):
-            Manifest.from_json(json.dumps(whole))
+            Manifest.from_json(_sealed(whole))
 
     @given(
         key=st.sampled_from(
@@ -187,7 +236,7 @@ class TestRefused:
     )
     @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     def test_any_value_is_read_or_refused_in_one_line(self, manifest, key, wrong):
-        text = json.dumps({**json.loads(manifest.to_json()), key: wrong})
+        text = _sealed({**json.loads(manifest.to_json()), key: wrong})
         try:
             Manifest.from_json(text)
         except InputError as error:

@@ -135,7 +135,7 @@ class TestWritten:
         assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-OURS = '{"schema_version": 1, "target": "openvino:fp32", "graph": {}, "files": {}}'
+OURS = '{"schema_version": 1, "target": "openvino:fp32", "graph": {}, "files": {"model": {}}}'
 
 
 class TestFailed:
@@ -262,6 +262,8 @@ class TestRefused:
             {"holiday.jpg": "x"},
             {"sub/holiday.jpg": "x"},
             {"sub/manifest.json": OURS, "holiday.jpg": "x"},
+            {"manifest.json": OURS, "model": "x", "my notes.txt": "x"},
+            {"a/manifest.json": OURS, "a/model": "x", "a/sub/my notes.txt": "x"},
             {"manifest.json": '{"manifest_version": 3, "name": "a browser extension"}'},
             {"manifest.json": "[]"},
             {"app/manifest.json": '{"short_name": "a web app", "icons": []}'},
@@ -281,6 +283,15 @@ class TestRefused:
             pytest.fail("the block must not run")
         assert tree(mine) == before
         assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+    def test_what_is_in_the_way_is_named(self, artifact):
+        (artifact / "notes.txt").write_text("mine")
+        with (
+            pytest.raises(InputError, match=r"\(.*artifact/notes\.txt\)"),
+            written_atomically(artifact),
+        ):
+            pytest.fail("the block must not run")
+        assert (artifact / "notes.txt").read_text() == "mine"
 
     def test_an_artifact_of_another_schema_version_may_be_replaced(self, artifact):
         path = artifact / "manifest.json"

@@ -13,7 +13,16 @@ from vadexport.verification.statistics import Interval
 
 def make_record(name="good/1.png", reference=1.0, raw=1.1, *, anomalous=False, threshold=2.0):
     return ImageRecord(
-        name, anomalous, reference, raw, reference > threshold, raw > threshold, 0.2, 0.01, 1.5
+        name,
+        anomalous,
+        reference,
+        raw,
+        reference > threshold,
+        raw > threshold,
+        0.2,
+        0.01,
+        1.5,
+        consistent=True,
     )
 
 
@@ -27,7 +36,7 @@ def make_latency(artifact_ms=(5.0, 6.0, 7.0), reference_ms=(50.0, 60.0, 70.0)):
     artifact = contestant("openvino:int8", "INT8 network", artifact_ms, {"u8": 52, "f32": 3})
     reference = contestant("reference", "float32", reference_ms, {})
     ratio = Speedup("openvino:int8", "reference", Interval(10.0, 9.25, 10.5))
-    return Latency(artifact, reference, ratio, 1, 0.5)
+    return Latency(artifact, reference, ratio, 1)
 
 
 def make_exhibit(shift=0.25, size=(24, 32)):
@@ -50,9 +59,21 @@ def make_verification(**changes):
         source_name="detector.safetensors",
         threshold=2.0,
         drift_unit=0.5,
-        drift_unit_from="the 40 normal images it was fitted on",
+        drift_unit_from="the 40 normal images that set its thresholds",
         figures=ParityFigures(
-            4, 0.6, 0.35, 0.3, 0.55, 0.98765, 1, 0.12, 0.004, 0.9912, 0.9871, not_finite=0
+            4,
+            0.6,
+            0.35,
+            0.3,
+            0.55,
+            0.98765,
+            1,
+            0.12,
+            0.004,
+            0.9912,
+            0.9871,
+            not_finite=0,
+            inconsistent=0,
         ),
         records=records,
         latency=make_latency(),

@@ -145,7 +145,7 @@ class TestFigures:
     def test_says_what_the_unit_is(self, make):
         text = page(make.verification()).text
         assert "One drift unit is 0.5 in raw score: the interquartile range" in text
-        assert "on the 40 normal images it was fitted on." in text
+        assert "on the 40 normal images that set its thresholds." in text
 
     def test_missing_ones(self, make):
         v = make.verification()

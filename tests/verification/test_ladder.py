@@ -33,7 +33,9 @@ def inference(detector):
 @pytest.fixture
 def ladder(plain, crops):
     infer, calls = inference(plain)
-    ladder = Ladder(infer, np.stack(crops[:7]), replace(plain.image_input, batch=3))
+    ladder = Ladder(
+        infer, np.stack(crops[:7]), replace(plain.image_input, batch=3), plain.thresholds
+    )
     return ladder, calls
 
 
@@ -74,10 +76,24 @@ def test_a_step_that_moves_scores_does_not_hold(plain, crops, folder):
         return {**found, "raw_score": found["raw_score"] + np.float32(0.01)}
 
     images = np.stack(crops[:6])
-    rung = climb(Ladder(moved, images, replace(plain.image_input, batch=3)), folder)
+    rung = climb(
+        Ladder(moved, images, replace(plain.image_input, batch=3), plain.thresholds), folder
+    )
     assert not rung.held
     assert rung.figures.drift_max == pytest.approx(0.01, abs=1e-3)
     assert [check.name for check in rung.checks if not check.held] == ["drift"]
+
+
+def test_a_step_that_moves_maps_alone_does_not_hold(plain, crops, folder):
+    def moved(images):
+        found = inference(plain)[0](images)
+        return {**found, "anomaly_map": found["anomaly_map"].copy() * np.float32(1.01)}
+
+    images = np.stack(crops[:6])
+    rung = climb(
+        Ladder(moved, images, replace(plain.image_input, batch=3), plain.thresholds), folder
+    )
+    assert [check.name for check in rung.checks if not check.held] == ["map"]
 
 
 def test_a_damaged_reference_is_refused(plain, crops):
@@ -85,7 +101,7 @@ def test_a_damaged_reference_is_refused(plain, crops):
         return {"raw_score": np.full(len(images), np.nan, np.float32)}
 
     with pytest.raises(InputError, match="in PyTorch, gives scores that are not finite"):
-        Ladder(damaged, np.stack(crops[:2]), plain.image_input)
+        Ladder(damaged, np.stack(crops[:2]), plain.image_input, plain.thresholds)
 
 
 def test_a_step_whose_scores_are_all_nan_falls_short(ladder, graph_of, tmp_path):

@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 import time
 from collections import Counter
 
@@ -5,7 +8,8 @@ import numpy as np
 import pytest
 
 from vadexport.backends.base import Execution
-from vadexport.verification.latency import Stopwatch, measure, speedup
+from vadexport.backends.child import Child
+from vadexport.verification.latency import Stopwatch, Timing, measure, speedup
 
 NAMES = ["a", "b", "c"]
 
@@ -16,13 +20,15 @@ class Track:
     def __init__(self):
         self.calls = []
         self.seconds = {"a": 0.001, "b": 0.002, "c": 0.004}
+        self.waited = {"a": 0.0, "b": 0.0999, "c": 0.25}
 
     def contestants(self):
         def call(name):
             def time_call(number):
                 self.calls.append((number, name))
                 # The machine slows down as time goes by; all are hit alike.
-                return self.seconds[name] * (1 + number / 10)
+                seconds = self.seconds[name] * (1 + number / 10)
+                return Timing(seconds, self.waited[name] * seconds)
 
             return time_call
 
@@ -79,6 +85,24 @@ def test_figures_are_milliseconds_in_order_of_the_rounds(found):
         assert each.execution is EXECUTIONS[each.name]
 
 
+def test_calls_that_waited_for_a_processor_are_counted(found):
+    assert [each.disturbed_calls for each in found] == [0.0, 0.0, 1.0]
+    assert [each.disturbed for each in found] == [False, False, True]
+
+
+def test_threads_share_the_time_that_they_waited(track):
+    executions = {name: Execution(name, "float32", "CPU", 4) for name in NAMES}
+    found = measure(track.contestants(), executions, rounds=5)
+    assert not any(each.disturbed for each in found)
+
+
+def test_where_the_system_does_not_say_nothing_is_called_disturbed():
+    contestants = {"a": lambda _: Timing(0.001, None)}
+    (found,) = measure(contestants, EXECUTIONS, rounds=5)
+    assert found.disturbed_calls is None
+    assert not found.disturbed
+
+
 def test_speedup_is_the_median_of_paired_ratios(found):
     ratio = speedup(found[0], found[2])
     assert (ratio.name, ratio.baseline) == ("a", "c")
@@ -119,5 +143,42 @@ def test_stopwatch_times_its_calls_in_turn_in_steady_running():
     assert set(runner.seen) == {0, 1, 2}
     warm = len(runner.seen)
     for number in (0, 4, 5):
-        assert 0.002 <= stopwatch.time(number) < 0.1
+        assert 0.002 <= stopwatch.time(number).seconds < 0.1
     assert runner.seen[warm:] == [0, 0, 1, 1, 2, 2]
+
+
+class Busy:
+    """Computes for a tenth of a second."""
+
+    execution = EXECUTIONS["a"]
+
+    def infer(self, image):
+        del image
+        end = time.thread_time() + 0.1
+        while time.thread_time() < end:
+            pass
+        return {}
+
+
+def timed_beside(others):
+    """Time `Busy` on the first processor, beside so many other processes that want it."""
+    one = min(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {one})
+    rivals = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(others)]
+    try:
+        time.sleep(0.3)
+        stopwatch = Stopwatch(Busy, [np.zeros((1, 1, 1, 1), np.uint8)])
+        return stopwatch.time(0)
+    finally:
+        for rival in rivals:
+            rival.kill()
+            rival.wait()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how long threads waited")
+def test_time_spent_waiting_for_a_processor_is_noticed():
+    with Child("timed") as child:
+        timing = child.run(timed_beside, 2)
+    # Two rivals and the timed call share one processor: a third each.
+    assert timing.seconds > 0.2
+    assert timing.waited / timing.seconds > 0.4

@@ -2,8 +2,9 @@ from dataclasses import fields, replace
 
 import pytest
 
+from vadexport.backends.base import Execution
 from vadexport.targets import PRECISIONS
-from vadexport.verification.latency import Speedup
+from vadexport.verification.latency import LatencyFigures, Speedup
 from vadexport.verification.limits import Limits, latency_checks, parity_checks
 from vadexport.verification.parity import ParityFigures
 from vadexport.verification.statistics import Interval
@@ -21,8 +22,11 @@ GOOD = ParityFigures(
     auroc_reference=0.9875,
     auroc=0.9825,
     not_finite=0,
+    inconsistent=0,
 )
-EVERY = Limits(max_drift=0.5, max_flips=0.02, min_spearman=0.995, max_auroc_loss=0.0051)
+EVERY = Limits(
+    max_drift=0.5, max_flips=0.02, min_spearman=0.995, max_map_drift=0.1, max_auroc_loss=0.0051
+)
 
 
 def held(found, limits):
@@ -31,7 +35,7 @@ def held(found, limits):
 
 def test_figures_at_their_limits_hold():
     assert held(GOOD, EVERY) == dict.fromkeys(
-        ("finite", "drift", "flips", "spearman", "auroc"), True
+        ("finite", "outputs", "drift", "flips", "spearman", "map", "auroc"), True
     )
 
 
@@ -42,6 +46,8 @@ def test_figures_at_their_limits_hold():
         ("drift", {"drift_max": 0.500001}),
         ("flips", {"flips": 3}),
         ("spearman", {"spearman": 0.994999}),
+        ("map", {"map_max": 0.1000001}),
+        ("outputs", {"inconsistent": 1}),
         ("auroc", {"auroc": 0.982}),
     ],
 )
@@ -54,41 +60,75 @@ def test_a_better_auroc_holds():
     assert held(replace(GOOD, auroc=1.0), EVERY)["auroc"]
 
 
-def test_without_limits_only_finite_scores_are_checked():
-    assert held(GOOD, Limits()) == {"finite": True}
-    assert held(replace(GOOD, not_finite=1), Limits()) == {"finite": False}
+def test_without_limits_outputs_must_be_finite_and_agree():
+    assert held(GOOD, Limits()) == {"finite": True, "outputs": True}
+    assert held(replace(GOOD, not_finite=1), Limits()) == {"finite": False, "outputs": True}
+    assert held(replace(GOOD, inconsistent=1), Limits()) == {"finite": True, "outputs": False}
 
 
 def test_figures_that_do_not_exist_are_not_checked():
     found = replace(GOOD, spearman=None, auroc=None, auroc_reference=None)
-    assert list(held(found, EVERY)) == ["finite", "drift", "flips"]
+    assert list(held(found, EVERY)) == ["finite", "outputs", "drift", "flips", "map"]
 
 
 def test_lines_give_measured_and_limit():
     lines = {check.name: check.line for check in parity_checks(replace(GOOD, flips=3), EVERY)}
     assert lines["drift"] == "largest drift 0.5, limit 0.5"
+    assert lines["map"] == (
+        "largest difference of a map, as a fraction of the maps' range, 0.1, limit 0.1"
+    )
     assert lines["flips"] == "3 of 100 decisions flipped (3.0%), limit 2.0%"
     assert lines["spearman"] == "Spearman 0.99500, limit 0.995"
     assert lines["auroc"] == "AUROC 0.9825, reference 0.9875, limit 0.0051 below it"
     assert lines["finite"] == "0 of 100 images have scores that are not finite"
 
 
+def test_a_line_never_shows_a_limit_as_what_was_measured_beyond_it():
+    lines = {
+        check.name: check.line for check in parity_checks(replace(GOOD, drift_max=0.5000004), EVERY)
+    }
+    assert lines["drift"] == "largest drift 0.5000004, limit 0.5"
+
+
+def timed(median_ms, disturbed_calls=0.0, name="a"):
+    execution = Execution("backend", "float32", "a processor", 2)
+    return LatencyFigures(name, execution, median_ms, median_ms, (median_ms,), disturbed_calls)
+
+
 class TestLatency:
     speedup = Speedup("a", "reference", Interval(3.0, 2.5, 3.5))
+    both = (timed(10.0), timed(30.0, name="reference"))
 
     def test_the_lower_end_of_the_interval_must_reach_the_speedup(self):
         for limit, wanted in [(2.5, True), (2.51, False), (3.0, False)]:
-            (check,) = latency_checks(10.0, self.speedup, Limits(min_speedup=limit))
+            (check,) = latency_checks(*self.both, self.speedup, Limits(min_speedup=limit))
             assert (check.name, check.held) == ("speedup", wanted)
         assert "speed-up 3.00, 95% interval from 2.50, limit 3" in check.line
 
     def test_the_median_must_not_exceed_the_latency(self):
         for limit, wanted in [(10.0, True), (9.99, False)]:
-            (check,) = latency_checks(10.0, self.speedup, Limits(max_latency_ms=limit))
+            (check,) = latency_checks(*self.both, self.speedup, Limits(max_latency_ms=limit))
             assert (check.name, check.held) == ("latency", wanted)
 
     def test_without_limits_nothing_is_checked(self):
-        assert latency_checks(10.0, self.speedup, Limits()) == []
+        assert latency_checks(*self.both, self.speedup, Limits()) == []
+
+    @pytest.mark.parametrize(
+        ("calls", "wanted"), [(None, [True, True]), (0.1, [True, True]), (0.11, [True, False])]
+    )
+    def test_a_disturbed_reference_proves_no_speedup(self, calls, wanted):
+        reference = timed(30.0, calls, "reference")
+        limits = Limits(min_speedup=2.0, max_latency_ms=20.0)
+        checks = latency_checks(timed(10.0), reference, self.speedup, limits)
+        assert [check.held for check in checks] == wanted
+        if not all(wanted):
+            assert "other programs took the processors" in checks[1].line
+            assert "11% of reference" in checks[1].line
+
+    def test_a_disturbed_artifact_proves_nothing(self):
+        limits = Limits(min_speedup=2.0, max_latency_ms=20.0)
+        checks = latency_checks(timed(10.0, 0.5), self.both[1], self.speedup, limits)
+        assert [check.held for check in checks] == [False, False]
 
 
 class TestDefaults:
@@ -99,6 +139,7 @@ class TestDefaults:
             limits.max_drift,
             limits.max_flips,
             limits.min_spearman,
+            limits.max_map_drift,
             limits.max_auroc_loss,
         )
         assert (limits.min_speedup, limits.max_latency_ms) == (None, None)
@@ -108,11 +149,13 @@ class TestDefaults:
         assert fp32.max_flips == 0
         assert fp32.max_drift < int8.max_drift
         assert fp32.min_spearman > int8.min_spearman
+        assert fp32.max_map_drift < int8.max_map_drift
         assert fp32.max_auroc_loss < int8.max_auroc_loss
 
-    def test_a_rung_is_judged_by_drift_alone(self):
-        limits = Limits.of_rung("int8")
-        assert limits == Limits(max_drift=Limits.of_precision("int8").max_drift)
+    def test_a_rung_is_judged_by_the_drift_of_scores_and_maps(self):
+        whole = Limits.of_precision("int8")
+        wanted = Limits(max_drift=whole.max_drift, max_map_drift=whole.max_map_drift)
+        assert Limits.of_rung("int8") == wanted
 
     def test_given_limits_take_the_place_of_defaults(self):
         given = {each.name: None for each in fields(Limits)} | {"max_flips": 0.0, "min_speedup": 2}

@@ -7,6 +7,7 @@ import pytest
 
 from vadexport.contract import ImageInput
 from vadexport.errors import CheckError, InputError
+from vadexport.thresholds import Thresholds
 from vadexport.verification.parity import ImageRecord, compare_images, figures
 
 
@@ -21,6 +22,7 @@ def record(reference, raw, **changes):
         "map_max": 0.0,
         "map_mean": 0.0,
         "map_range": 1.0,
+        "consistent": True,
     }
     return ImageRecord(**{**values, **changes})
 
@@ -91,6 +93,9 @@ class TestFigures:
             figures([record(1.0, 1.0)], unit)
 
 
+LIMITS = Thresholds(image=2.0, pixel=2.0, minimum=1.0, maximum=5.0, rule="given")
+
+
 def outputs(images, *, offset=0.0, calls=None):
     """A detector whose score is the first pixel, and whose map is the image."""
     if calls is not None:
@@ -98,7 +103,7 @@ def outputs(images, *, offset=0.0, calls=None):
     raw = images[:, 0, 0, 0].astype(np.float32) + np.float32(offset)
     maps = images[..., 0].astype(np.float32)[:, None] + np.float32(offset)
     return {
-        "pred_score": raw,
+        "pred_score": np.clip((raw - 2) / 4 + np.float32(0.5), 0, 1),
         "raw_score": raw,
         "pred_label": raw > 2,
         "anomaly_map": maps,
@@ -121,6 +126,7 @@ class TestCompareImages:
             {"same": outputs, "off": lambda images: outputs(images, offset=0.5)},
             images_of(0, 1, 2, 3, 4),
             ImageInput(2, 3, 1, batch),
+            LIMITS,
         )
         assert list(found) == ["same", "off"]
         assert [r.name for r in found["off"]] == [f"{n}.png" for n in range(5)]
@@ -140,6 +146,7 @@ class TestCompareImages:
             {"c": lambda images: outputs(images, calls=candidate)},
             images_of(0, 1, 2, 3, 4),
             ImageInput(2, 3, 1, batch),
+            LIMITS,
         )
         assert reference == candidate == sizes
 
@@ -156,11 +163,11 @@ class TestCompareImages:
             scored.append(next(read))
             return outputs(batch)
 
-        compare_images(reference, {}, images(), ImageInput(2, 3, 1, 2))
+        compare_images(reference, {}, images(), ImageInput(2, 3, 1, 2), LIMITS)
         assert scored == [2, 5, 8]
 
     def test_no_image_gives_no_record(self):
-        assert compare_images(outputs, {"c": outputs}, [], ImageInput(2, 3, 1)) == {"c": []}
+        assert compare_images(outputs, {"c": outputs}, [], ImageInput(2, 3, 1), LIMITS) == {"c": []}
 
     @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
     @pytest.mark.parametrize("both", [False, True])
@@ -171,6 +178,35 @@ class TestCompareImages:
             return found
 
         found = compare_images(
-            broken if both else outputs, {"c": broken}, images_of(1, 2), ImageInput(2, 3, 1)
+            broken if both else outputs, {"c": broken}, images_of(1, 2), ImageInput(2, 3, 1), LIMITS
         )
         assert [each.finite for each in found["c"]] == [False, False]
+
+    def test_outputs_that_follow_from_scores_and_maps_are_consistent(self):
+        found = compare_images(
+            outputs,
+            {"c": lambda images: outputs(images, offset=0.3)},
+            images_of(*range(9)),
+            ImageInput(2, 3, 1),
+            LIMITS,
+        )
+        assert all(each.consistent for each in found["c"])
+        assert figures(found["c"], 1.0).inconsistent == 0
+
+    @pytest.mark.parametrize(
+        ("name", "sabotage"),
+        [
+            ("pred_score", lambda value: value + np.float32(1e-5)),
+            ("pred_score", lambda value: value * np.float32(np.nan)),
+            ("pred_label", np.logical_not),
+            ("pred_mask", lambda value: value | (np.arange(6).reshape(2, 3) == 5)),
+        ],
+    )
+    def test_outputs_that_contradict_scores_and_maps_are_noticed(self, name, sabotage):
+        def broken(images):
+            found = outputs(images)
+            return {**found, name: sabotage(found[name])}
+
+        found = compare_images(outputs, {"c": broken}, images_of(1), ImageInput(2, 3, 1), LIMITS)
+        assert [each.consistent for each in found["c"]] == [False]
+        assert figures(found["c"], 1.0).inconsistent == 1

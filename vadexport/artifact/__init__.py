@@ -8,13 +8,14 @@ from vadexport.artifact.folder import (
     read_manifest,
     write_manifest,
 )
-from vadexport.artifact.manifest import MANIFEST_FILE, FileEntry, Manifest
+from vadexport.artifact.manifest import MANIFEST_FILE, CalibrationEntry, FileEntry, Manifest
 from vadexport.artifact.writing import Staging, file_digest, written_atomically
 
 __all__ = [
     "MANIFEST_FILE",
     "REPORT_FOLDER",
     "Artifact",
+    "CalibrationEntry",
     "FileEntry",
     "Manifest",
     "Staging",

@@ -75,21 +75,36 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     (folder / MANIFEST_FILE).write_text(text, encoding="utf-8")
 
 
-def is_build_folder(folder: Path) -> bool:
-    """Whether `folder` is an artifact, or holds nothing but artifacts."""
-    return _is_artifact(folder) or all(_is_artifact(part) for part in folder.iterdir())
+def foreign_file(folder: Path) -> Path | None:
+    """A file at `folder` that no build put there; None where all belong to artifacts.
+
+    Any version's manifest says which files are its artifact's.
+    """
+    for artifact in [folder] if (folder / MANIFEST_FILE).exists() else sorted(folder.iterdir()):
+        if not artifact.is_dir() or artifact.is_symlink():
+            return artifact
+        owned = _owned_files(artifact)
+        for path in sorted(artifact.rglob("*")):
+            inside = path.relative_to(artifact)
+            if path.is_dir() and not path.is_symlink():
+                continue
+            if inside.parts[0] != REPORT_FOLDER and inside.as_posix() not in owned:
+                return path
+    return None
 
 
-def _is_artifact(folder: Path) -> bool:
-    """Whether any version of vadexport wrote `folder`; others call files `manifest.json` too."""
+def _owned_files(folder: Path) -> set[str]:
+    """Files that the manifest in `folder` names; others call files `manifest.json` too."""
     path = folder / MANIFEST_FILE
     try:
         if path.stat().st_size > _MANIFEST_LIMIT:
-            return False
+            return set()
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(value, dict) and value.keys() >= {"schema_version", "target", "graph"}
+        return set()
+    if not isinstance(value, dict) or not value.keys() >= {"schema_version", "target", "graph"}:
+        return set()
+    return {MANIFEST_FILE, *value.get("files", ())}
 
 
 def find_artifacts(folder: Path) -> list[Path]:

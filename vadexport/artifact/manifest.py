@@ -1,9 +1,13 @@
 """`manifest.json`: what an artifact is, and what must be in its folder.
 
-It holds no clock, path or host name, so that the same build gives the same bytes.
+It holds no clock, path or host name, so that the same build gives the same bytes. Its last entry
+is a digest of all others: it shows damage and edits by hand, and is no signature.
 """
 
+import hashlib
 import json
+import math
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Final, Self
@@ -11,6 +15,7 @@ from typing import Any, Final, Self
 from vadexport.contract import OUTPUT_NAMES, ImageInput
 from vadexport.errors import InputError
 from vadexport.targets import Target
+from vadexport.thresholds import Thresholds
 
 MANIFEST_FILE: Final = "manifest.json"
 SCHEMA_VERSION: Final = 1
@@ -22,6 +27,21 @@ class FileEntry:
 
     sha256: str
     size: int
+
+
+@dataclass(frozen=True)
+class CalibrationEntry:
+    """The images that set INT8 ranges.
+
+    Attributes:
+        sha256: over the images' own digests, whatever their names and order.
+        seed: of their choice.
+        image_digests: of each image, as `image_digest` gives them, sorted.
+    """
+
+    sha256: str
+    seed: int
+    image_digests: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -37,7 +57,7 @@ class Manifest:
         drift_unit: interquartile range of the reference's raw scores on normal images.
         drift_unit_from: which images those were.
         precision: of each part of the graph.
-        calibration: number and digest of the calibration images; None without INT8.
+        calibration: the calibration images; None without INT8.
         parity: the ladder: figures of each rung against the reference.
         tools: versions of the packages that made it.
         processor: that it was built on.
@@ -48,11 +68,11 @@ class Manifest:
     image_input: ImageInput
     map_size: tuple[int, int]
     source: dict[str, str]
-    thresholds: dict[str, Any]
+    thresholds: Thresholds
     drift_unit: float
     drift_unit_from: str
     precision: dict[str, str]
-    calibration: dict[str, Any] | None
+    calibration: CalibrationEntry | None
     parity: list[dict[str, Any]]
     tools: dict[str, str]
     processor: str
@@ -69,18 +89,20 @@ class Manifest:
             "map_size": list(value.pop("map_size")),
         }
         value["schema_version"] = SCHEMA_VERSION
-        return json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
+        whole = {**value, _SEAL: _digest(value)}
+        return json.dumps(whole, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Self:
         """Read `manifest.json`.
 
         Raises:
-            InputError: no JSON, another schema version, a field that is missing or of another
-                type, or a file outside the artifact.
+            InputError: no JSON, another schema version, a digest that does not fit, a field that is
+                missing or of another type, or a file outside the artifact.
         """
         try:
             value = json.loads(text)
+            fits = isinstance(value, dict) and value.pop(_SEAL, None) == _digest(value)
         except (ValueError, RecursionError) as error:
             raise InputError(f"{MANIFEST_FILE} is no JSON: {error}") from None
         if not isinstance(value, dict) or "schema_version" not in value:
@@ -89,6 +111,10 @@ class Manifest:
             raise InputError(
                 f"{MANIFEST_FILE} has schema version {value['schema_version']!r}, this vadexport "
                 f"reads {SCHEMA_VERSION}: build again, or use the version that wrote it"
+            )
+        if not fits:
+            raise InputError(
+                f"{MANIFEST_FILE} was changed after it was built: its digest does not fit"
             )
         try:
             return cls._from_value(value)
@@ -99,31 +125,85 @@ class Manifest:
 
     @classmethod
     def _from_value(cls, value: dict[str, Any]) -> Self:
-        height, width = (int(size) for size in value["graph"]["map_size"])
-        files = {
-            _inside(name): FileEntry(str(entry["sha256"]), int(entry["size"]))
-            for name, entry in value["files"].items()
-        }
-        unit = float(value["drift_unit"])
-        thresholds = {key: value["thresholds"][key] for key in _THRESHOLD_KEYS}
+        graph = value["graph"]
+        height, width = (_whole(size, "map_size", at_least=1) for size in graph["map_size"])
+        unit = value["drift_unit"]
+        if type(unit) not in (int, float) or not (0 < unit < math.inf):
+            raise TypeError("drift_unit is no positive number")
         return cls(
-            target=Target.parse(value["target"]),
-            image_input=ImageInput.from_json(value["graph"]["input"]),
+            target=Target.parse(_text(value["target"], "target")),
+            image_input=ImageInput.from_json(graph["input"]),
             map_size=(height, width),
-            source=dict(value["source"]),
-            thresholds=thresholds,
-            drift_unit=unit,
-            drift_unit_from=str(value["drift_unit_from"]),
-            precision=dict(value["precision"]),
-            calibration=value["calibration"],
-            parity=list(value["parity"]),
-            tools=dict(value["tools"]),
-            processor=str(value["processor"]),
-            files=files,
+            source=_texts(value["source"], "source"),
+            thresholds=Thresholds.from_json(value["thresholds"]),
+            drift_unit=float(unit),
+            drift_unit_from=_text(value["drift_unit_from"], "drift_unit_from"),
+            precision=_texts(value["precision"], "precision"),
+            calibration=_calibration(value["calibration"]),
+            parity=[_rung(rung) for rung in value["parity"]],
+            tools=_texts(value["tools"], "tools"),
+            processor=_text(value["processor"], "processor"),
+            files={
+                _inside(name): FileEntry(
+                    _digest_text(entry["sha256"], 64), _whole(entry["size"], "size", at_least=0)
+                )
+                for name, entry in value["files"].items()
+            },
         )
 
 
-_THRESHOLD_KEYS = ("image", "pixel", "minimum", "maximum", "rule")
+#: The entry that holds the digest of all others.
+_SEAL: Final = "manifest_sha256"
+
+
+def _digest(value: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _calibration(value: Any) -> CalibrationEntry | None:
+    if value is None:
+        return None
+    return CalibrationEntry(
+        sha256=_digest_text(value["sha256"], 64),
+        seed=_whole(value["seed"], "seed", at_least=0),
+        image_digests=tuple(_digest_text(digest, 16) for digest in value["image_digests"]),
+    )
+
+
+def _rung(value: Any) -> dict[str, Any]:
+    """A rung's name, verdict and figures, which are numbers or None."""
+    figures = {key: found for key, found in value.items() if key not in ("rung", "held")}
+    _text(value["rung"], "a rung's name")
+    if type(value["held"]) is not bool or not all(
+        found is None or (type(found) in (int, float) and math.isfinite(found))
+        for found in figures.values()
+    ):
+        raise TypeError("a figure of the parity ladder is no number")
+    return dict(value)
+
+
+def _text(value: Any, name: str) -> str:
+    if type(value) is not str:
+        raise TypeError(f"{name} is no text")
+    return value
+
+
+def _texts(value: Any, name: str) -> dict[str, str]:
+    if type(value) is not dict:
+        raise TypeError(f"{name} is no object")
+    return {key: _text(each, f"{name}.{key}") for key, each in value.items()}
+
+
+def _whole(value: Any, name: str, *, at_least: int) -> int:
+    if type(value) is not int or value < at_least:
+        raise TypeError(f"{name} is no whole number of {at_least} or more")
+    return value
+
+
+def _digest_text(value: Any, length: int) -> str:
+    if type(value) is not str or not re.fullmatch(rf"[0-9a-f]{{{length}}}", value):
+        raise TypeError(f"{value!r} is no digest of {length} hexadecimal digits")
+    return value
 
 
 def _inside(name: str) -> str:

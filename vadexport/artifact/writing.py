@@ -72,12 +72,13 @@ def _refuse_foreign(destination: Path) -> None:
         raise InputError(f"{destination} exists and is no folder")
     if not destination.is_dir():
         return
-    from vadexport.artifact.folder import is_build_folder
+    from vadexport.artifact.folder import foreign_file
 
-    if any(destination.iterdir()) and not is_build_folder(destination):
+    foreign = foreign_file(destination)
+    if foreign is not None:
         raise InputError(
-            f"{destination} holds something else than a vadexport artifact: "
-            "name a new folder, or empty this one"
+            f"{destination} holds something else than a vadexport artifact ({foreign}): "
+            "name a new folder, or move that away"
         )
 
 

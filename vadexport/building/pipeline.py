@@ -31,7 +31,7 @@ from vadexport.passes import DEFAULT_PASSES, apply_passes
 from vadexport.sources import Source, open_source, reference_opener
 from vadexport.targets import Target
 from vadexport.tracing.graph import TracedGraph, simplify, trace
-from vadexport.verification.drift import DriftUnit
+from vadexport.verification.drift import DriftUnit, NormalScores, fitted_scores
 from vadexport.verification.ladder import Ladder, Rung, child_inference
 
 _MODEL_FILE = "model.onnx"
@@ -59,7 +59,9 @@ def build(options: BuildOptions, listener: Listener) -> BuildResult:
         with Child("reference") as child:
             listener.step("reference", 0, 1)
             child.open(reference_opener(options.source, threads))
-            ladder = Ladder(child_inference(child), images.checks, image_input)
+            ladder = Ladder(
+                child_inference(child), images.checks, image_input, source.detector.thresholds
+            )
             listener.step("reference", 1, 1)
             builder = _Builder(source, image_input, images, ladder, staging.work, threads, listener)
             for target in available:
@@ -96,8 +98,10 @@ class _Builder:
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        fitted, seen = self.source.detector.normal_scores.numpy(), self.ladder.reference_scores
-        self.unit = DriftUnit.of(fitted, seen, self.images.words)
+        known = [fitted_scores(self.source.detector.normal_scores.numpy())]
+        if self.images.real:
+            known.append(NormalScores(self.ladder.reference_scores, self.images.words))
+        self.unit = DriftUnit.of(*known)
 
     def build(self, target: Target, folder: Path) -> BuiltTarget:
         """Compile `target` into `folder` and check what came of it."""
@@ -123,17 +127,13 @@ class _Builder:
         """The manifest of a target; its files are counted when it is written."""
         detector, calibration = self.source.detector, None
         if built.target.precision == "int8" and self.images.calibration:
-            calibration = {
-                "images": len(self.images.calibration.calibrate),
-                "sha256": self.images.calibration.digest(),
-                "seed": self.images.calibration.seed,
-            }
+            calibration = self.images.calibration.entry()
         return Manifest(
             target=built.target,
             image_input=self.image_input,
             map_size=detector.preprocessing.config.size,
             source=self.source.to_json(),
-            thresholds=detector.thresholds.to_json(),
+            thresholds=detector.thresholds,
             drift_unit=self.unit.value,
             drift_unit_from=self.unit.words,
             precision={"network": built.target.precision, "score head": "fp32"},

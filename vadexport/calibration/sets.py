@@ -3,12 +3,12 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
+from vadexport.artifact import CalibrationEntry
 from vadexport.errors import InputError
-from vadexport.images import ImageFile
+from vadexport.images import ImageFile, image_digest
 
 #: Fewer images than this leave the ranges to chance.
 FEW_IMAGES = 8
@@ -36,10 +36,11 @@ class CalibrationSet:
         """Whether no check image also set ranges."""
         return not set(self.calibrate) & set(self.check)
 
-    def digest(self) -> str:
-        """SHA-256 over the calibration files' own digests, whatever their names and order."""
-        digests = sorted(_digest(image.path) for image in self.calibrate)
-        return hashlib.sha256("".join(digests).encode()).hexdigest()
+    def entry(self) -> CalibrationEntry:
+        """What the manifest holds of it."""
+        digests = sorted(image_digest(image.path) for image in self.calibrate)
+        whole = hashlib.sha256("".join(digests).encode()).hexdigest()
+        return CalibrationEntry(whole, self.seed, tuple(digests))
 
 
 def choose_calibration_set(images: Sequence[ImageFile], *, seed: int = 0) -> CalibrationSet:
@@ -58,10 +59,3 @@ def choose_calibration_set(images: Sequence[ImageFile], *, seed: int = 0) -> Cal
     calibrate = tuple(shuffled[checks : checks + MAX_IMAGES])
     check = tuple(shuffled[:checks]) or calibrate[:MAX_CHECK_IMAGES]
     return CalibrationSet(calibrate, check, seed)
-
-
-def _digest(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None

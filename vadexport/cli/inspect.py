@@ -65,7 +65,7 @@ def _describe_artifact(folder: Path) -> dict[str, Any]:
     manifest = open_artifact(folder).manifest
     image_input, calibration = manifest.image_input, manifest.calibration
     batch = "any batch" if image_input.batch is None else f"batch {image_input.batch}"
-    last = manifest.parity[-1] if manifest.parity else None
+    drift = manifest.parity[-1].get("drift_max") if manifest.parity else None
     return {
         "artifact": str(folder),
         "target": str(manifest.target),
@@ -74,10 +74,10 @@ def _describe_artifact(folder: Path) -> dict[str, Any]:
         f"sha256 {manifest.source.get('sha256')}",
         "input": f"{_input(image_input.height, image_input.width, image_input.channels)}, {batch}",
         "anomaly map": f"{manifest.map_size[0]}×{manifest.map_size[1]}",
-        "threshold": f"{manifest.thresholds['image']:.4f} ({manifest.thresholds['rule']})",
-        "calibration": f"{calibration['images']} images" if calibration else "none",
+        "threshold": f"{manifest.thresholds.image:.4f} ({manifest.thresholds.rule})",
+        "calibration": f"{len(calibration.image_digests)} images" if calibration else "none",
         "drift unit": f"{manifest.drift_unit:.4f}, from {manifest.drift_unit_from}",
-        "drift when built": f"{last['drift_max']:.2e} at most" if last else "not measured",
+        "drift when built": f"{drift:.2e} at most" if drift is not None else "not measured",
         "tools": ", ".join(f"{name} {version}" for name, version in manifest.tools.items()),
         "built on": manifest.processor,
         "files": f"{MANIFEST_FILE} and "

@@ -1,9 +1,8 @@
 """What all reference detectors share: camera bytes in, the contract's outputs out."""
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import field
 from typing import Any, ClassVar, Self
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from vadexport import contract
 from vadexport.contract import ImageInput
 from vadexport.detectors.preprocessing import Preprocessing, PreprocessingConfig
-from vadexport.errors import InputError
+from vadexport.thresholds import Thresholds
 
 #: Called with the step's name, what is done and how much there is.
 Progress = Callable[[str, int, int], None]
@@ -27,47 +26,6 @@ def choice(default: Any, help: str, option: str | None = None) -> Any:  # noqa: 
         option: its name where it is not the field's.
     """
     return field(default=default, metadata={"help": help, "option": option})
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """Where normal ends, and the range that `pred_score` is normalised by.
-
-    Attributes:
-        image: raw score above which an image is anomalous.
-        pixel: map value above which a pixel is anomalous.
-        minimum: smallest raw score of the normal images.
-        maximum: largest raw score of the normal images (or of all, where labels were given).
-        rule: how `image` was set, for reports.
-    """
-
-    image: float
-    pixel: float
-    minimum: float
-    maximum: float
-    rule: str
-
-    def to_json(self) -> dict[str, Any]:
-        """The form that checkpoints and manifests hold."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: Any) -> Self:
-        """Read what `to_json` wrote; raises InputError where it is something else."""
-        try:
-            found = cls(
-                image=float(value["image"]),
-                pixel=float(value["pixel"]),
-                minimum=float(value["minimum"]),
-                maximum=float(value["maximum"]),
-                rule=str(value["rule"]),
-            )
-            numbers = (found.image, found.pixel, found.minimum, found.maximum)
-            if not all(map(math.isfinite, numbers)):
-                raise ValueError("one is not finite")
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise InputError(f"the thresholds are damaged: {error}") from None
-        return found
 
 
 class Detector(nn.Module, ABC):
@@ -136,8 +94,7 @@ class Detector(nn.Module, ABC):
     def postprocess(self, raw_score: Tensor, anomaly_map: Tensor) -> dict[str, Tensor]:
         """The contract's outputs; `pred_score` by anomalib's min–max rule, threshold at 0.5."""
         limits = self.thresholds
-        spread = limits.maximum - limits.minimum
-        normalised = (raw_score - limits.image) / (spread if spread > 0 else 1.0) + 0.5
+        normalised = (raw_score - limits.image) / limits.spread + 0.5
         return {
             contract.PRED_SCORE: normalised.clamp(0.0, 1.0),
             contract.RAW_SCORE: raw_score,

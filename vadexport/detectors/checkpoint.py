@@ -12,10 +12,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from vadexport.contract import ImageInput
-from vadexport.detectors.base import Detector, Thresholds
+from vadexport.detectors.base import Detector
 from vadexport.detectors.families import FAMILIES
 from vadexport.detectors.preprocessing import PreprocessingConfig
 from vadexport.errors import InputError
+from vadexport.thresholds import Thresholds
 
 _HEADER_KEY = "vadexport"
 _SCHEMA_VERSION = 1

@@ -185,6 +185,7 @@ def _run(found: LatencyFigures) -> dict[str, str]:
         "median of a call": f"{measured(found.median_ms)} ms",
         "90% of the calls within": f"{measured(found.p90_ms)} ms",
         "timed calls": str(len(found.samples_ms)),
+        "of these, calls that waited for a processor": percent(found.disturbed_calls),
     }
 
 

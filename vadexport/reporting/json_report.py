@@ -63,7 +63,6 @@ def latency_json(v: Verification) -> dict[str, Any] | None:
             },
             "artifact": asdict(v.latency.artifact),
             "reference": asdict(v.latency.reference),
-            "load_average": v.latency.load_average,
             "environment": v.environment,
         }
     )

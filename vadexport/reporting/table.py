@@ -4,11 +4,11 @@ import textwrap
 from collections.abc import Sequence
 from typing import Final
 
-from vadexport.reporting.wording import MISSING, figure, measured, unchecked, verdict
+from vadexport.reporting.wording import MISSING, figure, measured, percent, unchecked, verdict
 from vadexport.verification.result import Verification
 
 _WIDTH: Final = 100
-_LONGEST_NAME: Final = 32
+_LONGEST_NAME: Final = 22
 
 Row = tuple[str, ...]
 
@@ -18,6 +18,7 @@ _PARITY: Final[Row] = (
     "drift\nmean",
     "\nSpearman",
     "\nflips",
+    "map\nmax",
 )
 _LATENCY: Final[Row] = ("median\nms", "speed-up\n[95% interval]")
 
@@ -75,6 +76,7 @@ def _parity(v: Verification) -> Row:
         figure(found.drift_mean, ".2g"),
         figure(found.spearman, ".5f"),
         f"{found.flips}/{found.images}",
+        percent(found.map_max),
     )
 
 

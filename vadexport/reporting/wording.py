@@ -81,6 +81,13 @@ _LIMITS: Final[tuple[tuple[str, str, str, Callable[[float], str], str], ...]] = 
         "reference or artifact gives all images the same score",
     ),
     (
+        "max_map_drift",
+        "map",
+        "largest difference of a map, of the maps' mean range",
+        lambda limit: f"≤ {percent(limit)}",
+        "maps were not compared",
+    ),
+    (
         "max_auroc_loss",
         "auroc",
         "image AUROC below the reference's",

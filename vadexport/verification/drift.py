@@ -1,7 +1,7 @@
 """The unit that drift is measured in."""
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,14 @@ from vadexport.verification.statistics import interquartile_range
 
 #: Quartiles of fewer scores say little about their spread.
 _FEW_SCORES = 8
+
+
+@dataclass(frozen=True)
+class NormalScores:
+    """Raw scores of normal images under the reference: [n], and which images they are of."""
+
+    scores: NDArray[Any]
+    words: str
 
 
 @dataclass(frozen=True)
@@ -29,26 +37,30 @@ class DriftUnit:
     words: str
 
     @classmethod
-    def of(cls, fitted: NDArray[np.float32], seen: NDArray[np.float64], words: str) -> Self:
-        """Take the unit from the scores that came with the detector, else from those seen now.
-
-        Args:
-            fitted: raw scores of normal images, kept when the detector was fitted.
-            seen: raw scores of normal images under the reference.
-            words: what images `seen` is of.
+    def of(cls, *known: NormalScores) -> Self:
+        """Take the unit from the first of the given scores that are enough, else from the most.
 
         Raises:
-            InputError: neither has a spread.
+            InputError: there are fewer than two normal scores, or all are the same.
         """
-        if len(fitted) >= _FEW_SCORES:
-            spread = interquartile_range(fitted.astype(np.float64))
-            if spread > 0:
-                return cls(spread, f"the {len(fitted)} normal images it was fitted on")
-        if len(seen) > 1:
-            spread = interquartile_range(seen)
-            if spread > 0:
-                return cls(spread, f"{len(seen)} {words}")
+        enough = [one for one in known if len(one.scores) >= _FEW_SCORES]
+        rest = sorted(known, key=lambda one: len(one.scores), reverse=True)
+        for one in [*enough, *rest]:
+            if len(one.scores) > 1:
+                spread = interquartile_range(one.scores.astype(np.float64))
+                if spread > 0:
+                    return cls(spread, one.words)
+        if max((len(one.scores) for one in known), default=0) < 2:
+            raise InputError(
+                "drift is measured in units of the spread of normal scores, and the detector "
+                "brings none: give normal images, best 8 or more"
+            )
         raise InputError(
             "the reference gives all normal images the same score, so drift has no unit: "
-            "give more normal images, and such as differ"
+            "give normal images that differ"
         )
+
+
+def fitted_scores(scores: NDArray[Any]) -> NormalScores:
+    """The scores that came with a detector."""
+    return NormalScores(scores, f"the {len(scores)} normal images that set its thresholds")

@@ -10,6 +10,7 @@ from vadexport.backends.base import Runner, RunnerOpener
 from vadexport.backends.child import Child
 from vadexport.contract import RAW_SCORE, ImageInput, Outputs, UInt8Array
 from vadexport.errors import InputError
+from vadexport.thresholds import Thresholds
 from vadexport.verification.limits import Check, Limits, parity_checks
 from vadexport.verification.parity import Infer, ParityFigures, compare_images, figures
 
@@ -49,14 +50,22 @@ class Ladder:
         reference: the reference's inference.
         images: check images, `uint8 [n, H, W, C]`.
         image_input: the graph's input.
+        thresholds: the reference's.
 
     Raises:
         InputError: the reference gives an image a score that is not finite.
     """
 
-    def __init__(self, reference: Infer, images: UInt8Array, image_input: ImageInput) -> None:
+    def __init__(
+        self,
+        reference: Infer,
+        images: UInt8Array,
+        image_input: ImageInput,
+        thresholds: Thresholds,
+    ) -> None:
         self._images = images
         self._image_input = image_input
+        self._thresholds = thresholds
         self._answers: dict[bytes, Outputs] = {}
         self._reference = reference
         scores = [
@@ -89,7 +98,9 @@ class Ladder:
             child.open(open_runner)
             infer = child_inference(child)
             named = ((str(n), None, image) for n, image in enumerate(self._images))
-            records = compare_images(self._remembered, {name: infer}, named, self._image_input)
+            records = compare_images(
+                self._remembered, {name: infer}, named, self._image_input, self._thresholds
+            )
         found = figures(records[name], unit)
         return Rung(name, found, tuple(parity_checks(found, Limits.of_rung(precision))))
 

@@ -5,6 +5,10 @@ in a block of its own, and hardly when calls alternate. So every round times eac
 in random order, and speed-ups are medians of the rounds' paired ratios. The timed call follows an
 untimed one of the same contestant, which brings back what the others pushed out of the caches: a
 detector in use runs alone.
+
+A processor that others use as well spoils even ratios: PyTorch's threads, which wait for each
+other, lose many times more than another runtime's. So the time that threads wait for a processor is
+counted, and a measurement that was disturbed is called so.
 """
 
 import time
@@ -15,9 +19,22 @@ import numpy as np
 
 from vadexport.backends.base import Execution, Runner, RunnerOpener
 from vadexport.contract import UInt8Array
+from vadexport.machine import seconds_waited
 from vadexport.verification.statistics import Interval, median_interval
 
 _WARM_UP_CALLS = 10
+#: A call is disturbed when its threads waited for a processor for more of its time than this.
+_WAITED_SHARE = 0.1
+#: A measurement is disturbed when more of its calls were than this.
+_DISTURBED_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds that a call took, and that its threads waited for a processor (None: unknown)."""
+
+    seconds: float
+    waited: float | None
 
 
 class Stopwatch:
@@ -29,13 +46,18 @@ class Stopwatch:
         for call in calls[:_WARM_UP_CALLS]:
             self.runner.infer(call)
 
-    def time(self, number: int) -> float:
-        """Seconds that one call takes, preprocessing included, right after another."""
+    def time(self, number: int) -> Timing:
+        """Time one call, preprocessing included, right after another."""
         call = self._calls[number % len(self._calls)]
         self.runner.infer(call)
+        before = seconds_waited()
         start = time.perf_counter()
         self.runner.infer(call)
-        return time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        after = seconds_waited()
+        # A thread that has ended takes its count with it.
+        waited = None if before is None or after is None else max(0.0, after - before)
+        return Timing(seconds, waited)
 
 
 @dataclass(frozen=True)
@@ -48,6 +70,8 @@ class LatencyFigures:
         median_ms: of one call.
         p90_ms: 0.9 quantile of one call.
         samples_ms: every call, in order of the rounds.
+        disturbed_calls: fraction of the calls whose threads waited for a processor for more than a
+            tenth of the time; None where the system does not say.
     """
 
     name: str
@@ -55,6 +79,12 @@ class LatencyFigures:
     median_ms: float
     p90_ms: float
     samples_ms: tuple[float, ...]
+    disturbed_calls: float | None = None
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether others took the processors too often for the figures to hold."""
+        return self.disturbed_calls is not None and self.disturbed_calls > _DISTURBED_SHARE
 
 
 @dataclass(frozen=True)
@@ -67,7 +97,7 @@ class Speedup:
 
 
 def measure(
-    contestants: Mapping[str, Callable[[int], float]],
+    contestants: Mapping[str, Callable[[int], Timing]],
     executions: Mapping[str, Execution],
     *,
     rounds: int,
@@ -77,7 +107,7 @@ def measure(
     """Time every contestant once a round, in random order.
 
     Args:
-        contestants: by name, a function that makes call `n` and returns its seconds.
+        contestants: by name, a function that makes and times call `n`.
         executions: how each runs.
         rounds: number of rounds.
         seed: of the orders.
@@ -85,13 +115,13 @@ def measure(
     """
     rng = np.random.default_rng(seed)
     names = list(contestants)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+    timings: dict[str, list[Timing]] = {name: [] for name in names}
     for number in range(rounds):
         for index in rng.permutation(len(names)):
             name = names[index]
-            seconds[name].append(contestants[name](number))
+            timings[name].append(contestants[name](number))
         progress(number + 1, rounds)
-    return [_figures(name, executions[name], np.array(seconds[name]) * 1e3) for name in names]
+    return [_figures(name, executions[name], timings[name]) for name in names]
 
 
 def speedup(found: LatencyFigures, baseline: LatencyFigures) -> Speedup:
@@ -100,11 +130,18 @@ def speedup(found: LatencyFigures, baseline: LatencyFigures) -> Speedup:
     return Speedup(found.name, baseline.name, median_interval(ratios))
 
 
-def _figures(name: str, execution: Execution, samples: np.ndarray) -> LatencyFigures:
+def _figures(name: str, execution: Execution, timings: Sequence[Timing]) -> LatencyFigures:
+    samples = np.array([timing.seconds for timing in timings]) * 1e3
+    shares = [
+        timing.waited / (timing.seconds * execution.threads)
+        for timing in timings
+        if timing.waited is not None
+    ]
     return LatencyFigures(
         name=name,
         execution=execution,
         median_ms=float(np.median(samples)),
         p90_ms=float(np.quantile(samples, 0.9)),
         samples_ms=tuple(round(float(sample), 4) for sample in samples),
+        disturbed_calls=float(np.mean(np.array(shares) > _WAITED_SHARE)) if shares else None,
     )

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Self
 
-from vadexport.verification.latency import Speedup
+from vadexport.verification.latency import LatencyFigures, Speedup
 from vadexport.verification.parity import ParityFigures
 
 
@@ -15,6 +15,7 @@ class Limits:
         max_drift: largest drift of any image, in drift units.
         max_flips: largest fraction of images whose decision may differ.
         min_spearman: smallest rank correlation of raw scores.
+        max_map_drift: largest difference of the anomaly maps, as a fraction of their mean range.
         max_auroc_loss: how far the image AUROC may fall below the reference's.
         min_speedup: over the reference; the interval's lower end must reach it.
         max_latency_ms: of the median.
@@ -23,6 +24,7 @@ class Limits:
     max_drift: float | None = None
     max_flips: float | None = None
     min_spearman: float | None = None
+    max_map_drift: float | None = None
     max_auroc_loss: float | None = None
     min_speedup: float | None = None
     max_latency_ms: float | None = None
@@ -35,7 +37,8 @@ class Limits:
     @classmethod
     def of_rung(cls, precision: str) -> Self:
         """Of a step of a build, judged on a handful of normal images: too few for more."""
-        return cls(max_drift=_DEFAULTS[precision]["max_drift"])
+        few = ("max_drift", "max_map_drift")
+        return cls(**{name: _DEFAULTS[precision][name] for name in few})
 
     def overridden(self, **given: float | None) -> Self:
         """These limits, with those that are not None in `given` in their place."""
@@ -48,12 +51,14 @@ _DEFAULTS: dict[str, dict[str, float]] = {
         "max_drift": 1e-3,
         "max_flips": 0.0,
         "min_spearman": 0.9999,
+        "max_map_drift": 1e-3,
         "max_auroc_loss": 5e-5,
     },
     "int8": {
         "max_drift": 1.0,
         "max_flips": 0.02,
         "min_spearman": 0.99,
+        "max_map_drift": 0.5,
         "max_auroc_loss": 0.005,
     },
 }
@@ -75,13 +80,19 @@ class Check:
 
 
 def parity_checks(found: ParityFigures, limits: Limits) -> list[Check]:
-    """Judge figures; scores that are not finite always fall short."""
+    """Judge figures; outputs that are not finite or contradict each other always fall short."""
     checks = [
         Check(
             "finite",
             found.not_finite == 0,
             f"{found.not_finite} of {found.images} images have scores that are not finite",
-        )
+        ),
+        Check(
+            "outputs",
+            found.inconsistent == 0,
+            f"of {found.inconsistent} of {found.images} images, pred_score, pred_label or "
+            "pred_mask contradicts raw_score and anomaly_map at the reference's thresholds",
+        ),
     ]
     if limits.max_drift is not None:
         checks.append(_at_most("drift", "largest drift", found.drift_max, limits.max_drift))
@@ -103,6 +114,15 @@ def parity_checks(found: ParityFigures, limits: Limits) -> list[Check]:
                 f"Spearman {found.spearman:.5f}, limit {limits.min_spearman:g}",
             )
         )
+    if limits.max_map_drift is not None:
+        checks.append(
+            _at_most(
+                "map",
+                "largest difference of a map, as a fraction of the maps' range,",
+                found.map_max,
+                limits.max_map_drift,
+            )
+        )
     if (
         limits.max_auroc_loss is not None
         and found.auroc is not None
@@ -120,22 +140,48 @@ def parity_checks(found: ParityFigures, limits: Limits) -> list[Check]:
     return checks
 
 
-def latency_checks(median_ms: float, speedup: Speedup, limits: Limits) -> list[Check]:
-    """Judge the latency of an artifact and its speed-up over the reference."""
+def latency_checks(
+    artifact: LatencyFigures, reference: LatencyFigures, speedup: Speedup, limits: Limits
+) -> list[Check]:
+    """Judge an artifact's latency and its speed-up; a disturbed measurement proves neither."""
     checks = []
     if limits.max_latency_ms is not None:
-        checks.append(_at_most("latency", "median latency in ms", median_ms, limits.max_latency_ms))
-    if limits.min_speedup is not None:
-        checks.append(
-            Check(
-                "speedup",
-                speedup.ratio.low >= limits.min_speedup,
-                f"speed-up {speedup.ratio.value:.2f}, 95% interval from {speedup.ratio.low:.2f}, "
-                f"limit {limits.min_speedup:g}",
-            )
+        found = _at_most(
+            "latency", "median latency in ms", artifact.median_ms, limits.max_latency_ms
         )
+        checks.append(_undisturbed(found, artifact))
+    if limits.min_speedup is not None:
+        found = Check(
+            "speedup",
+            speedup.ratio.low >= limits.min_speedup,
+            f"speed-up {speedup.ratio.value:.2f}, 95% interval from {speedup.ratio.low:.2f}, "
+            f"limit {limits.min_speedup:g}",
+        )
+        checks.append(_undisturbed(found, artifact, reference))
     return checks
 
 
+def disturbance(*measured: LatencyFigures) -> str | None:
+    """What disturbed a measurement, for a reader; None where nothing did."""
+    names = [f"{each.disturbed_calls:.0%} of {each.name}" for each in measured if each.disturbed]
+    if not names:
+        return None
+    return (
+        f"other programs took the processors while latency was measured (calls that waited: "
+        f"{', '.join(names)}): measure again on a quiet machine, or with fewer --threads"
+    )
+
+
+def _undisturbed(check: Check, *measured: LatencyFigures) -> Check:
+    reason = disturbance(*measured)
+    return (
+        check if reason is None else Check(check.name, held=False, line=f"{check.line}; {reason}")
+    )
+
+
 def _at_most(name: str, what: str, value: float, limit: float) -> Check:
-    return Check(name, value <= limit, f"{what} {value:.3g}, limit {limit:g}")
+    held = value <= limit
+    shown = f"{value:.3g}"
+    if not held and shown == f"{limit:.3g}":
+        shown = f"{value:.9g}"  # rounded, it would seem to hold
+    return Check(name, held, f"{what} {shown}, limit {limit:g}")

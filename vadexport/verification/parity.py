@@ -8,7 +8,11 @@ import numpy as np
 from vadexport import contract
 from vadexport.contract import ImageInput, Outputs, UInt8Array
 from vadexport.errors import CheckError, InputError
+from vadexport.thresholds import Thresholds
 from vadexport.verification.statistics import auroc, spearman
+
+#: Of `pred_score`, a few units in the last place of float32 at 1.
+_ROUNDING = 1e-6
 
 Infer = Callable[[UInt8Array], Outputs]
 
@@ -27,6 +31,8 @@ class ImageRecord:
         map_max: largest absolute difference of the anomaly maps, raw score units.
         map_mean: mean absolute difference of the anomaly maps.
         map_range: largest minus smallest value of the reference's map.
+        consistent: whether the candidate's `pred_score`, `pred_label` and `pred_mask` follow from
+            its own raw score and map by the reference's thresholds.
     """
 
     name: str
@@ -38,6 +44,7 @@ class ImageRecord:
     map_max: float
     map_mean: float
     map_range: float
+    consistent: bool
 
     @property
     def finite(self) -> bool:
@@ -67,6 +74,7 @@ class ParityFigures:
         auroc_reference: image AUROC of the reference; None without labels of both kinds.
         auroc: image AUROC of the candidate.
         not_finite: images with NaN or infinity on either side.
+        inconsistent: images whose outputs contradict each other, see `ImageRecord.consistent`.
     """
 
     images: int
@@ -81,6 +89,7 @@ class ParityFigures:
     auroc_reference: float | None
     auroc: float | None
     not_finite: int
+    inconsistent: int
 
 
 def compare_images(
@@ -88,6 +97,7 @@ def compare_images(
     candidates: Mapping[str, Infer],
     images: Iterable[tuple[str, bool | None, UInt8Array]],
     image_input: ImageInput,
+    thresholds: Thresholds,
 ) -> dict[str, list[ImageRecord]]:
     """Score images with the reference and each candidate, one call of the graph at a time.
 
@@ -96,6 +106,7 @@ def compare_images(
         candidates: inference of each candidate, by name.
         images: name, label and pixels `uint8 [H, W, C]` of each; read lazily.
         image_input: the candidates' input; its batch sizes the calls.
+        thresholds: the reference's.
 
     Returns:
         The records of each candidate, in the order of `images`.
@@ -109,7 +120,8 @@ def compare_images(
         for candidate, infer in candidates.items():
             found = infer(filled)
             records[candidate] += [
-                _record(names[n], expected, found, n, anomalous=labels[n]) for n in range(count)
+                _record((names[n], labels[n]), _one(expected, n), _one(found, n), thresholds)
+                for n in range(count)
             ]
     return records
 
@@ -150,26 +162,45 @@ def figures(records: Sequence[ImageRecord], drift_unit: float) -> ParityFigures:
         auroc_reference=auroc(reference[labelled], truth),
         auroc=auroc(raw[labelled], truth),
         not_finite=len(records) - len(kept),
+        inconsistent=sum(not record.consistent for record in kept),
     )
 
 
+def _one(outputs: Outputs, number: int) -> Outputs:
+    return {name: value[number] for name, value in outputs.items()}
+
+
 def _record(
-    name: str, expected: Outputs, found: Outputs, number: int, *, anomalous: bool | None
+    image: tuple[str, bool | None], expected: Outputs, found: Outputs, thresholds: Thresholds
 ) -> ImageRecord:
-    reference_map = expected[contract.ANOMALY_MAP][number].astype(np.float64)
+    name, anomalous = image
+    reference_map = expected[contract.ANOMALY_MAP].astype(np.float64)
     with np.errstate(invalid="ignore"):  # infinity on both sides; counted as not finite
-        difference = np.abs(found[contract.ANOMALY_MAP][number] - reference_map)
+        difference = np.abs(found[contract.ANOMALY_MAP] - reference_map)
         map_range = float(np.ptp(reference_map))
     return ImageRecord(
         name=name,
         anomalous=anomalous,
-        reference_raw=float(expected[contract.RAW_SCORE][number]),
-        raw=float(found[contract.RAW_SCORE][number]),
-        reference_label=bool(expected[contract.PRED_LABEL][number]),
-        label=bool(found[contract.PRED_LABEL][number]),
+        reference_raw=float(expected[contract.RAW_SCORE]),
+        raw=float(found[contract.RAW_SCORE]),
+        reference_label=bool(expected[contract.PRED_LABEL]),
+        label=bool(found[contract.PRED_LABEL]),
         map_max=float(difference.max()),
         map_mean=float(difference.mean()),
         map_range=map_range,
+        consistent=_is_consistent(found, thresholds),
+    )
+
+
+def _is_consistent(found: Outputs, thresholds: Thresholds) -> bool:
+    """Comparisons are exact; the normalised score may differ by float32's rounding."""
+    raw, score = found[contract.RAW_SCORE], float(found[contract.PRED_SCORE])
+    rounding = _ROUNDING * max(1.0, abs(float(raw)) / thresholds.spread)
+    mask = found[contract.ANOMALY_MAP] > np.float32(thresholds.pixel)
+    return bool(
+        abs(score - float(thresholds.normalised(raw))) <= rounding
+        and bool(found[contract.PRED_LABEL]) == bool(raw > np.float32(thresholds.image))
+        and np.array_equal(found[contract.PRED_MASK], mask)
     )
 
 

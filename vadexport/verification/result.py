@@ -21,14 +21,12 @@ class Latency:
         reference: of the reference.
         speedup: of the artifact over the reference.
         batch: images a call.
-        load_average: of the machine when it was over; None where the system does not say.
     """
 
     artifact: LatencyFigures
     reference: LatencyFigures
     speedup: Speedup
     batch: int
-    load_average: float | None
 
 
 @dataclass(frozen=True)
