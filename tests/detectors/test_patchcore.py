@@ -10,6 +10,7 @@ from vadexport import contract
 from vadexport.contract import ImageInput
 from vadexport.detectors import patchcore
 from vadexport.detectors.base import normal_thresholds
+from vadexport.detectors.coreset import coreset_indices, projected
 from vadexport.detectors.patchcore import PatchCoreConfig, fit
 from vadexport.errors import InputError
 
@@ -216,6 +217,36 @@ class TestThresholds:
             error = distance_error(detector, patches, expected, float32_eps)
             assert detector.normal_scores[number].item() == pytest.approx(expected, abs=error)
 
+    def test_with_many_images_a_fifth_is_held_out_together(self, crops, float32_eps):
+        detector = fit(crops[:7], PatchCoreConfig(coreset_ratio=1.0), GRAY)
+        patches = patches_of(detector, crops[:7])
+        patches = patches.reshape(7, -1, patches.shape[-1])
+        for number, own in enumerate(patches):
+            others = np.concatenate([p for n, p in enumerate(patches) if n % 5 != number % 5])
+            expected = cdist(own, others).min(axis=1).max()
+            error = distance_error(detector, patches, expected, float32_eps)
+            assert detector.normal_scores[number].item() == pytest.approx(expected, abs=error)
+
+    def test_held_out_images_meet_a_coreset_chosen_without_them(self, crops, float32_eps):
+        # The bank of all images without one image's rows has holes where that image's rows stood
+        # for those of others: that is no bank a new image meets.
+        detector = fit(crops[:4], PatchCoreConfig(coreset_ratio=0.1), GRAY)
+        patches = patches_of(detector, crops[:4])
+        patches = patches.reshape(4, -1, patches.shape[-1])
+        with torch.inference_mode():
+            # The very bits that it was fitted on: rounding may change which row is farthest.
+            own = [detector.preprocessing(torch.from_numpy(crop)[None]) for crop in crops[:4]]
+            embedded = [detector.embed(detector.network(x))[0].flatten(1).T for x in own]
+        points = projected(torch.cat(embedded), seed=0)
+        numbers = np.arange(4 * 144).reshape(4, 144)
+        rows = patches.reshape(4 * 144, -1)
+        for number, own in enumerate(patches):
+            others = np.delete(numbers, number, axis=0).ravel()
+            chosen = others[coreset_indices(points[others], 43).numpy()]
+            expected = cdist(own, rows[chosen]).min(axis=1).max()
+            error = distance_error(detector, patches, expected, float32_eps)
+            assert detector.normal_scores[number].item() == pytest.approx(expected, abs=error)
+
     def test_limits_come_from_the_quantile_of_the_normal_scores(self, crops):
         config = PatchCoreConfig(coreset_ratio=0.05)
         detector = fit(crops, config, GRAY, quantile=0.8)
@@ -246,6 +277,8 @@ class TestFit:
         assert (seen["pred_score"], seen["pred_label"]) == (0.5, False)
         assert (unseen["pred_score"], unseen["pred_label"]) == (1.0, True)
         assert np.isfinite(unseen["anomaly_map"]).all()
+        rule = "0.95 quantile of 1 normal image, which trained it too"
+        assert detector.thresholds.rule == rule
 
     def test_no_image_is_an_error(self):
         with pytest.raises(InputError, match="at least one normal image"):
@@ -298,7 +331,10 @@ class TestFit:
         fit(crops[:3], config, GRAY, progress=progress)
         assert list(told) == ["features", "coreset", "threshold"]
         assert told["features"] == told["threshold"] == [(1, 3), (2, 3), (3, 3)]
-        assert told["coreset"][-1] == (21, 21)
+        # The bank of all three images has 21 rows, each of those without one has 14.
+        assert told["coreset"][-1] == (63, 63)
+        assert {(21, 63), (35, 63), (49, 63)} <= set(told["coreset"])
+        assert told["coreset"] == sorted(set(told["coreset"]))
 
     def test_does_not_write_to_its_images(self, crops):
         kept = [image.copy() for image in crops[:2]]

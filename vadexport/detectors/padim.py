@@ -11,14 +11,13 @@ from torch.nn import functional
 from vadexport.contract import ImageInput, UInt8Array
 from vadexport.detectors.backbones import create_backbone
 from vadexport.detectors.base import Detector, Progress, choice, normal_thresholds
+from vadexport.detectors.folds import fold_of
 from vadexport.detectors.maps import full_size_map, gaussian_kernel
 from vadexport.detectors.preprocessing import PreprocessingConfig
 from vadexport.errors import InputError
 
 #: Added to the diagonal of every covariance, as in the paper.
 _REGULARISATION = 0.01
-#: Parts that the normal images are cut into, each scored by a fit on the others.
-_FOLDS = 5
 #: Positions whose covariances are held in float64 at once.
 _POSITIONS_AT_ONCE = 256
 
@@ -224,11 +223,11 @@ def fit(
     detector = PaDiM(config, image_input, size=size, pretrained=True)
     patches = torch.cat(list(_embeddings(detector, images, progress)))
     flat = patches.flatten(2)
-    folds = min(_FOLDS, len(images))
-    fold_of = torch.arange(len(images)) % folds
+    held_out_in = fold_of(len(images))
+    folds = int(held_out_in.max()) + 1
     scores, maxima = torch.zeros(len(images)), torch.zeros(len(images))
     for fold in range(folds):
-        left_out = fold_of == fold
+        left_out = held_out_in == fold
         mean, whitening = gaussians(flat[~left_out])
         raw, maps = detector._score_against(patches[left_out], mean, whitening)  # noqa: SLF001
         scores[left_out], maxima[left_out] = raw, maps.amax(dim=(1, 2, 3))

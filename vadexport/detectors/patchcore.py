@@ -1,8 +1,8 @@
 """PatchCore (Roth et al., CVPR 2022): nearest neighbours among patches of normal images."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
@@ -12,7 +12,8 @@ from torch.nn import functional
 from vadexport.contract import ImageInput, UInt8Array
 from vadexport.detectors.backbones import create_backbone
 from vadexport.detectors.base import Detector, Progress, choice, normal_thresholds
-from vadexport.detectors.coreset import coreset_indices
+from vadexport.detectors.coreset import coreset_indices, projected
+from vadexport.detectors.folds import fold_of
 from vadexport.detectors.maps import full_size_map, gaussian_kernel
 from vadexport.detectors.preprocessing import PreprocessingConfig
 from vadexport.errors import InputError
@@ -56,11 +57,21 @@ class PatchCoreConfig:
             raise InputError(f"the blur's sigma is in (0, 64], not {self.blur_sigma}")
 
 
-class _Bank(NamedTuple):
-    """Rows of the memory bank while it is fitted, and the index of the image each came from."""
+class _Patches(NamedTuple):
+    """Patches of normal images, thinned out.
 
-    rows: Tensor
-    owners: Tensor
+    Attributes:
+        of_images: float32 [n, K, D], K of each image.
+        each: patches that an image had before they were thinned out.
+    """
+
+    of_images: Tensor
+    each: int
+
+    @property
+    def rows(self) -> Tensor:
+        """All of them, [n·K, D]."""
+        return self.of_images.flatten(0, 1)
 
 
 class PatchCore(Detector):
@@ -235,93 +246,137 @@ def fit(
 ) -> PatchCore:
     """Fit PatchCore on normal images.
 
-    Every image also sets the thresholds, scored against the rows of the bank that other images
-    gave, so that none is held out and none is judged by its own patches.
+    The memory bank is of all images. Thresholds come from banks of their own: each image is scored
+    against one chosen, in the same ratio, from the patches of the other folds (`fold_of`). To take
+    an image's rows out of the one bank would not do: the coreset drops patches near a row that it
+    keeps, whichever image that row is of, so holes would be left that no new image meets.
 
     Args:
-        images: normal images, each `uint8 [H, W, C]`.
+        images: normal images, each `uint8 [H, W, C]`; one alone is scored against its own bank.
         config: choices of the method.
         image_input: size and channels of the images.
         size: the network's input, default the camera's size.
         quantile: fraction of the normal images that stays below the thresholds.
-        progress: told about each image and each part of the coreset.
+        progress: told about each image and each part of the coresets.
 
     Raises:
-        InputError: no image, a level that the image is too small for, or features that are not
-            finite.
+        InputError: no image, a level that the image is too small for, features that are not
+            finite, or fewer rows in the bank than neighbours.
     """
     if not images:
         raise InputError("PatchCore needs at least one normal image")
     detector = PatchCore(config, image_input, size=size, pretrained=True)
-    embeddings = list(_embeddings(detector, images, progress))
-    bank = _choose_bank(embeddings, config, progress)
-    detector.memory_bank = bank.rows
+    patches = _thinned_patches(detector, images, progress)
+    folds = fold_of(len(images))
+    whole, *held_out = _choose_banks(patches, folds, config, progress)
+    detector.memory_bank = patches.rows[whole].contiguous()
     if config.neighbours:
-        if len(bank.rows) < config.neighbours:
-            raise InputError(
-                f"re-weighting by {config.neighbours} neighbours needs as many rows in the memory "
-                f"bank, which has {len(bank.rows)}: raise the coreset ratio or give more images"
-            )
-        detector.neighbour_table = torch.cat(
-            [
-                neighbours_of(part, bank.rows, config.neighbours)
-                for part in torch.split(bank.rows, 1024)
-            ]
-        )
-    scores, maxima = _leave_one_out(detector, embeddings, bank, progress)
+        detector.neighbour_table = _neighbour_table(detector.memory_bank, config.neighbours)
+    # With one image there is nothing to hold out.
+    banks = [patches.rows[chosen] for chosen in held_out] or [detector.memory_bank]
+    scores, maxima = _score_held_out(detector, images, folds, banks, progress)
     detector.normal_scores = scores
-    detector.thresholds = normal_thresholds(scores, maxima, quantile)
+    found = normal_thresholds(scores, maxima, quantile)
+    if len(images) == 1:
+        found = replace(
+            found, rule=f"{quantile:g} quantile of 1 normal image, which trained it too"
+        )
+    detector.thresholds = found
     return detector
 
 
-def _embeddings(
+def _embedding(detector: PatchCore, image: UInt8Array) -> Tensor:
+    """Patches `[1, D, h, w]` of one image."""
+    x = detector.preprocessing(torch.from_numpy(image)[None])
+    return detector.embed(detector.network(x))
+
+
+def _thinned_patches(
     detector: PatchCore, images: Sequence[UInt8Array], progress: Progress
-) -> Iterator[Tensor]:
-    for number, image in enumerate(images, 1):
-        x = detector.preprocessing(torch.from_numpy(image)[None])
-        patches = detector.embed(detector.network(x))
-        if not patches.isfinite().all():
-            raise InputError(f"the backbone's features of image {number} are not finite")
-        yield patches
-        progress("features", number, len(images))
+) -> _Patches:
+    """Patches of all images, thinned out at random while they are made: never all in memory."""
+    generator = torch.Generator().manual_seed(detector.method.seed)
+    rows, each = torch.zeros(0), 0
+    for number, image in enumerate(images):
+        found = _embedding(detector, image)[0].flatten(1).T
+        if not found.isfinite().all():
+            raise InputError(f"the backbone's features of image {number + 1} are not finite")
+        if number == 0:
+            each, width = found.shape
+            keep = min(each, max(1, MAX_PATCHES // len(images)))
+            rows = torch.empty(len(images), keep, width)
+        if rows.shape[1] < each:
+            drawn = torch.randperm(each, generator=generator)[: rows.shape[1]]
+            found = found[drawn.sort().values]
+        rows[number] = found
+        progress("features", number + 1, len(images))
+    return _Patches(rows, each)
 
 
-def _choose_bank(embeddings: list[Tensor], config: PatchCoreConfig, progress: Progress) -> _Bank:
-    width = embeddings[0].shape[1]
-    patches_each = embeddings[0][0, 0].numel()
-    keep = min(patches_each, max(1, MAX_PATCHES // len(embeddings)))
-    generator = torch.Generator().manual_seed(config.seed)
-    parts = []
-    for patches in embeddings:
-        rows = patches[0].reshape(width, patches_each).T
-        if keep < patches_each:
-            rows = rows[torch.randperm(patches_each, generator=generator)[:keep].sort().values]
-        parts.append(rows)
-    rows = torch.cat(parts)
-    owners = torch.arange(len(embeddings)).repeat_interleave(keep)
-    wanted = max(1, math.floor(len(embeddings) * patches_each * config.coreset_ratio))
-    chosen = coreset_indices(
-        rows,
-        min(wanted, len(rows)),
-        seed=config.seed,
-        progress=lambda done, total: progress("coreset", done, total),
-    )
-    return _Bank(rows[chosen].contiguous(), owners[chosen])
+def _choose_banks(
+    patches: _Patches, folds: Tensor, config: PatchCoreConfig, progress: Progress
+) -> list[Tensor]:
+    """Indices of the rows of the bank of all images, then of one without each fold.
+
+    Of the latter there are none where one fold has all images.
+    """
+    points = projected(patches.rows, seed=config.seed)
+    numbers = torch.arange(len(points)).view(len(folds), -1)
+    # A bank that judges held-out images has neighbours enough for re-weighting.
+    least = max(1, config.neighbours)
+    pools, wanted = [numbers.flatten()], [_bank_size(patches, len(folds), config)]
+    for fold in range(int(folds.max()) + 1) if len(folds) > 1 else ():
+        others = numbers[folds != fold]
+        pools.append(others.flatten())
+        of_ratio = _bank_size(patches, len(others), config)
+        wanted.append(min(max(least, of_ratio), others.numel()))
+    banks: list[Tensor] = []
+    finished = 0
+    for pool, rows in zip(pools, wanted, strict=True):
+
+        def told(done: int, total: int, before: int = finished) -> None:
+            if done < total:
+                progress("coreset", before + done, sum(wanted))
+
+        banks.append(pool[coreset_indices(points[pool], rows, progress=told)])
+        finished += rows
+        progress("coreset", finished, sum(wanted))
+    return banks
 
 
-def _leave_one_out(
-    detector: PatchCore, embeddings: list[Tensor], bank: _Bank, progress: Progress
+def _bank_size(patches: _Patches, images: int, config: PatchCoreConfig) -> int:
+    """Rows that a bank of so many images has: the ratio is of their patches before thinning."""
+    of_ratio = math.floor(images * patches.each * config.coreset_ratio)
+    return min(max(1, of_ratio), images * patches.of_images.shape[1])
+
+
+def _neighbour_table(bank: Tensor, count: int) -> Tensor:
+    """Indices int64 [M, count] of the nearest rows of each of the bank's rows."""
+    if len(bank) < count:
+        raise InputError(
+            f"re-weighting by {count} neighbours needs as many rows in the memory bank, which has "
+            f"{len(bank)}: raise the coreset ratio or give more images"
+        )
+    return torch.cat([neighbours_of(part, bank, count) for part in torch.split(bank, 1024)])
+
+
+def _score_held_out(
+    detector: PatchCore,
+    images: Sequence[UInt8Array],
+    folds: Tensor,
+    banks: Sequence[Tensor],
+    progress: Progress,
 ) -> tuple[Tensor, Tensor]:
-    """Raw score and largest map value of each image against the other images' rows."""
+    """Raw score and largest map value of each image, [n], against the bank without its fold."""
     scores, maxima = [], []
-    for number, patches in enumerate(embeddings):
-        others = bank.rows[bank.owners != number]
-        if len(others) <= detector.method.neighbours:
-            others = bank.rows
-        score, anomaly_map = detector._score_against(patches, others)  # noqa: SLF001
+    for number, (image, fold) in enumerate(zip(images, folds.tolist(), strict=True), 1):
+        # Features once more: to keep those of all images would take gigabytes.
+        score, anomaly_map = detector._score_against(  # noqa: SLF001
+            _embedding(detector, image), banks[fold]
+        )
         scores.append(score)
         maxima.append(anomaly_map.amax().view(1))
-        progress("threshold", number + 1, len(embeddings))
+        progress("threshold", number, len(images))
     return torch.cat(scores), torch.cat(maxima)
 
 
