@@ -2,10 +2,12 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from vadexport.detectors.checkpoint import load_detector
 from vadexport.detectors.patchcore import PatchCoreConfig
+from vadexport.errors import InputError
 from vadexport.fitting import FitOptions, fit
 from vadexport.images import image_digest
 from vadexport.images.colouring import save_png
@@ -39,6 +41,33 @@ def normal(crops, tmp_path):
 def options(normal, tmp_path):
     config = PatchCoreConfig(coreset_ratio=0.02)
     return FitOptions("patchcore", str(normal), tmp_path / "d.safetensors", config, (32, 32))
+
+
+class TestRefusedAtOnce:
+    """What is wrong is said before any image's pixels are read, let alone trained on."""
+
+    @pytest.fixture(autouse=True)
+    def unreadable(self, normal):
+        # Only its header is whole: decoding it would be another error.
+        path = normal / "3.png"
+        path.write_bytes(path.read_bytes()[:200])
+
+    @pytest.mark.parametrize(
+        ("size", "words"),
+        [((20000, 20000), "pixels a side, not 20000x20000$"), ((16384, 8192), "at most 16777216")],
+    )
+    def test_a_network_input_too_large(self, options, size, words):
+        with pytest.raises(InputError, match=words):
+            fit(replace(options, size=size), Told())
+
+    def test_camera_images_too_large_for_the_network_ask_for_a_size(self, options, normal):
+        shutil.rmtree(normal)
+        normal.mkdir()
+        save_png(np.zeros((4097, 4096), np.uint8), normal / "large.png")
+        told = Told()
+        with pytest.raises(InputError, match=r"not 4097x4096: .*--size"):
+            fit(replace(options, size=None), told)
+        assert told.steps == told.warnings == []
 
 
 class TestFittedOn:

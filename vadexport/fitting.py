@@ -11,6 +11,7 @@ from vadexport.contract import RAW_SCORE, ImageInput, UInt8Array
 from vadexport.detectors.base import Detector
 from vadexport.detectors.checkpoint import save_detector
 from vadexport.detectors.families import Family, find_family
+from vadexport.detectors.preprocessing import check_size
 from vadexport.errors import InputError
 from vadexport.images import (
     ImageFile,
@@ -66,11 +67,14 @@ def fit(options: FitOptions, listener: Listener) -> Detector:
     family = find_family(options.family)
     if not 0 < options.quantile <= 1:
         raise InputError(f"the threshold's quantile is in (0, 1], not {options.quantile:g}")
+    if options.size is not None:
+        check_size(options.size)
     if not options.destination.absolute().parent.is_dir():
         raise InputError(f"{options.destination.parent} does not exist: make the folder first")
     training = _training(family, options, listener)
     files = training_images(options.images)
     header = common_input(files, skip_unreadable=options.skip_unreadable)
+    check_size(options.size or (header.height, header.width))
     image_input = ImageInput(header.height, header.width, header.channels)
     loaded = list(_load(files, image_input, options, listener))
     images = [image for _, image in loaded]

@@ -1,8 +1,8 @@
 """Convolutional autoencoder trained with SSIM and L2 (Bergmann et al., VISAPP 2019)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from vadexport.contract import ImageInput, UInt8Array
 from vadexport.detectors.base import Detector, choice
 from vadexport.detectors.maps import gaussian_kernel
 from vadexport.detectors.preprocessing import PreprocessingConfig
-from vadexport.detectors.stored_config import as_json, read_config
+from vadexport.detectors.ranges import check_seed, check_training
 from vadexport.detectors.training import (
     NormalImages,
     Plan,
@@ -63,10 +63,8 @@ class AutoencoderConfig:
     seed: int = choice(0, "Of the first weights and of the batches.")
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch_size < 1:
-            raise InputError("training needs at least one step and one image a step")
-        if not 0 < self.learning_rate <= 1:
-            raise InputError(f"the learning rate is in (0, 1], not {self.learning_rate}")
+        check_training(self.steps, batch_size=self.batch_size, learning_rate=self.learning_rate)
+        check_seed(self.seed)
         if not (1 <= self.width <= 512 and 1 <= self.latent <= 4096):
             raise InputError("the width is in 1 … 512, the latent channels in 1 … 4096")
         if not 0 <= self.l2_weight <= 1000:
@@ -118,6 +116,9 @@ class Autoencoder(Detector):
     """What a narrow autoencoder of normal images does not reproduce is anomalous."""
 
     family: ClassVar[str] = "autoencoder"
+    config_class: ClassVar[type[Any]] = AutoencoderConfig
+    label: ClassVar[str] = "autoencoder"
+    method: AutoencoderConfig
     window: Tensor
 
     def __init__(
@@ -140,32 +141,13 @@ class Autoencoder(Detector):
         if preprocessing is None:
             size = size or (image_input.height, image_input.width)
             preprocessing = PreprocessingConfig(size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-        super().__init__(image_input, preprocessing)
-        self.method = config
+        super().__init__(config, image_input, preprocessing)
         window = gaussian_kernel(_SSIM_SIGMA)
         if window.numel() // 2 >= min(preprocessing.size):
             raise InputError(f"{preprocessing.size} is too small for the window of SSIM")
         self.register_buffer("window", window, persistent=False)
         with seeded_weights(config.seed):
             self.autoencoder = _Network(image_input.channels, preprocessing.size, config)
-
-    def config(self) -> dict[str, Any]:
-        """See the base class."""
-        return as_json(self.method)
-
-    @classmethod
-    def from_config(
-        cls,
-        config: dict[str, Any],
-        image_input: ImageInput,
-        preprocessing: PreprocessingConfig,
-        state: Mapping[str, Tensor],
-    ) -> Self:
-        """See the base class."""
-        del state
-        return cls(
-            read_config(AutoencoderConfig, config, "autoencoder"), image_input, preprocessing
-        )
 
     def describe(self) -> dict[str, str | int | float]:
         """See the base class."""
@@ -265,11 +247,7 @@ def fit(  # noqa: PLR0913 - the call that all families share
 
     plan = Plan(
         name="train",
-        identity={
-            "family": detector.family,
-            "config": detector.config(),
-            "preprocessing": detector.preprocessing.config.to_json(),
-        },
+        identity=detector.identity(),
         steps=config.steps,
         batch_size=config.batch_size,
         learning_rate=config.learning_rate,

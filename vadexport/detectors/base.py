@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vadexport import contract
 from vadexport.contract import ImageInput
 from vadexport.detectors.preprocessing import Preprocessing, PreprocessingConfig
+from vadexport.detectors.stored_config import as_json, read_config
 from vadexport.thresholds import Thresholds
 
 #: Called with the step's name, what is done and how much there is.
@@ -36,6 +37,9 @@ class Detector(nn.Module, ABC):
 
     Attributes:
         family: name on the command line.
+        config_class: frozen dataclass of the family's choices.
+        label: what errors call the family.
+        method: the choices, a `config_class`.
         image_input: the camera images it was trained on.
         thresholds: set by fitting.
         normal_scores: float32 [n], raw scores of the normal images that set the thresholds;
@@ -44,10 +48,16 @@ class Detector(nn.Module, ABC):
     """
 
     family: ClassVar[str]
+    config_class: ClassVar[type[Any]]
+    label: ClassVar[str]
+    method: Any
     normal_scores: Tensor
 
-    def __init__(self, image_input: ImageInput, preprocessing: PreprocessingConfig) -> None:
+    def __init__(
+        self, config: Any, image_input: ImageInput, preprocessing: PreprocessingConfig
+    ) -> None:
         super().__init__()
+        self.method = config
         self.image_input = image_input
         self.preprocessing = Preprocessing(preprocessing)
         self.thresholds = Thresholds(0.0, 0.0, 0.0, 1.0, "not fitted")
@@ -62,12 +72,19 @@ class Detector(nn.Module, ABC):
     def score(self, x: Tensor, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Raw scores `[N]` and anomaly maps `[N, 1, h, w]` of what `network` gave for `x`."""
 
-    @abstractmethod
     def config(self) -> dict[str, Any]:
         """What `from_config` needs to build the same detector, untrained; plain JSON values."""
+        return as_json(self.method)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the result of training besides the images; plain JSON values."""
+        return {
+            "family": self.family,
+            "config": self.config(),
+            "preprocessing": self.preprocessing.config.to_json(),
+        }
 
     @classmethod
-    @abstractmethod
     def from_config(
         cls,
         config: dict[str, Any],
@@ -86,6 +103,19 @@ class Detector(nn.Module, ABC):
         Raises:
             InputError: the configuration is damaged, or such a buffer does not fit it.
         """
+        method = read_config(cls.config_class, config, cls.label)
+        # Every family whose constructor takes more overrides this method.
+        detector = cls(method, image_input, preprocessing)
+        detector.size_buffers(state)
+        return detector
+
+    def size_buffers(self, state: Mapping[str, Tensor]) -> None:
+        """Give the buffers that fitting sizes the shapes they have in `state`.
+
+        Raises:
+            InputError: one is missing, or does not fit the configuration.
+        """
+        del state  # a family without such buffers has nothing to do
 
     def describe(self) -> dict[str, str | int | float]:
         """What `inspect` shows beyond the common facts."""

@@ -30,7 +30,8 @@ from vadexport.detectors.patch_description import (
     other_light,
 )
 from vadexport.detectors.preprocessing import PreprocessingConfig
-from vadexport.detectors.stored_config import as_json, read_config
+from vadexport.detectors.ranges import check_seed, check_training
+from vadexport.detectors.stored_config import read_config
 from vadexport.detectors.training import (
     NormalImages,
     Plan,
@@ -83,10 +84,13 @@ class EfficientAdConfig:
     seed: int = choice(0, "Of the first weights and of the batches.")
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.teacher_steps, self.batch_size) < 1:
-            raise InputError("training needs at least one step and one image a step")
-        if not 0 < self.learning_rate <= 1:
-            raise InputError(f"the learning rate is in (0, 1], not {self.learning_rate}")
+        check_training(
+            self.teacher_steps,
+            self.steps,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+        )
+        check_seed(self.seed)
         if not 1 <= self.width <= 512:
             raise InputError(f"the width is in 1 … 512 channels, not {self.width}")
         if not 0 < self.hard_share <= 1:
@@ -97,6 +101,9 @@ class EfficientAd(Detector):
     """A student that follows its teacher, and an autoencoder, on normal images alone."""
 
     family: ClassVar[str] = "efficient_ad"
+    config_class: ClassVar[type[Any]] = EfficientAdConfig
+    label: ClassVar[str] = "EfficientAD"
+    method: EfficientAdConfig
     quantiles: Tensor
 
     def __init__(
@@ -114,8 +121,7 @@ class EfficientAd(Detector):
             preprocessing: to the networks' input.
             channels: of the teacher's description of a patch.
         """
-        super().__init__(image_input, preprocessing)
-        self.method = config
+        super().__init__(config, image_input, preprocessing)
         self.channels = channels
         size = description_size(preprocessing.size)
         with seeded_weights(config.seed):
@@ -124,10 +130,6 @@ class EfficientAd(Detector):
             self.autoencoder = autoencoder(config.width, channels, preprocessing.size, size)
         # Of the student's map, then of the autoencoder's: the values that become 0 and 0.1.
         self.register_buffer("quantiles", torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
-
-    def config(self) -> dict[str, Any]:
-        """See the base class."""
-        return as_json(self.method)
 
     @classmethod
     def from_config(
@@ -138,7 +140,7 @@ class EfficientAd(Detector):
         state: Mapping[str, Tensor],
     ) -> Self:
         """See the base class."""
-        method = read_config(EfficientAdConfig, config, "EfficientAD")
+        method = read_config(cls.config_class, config, cls.label)
         last = state.get("teacher.last.weight", torch.zeros(0))
         if last.ndim != 4 or not 0 < last.shape[0] <= 4096:
             raise InputError(f"the teacher's weights have the shape {tuple(last.shape)}: damaged")
@@ -209,8 +211,7 @@ def fit(  # noqa: PLR0913 - the call that all families share
     """
     training = training or Training()
     backbone = create_backbone(config.backbone, config.levels, pretrained=True)
-    size = size or (image_input.height, image_input.width)
-    preprocessing = PreprocessingConfig(size, backbone.mean, backbone.std)
+    preprocessing = PreprocessingConfig.of_network(backbone, image_input, size)
     detector = EfficientAd(config, image_input, preprocessing, sum(backbone.channels))
     device = training_device()
     detector.to(device)
@@ -273,11 +274,7 @@ def _plan(detector: EfficientAd, name: str, steps: int) -> Plan:
     config = detector.method
     return Plan(
         name=name,
-        identity={
-            "family": detector.family,
-            "config": detector.config(),
-            "preprocessing": detector.preprocessing.config.to_json(),
-        },
+        identity=detector.identity(),
         steps=steps,
         batch_size=config.batch_size,
         learning_rate=config.learning_rate,

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vadexport.errors import InputError
+
 
 def gaussian_kernel(sigma: float) -> Tensor:
     """One-dimensional Gaussian of `2·⌈4σ⌉ + 1` taps that sums to one, float32."""
@@ -13,6 +15,18 @@ def gaussian_kernel(sigma: float) -> Tensor:
     taps = torch.arange(-radius, radius + 1, dtype=torch.float64)
     kernel = torch.exp(-(taps**2) / (2 * sigma**2))
     return (kernel / kernel.sum()).to(torch.float32)
+
+
+def blur_kernel(sigma: float, size: tuple[int, int]) -> Tensor:
+    """`gaussian_kernel` for blurring maps of `size`; one tap of 1 where sigma is 0.
+
+    Raises:
+        InputError: the map is too small for its borders to be reflected.
+    """
+    kernel = gaussian_kernel(sigma) if sigma > 0 else torch.ones(1)
+    if kernel.numel() // 2 >= min(size):
+        raise InputError(f"{size} is too small for a blur of {sigma}")
+    return kernel
 
 
 def blur(image: Tensor, kernel: Tensor) -> Tensor:

@@ -1,19 +1,20 @@
 """PaDiM (Defard et al., ICPR 2020): a Gaussian of normal patches at every position."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Self
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from vadexport.contract import ImageInput, UInt8Array
-from vadexport.detectors.backbones import create_backbone
-from vadexport.detectors.base import Detector, Progress, choice, normal_thresholds
+from vadexport.detectors.base import Progress, choice, normal_thresholds
 from vadexport.detectors.folds import fold_of
-from vadexport.detectors.maps import full_size_map, gaussian_kernel
+from vadexport.detectors.maps import full_size_map
+from vadexport.detectors.patch_based import PatchDetector
 from vadexport.detectors.preprocessing import PreprocessingConfig
+from vadexport.detectors.ranges import check_blur, check_seed
 from vadexport.errors import InputError
 
 #: Added to the diagonal of every covariance, as in the paper.
@@ -45,11 +46,11 @@ class PaDiMConfig:
     def __post_init__(self) -> None:
         if self.channels < 1:
             raise InputError(f"a patch has at least one channel, not {self.channels}")
-        if not 0 < self.blur_sigma <= 64:
-            raise InputError(f"the blur's sigma is in (0, 64], not {self.blur_sigma}")
+        check_blur(self.blur_sigma)
+        check_seed(self.seed)
 
 
-class PaDiM(Detector):
+class PaDiM(PatchDetector):
     """Mahalanobis distance of each patch to the Gaussian of normal patches at its position.
 
     With `Σ = L·Lᵀ`, the distance `√((x − μ)ᵀ Σ⁻¹ (x − μ))` is the length of `L⁻¹ (x − μ)`: never
@@ -57,10 +58,12 @@ class PaDiM(Detector):
     """
 
     family: ClassVar[str] = "padim"
+    config_class: ClassVar[type[Any]] = PaDiMConfig
+    label: ClassVar[str] = "PaDiM"
+    method: PaDiMConfig
     chosen: Tensor
     mean: Tensor
     whitening: Tensor
-    blur_kernel: Tensor
 
     def __init__(
         self,
@@ -71,15 +74,9 @@ class PaDiM(Detector):
         size: tuple[int, int] | None = None,
         pretrained: bool = False,
     ) -> None:
-        """Make an unfitted detector; arguments as `PatchCore`'s."""
-        backbone = create_backbone(config.backbone, config.levels, pretrained=pretrained)
-        if preprocessing is None:
-            size = size or (image_input.height, image_input.width)
-            preprocessing = PreprocessingConfig(size, backbone.mean, backbone.std)
-        super().__init__(image_input, preprocessing)
-        self.backbone = backbone
-        self.method = config
-        every = sum(backbone.channels)
+        """Make an unfitted detector; arguments as the base class's."""
+        super().__init__(config, image_input, preprocessing, size=size, pretrained=pretrained)
+        every = sum(self.backbone.channels)
         if config.channels > every:
             raise InputError(f"the backbone's levels have {every} channels, not {config.channels}")
         generator = torch.Generator().manual_seed(config.seed)
@@ -87,43 +84,19 @@ class PaDiM(Detector):
         self.register_buffer("chosen", chosen)
         self.register_buffer("mean", torch.zeros(0, config.channels))
         self.register_buffer("whitening", torch.zeros(0, config.channels, config.channels))
-        kernel = gaussian_kernel(config.blur_sigma)
-        if kernel.numel() // 2 >= min(preprocessing.size):
-            raise InputError(f"{preprocessing.size} is too small for a blur of {config.blur_sigma}")
-        self.register_buffer("blur_kernel", kernel, persistent=False)
 
-    def config(self) -> dict[str, Any]:
+    def size_buffers(self, state: Mapping[str, Tensor]) -> None:
         """See the base class."""
-        return asdict(self.method)
-
-    @classmethod
-    def from_config(
-        cls,
-        config: dict[str, Any],
-        image_input: ImageInput,
-        preprocessing: PreprocessingConfig,
-        state: Mapping[str, Tensor],
-    ) -> Self:
-        """See the base class."""
-        try:
-            method = PaDiMConfig(**{**config, "levels": tuple(config["levels"])})
-            whole = (*method.levels, method.channels, method.seed)
-            if type(config["backbone"]) is not str or any(type(n) is not int for n in whole):
-                raise TypeError("a field is of another type")
-        except (KeyError, TypeError) as error:
-            raise InputError(f"the PaDiM configuration is damaged: {error}") from None
-        detector = cls(method, image_input, preprocessing)
-        positions = len(state.get("mean", ()))
+        positions, width = len(state.get("mean", ())), self.method.channels
         if positions == 0:
             raise InputError("the PaDiM detector has no Gaussians: damaged, or not fitted")
         chosen = state.get("chosen", torch.zeros(0))
-        if chosen.shape != detector.chosen.shape or not bool(
-            ((chosen >= 0) & (chosen < sum(detector.backbone.channels))).all()
+        if chosen.shape != self.chosen.shape or not bool(
+            ((chosen >= 0) & (chosen < sum(self.backbone.channels))).all()
         ):
             raise InputError("the PaDiM detector's channels do not fit its backbone: damaged")
-        detector.mean = torch.zeros(positions, method.channels)
-        detector.whitening = torch.zeros(positions, method.channels, method.channels)
-        return detector
+        self.mean = torch.zeros(positions, width)
+        self.whitening = torch.zeros(positions, width, width)
 
     def describe(self) -> dict[str, str | int | float]:
         """See the base class."""
@@ -133,11 +106,6 @@ class PaDiM(Detector):
             "backbone": f"{self.method.backbone}, levels {levels}",
             "gaussians": f"{positions} positions × {width} channels",
         }
-
-    def network(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Feature maps of the backbone's levels."""
-        features: tuple[Tensor, ...] = self.backbone(x)
-        return features
 
     def embed(self, features: Sequence[Tensor]) -> Tensor:
         """Patches `[N, D, h, w]`: chosen channels, upsampled to the first level's size."""
@@ -221,7 +189,7 @@ def fit(
             f"PaDiM needs at least three normal images for its covariances, not {len(images)}"
         )
     detector = PaDiM(config, image_input, size=size, pretrained=True)
-    patches = torch.cat(list(_embeddings(detector, images, progress)))
+    patches = torch.cat(list(detector.embed_all(images, progress)))
     flat = patches.flatten(2)
     held_out_in = fold_of(len(images))
     folds = int(held_out_in.max()) + 1
@@ -237,15 +205,3 @@ def fit(
     detector.normal_scores = scores
     detector.thresholds = normal_thresholds(scores, maxima, quantile)
     return detector
-
-
-def _embeddings(
-    detector: PaDiM, images: Sequence[UInt8Array], progress: Progress
-) -> Iterator[Tensor]:
-    for number, image in enumerate(images, 1):
-        x = detector.preprocessing(torch.from_numpy(image)[None])
-        patches = detector.embed(detector.network(x))
-        if not patches.isfinite().all():
-            raise InputError(f"the backbone's features of image {number} are not finite")
-        yield patches
-        progress("features", number, len(images))

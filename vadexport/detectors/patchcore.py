@@ -2,20 +2,21 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar, NamedTuple, Self
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from vadexport.contract import ImageInput, UInt8Array
-from vadexport.detectors.backbones import create_backbone
-from vadexport.detectors.base import Detector, Progress, choice, normal_thresholds
+from vadexport.detectors.base import Progress, choice, normal_thresholds
 from vadexport.detectors.coreset import coreset_indices, projected
 from vadexport.detectors.folds import fold_of
-from vadexport.detectors.maps import full_size_map, gaussian_kernel
+from vadexport.detectors.maps import full_size_map
+from vadexport.detectors.patch_based import PatchDetector
 from vadexport.detectors.preprocessing import PreprocessingConfig
+from vadexport.detectors.ranges import check_blur, check_seed
 from vadexport.errors import InputError
 
 #: More patches than this are thinned out, evenly over the images, before the coreset is chosen.
@@ -53,8 +54,8 @@ class PatchCoreConfig:
             raise InputError(f"the coreset ratio is in (0, 1], not {self.coreset_ratio}")
         if not (self.neighbours == 0 or 2 <= self.neighbours <= 100):  # one gives all weight 0
             raise InputError(f"re-weighting takes 0 or 2 … 100 neighbours, not {self.neighbours}")
-        if not 0 < self.blur_sigma <= 64:
-            raise InputError(f"the blur's sigma is in (0, 64], not {self.blur_sigma}")
+        check_blur(self.blur_sigma)
+        check_seed(self.seed)
 
 
 class _Patches(NamedTuple):
@@ -74,13 +75,15 @@ class _Patches(NamedTuple):
         return self.of_images.flatten(0, 1)
 
 
-class PatchCore(Detector):
+class PatchCore(PatchDetector):
     """Distance of each patch to the nearest one in a memory bank of normal patches."""
 
     family: ClassVar[str] = "patchcore"
+    config_class: ClassVar[type[Any]] = PatchCoreConfig
+    label: ClassVar[str] = "PatchCore"
+    method: PatchCoreConfig
     memory_bank: Tensor
     neighbour_table: Tensor
-    blur_kernel: Tensor
 
     def __init__(
         self,
@@ -91,65 +94,26 @@ class PatchCore(Detector):
         size: tuple[int, int] | None = None,
         pretrained: bool = False,
     ) -> None:
-        """Make an unfitted detector.
-
-        Args:
-            config: choices of the method.
-            image_input: camera images.
-            preprocessing: to the network's input; made from the backbone's mean and std and
-                `size` where it is None.
-            size: the network's input, default the camera's size.
-            pretrained: load the backbone's ImageNet weights.
-        """
-        backbone = create_backbone(config.backbone, config.levels, pretrained=pretrained)
-        if preprocessing is None:
-            size = size or (image_input.height, image_input.width)
-            preprocessing = PreprocessingConfig(size, backbone.mean, backbone.std)
-        super().__init__(image_input, preprocessing)
-        self.backbone = backbone
-        self.method = config
-        width = sum(backbone.channels)
-        self.register_buffer("memory_bank", torch.zeros(0, width))
+        """Make an unfitted detector; arguments as the base class's."""
+        super().__init__(config, image_input, preprocessing, size=size, pretrained=pretrained)
+        self.register_buffer("memory_bank", torch.zeros(0, sum(self.backbone.channels)))
         self.register_buffer("neighbour_table", torch.zeros(0, dtype=torch.int64))
-        kernel = gaussian_kernel(config.blur_sigma)
-        if kernel.numel() // 2 >= min(preprocessing.size):
-            raise InputError(f"{preprocessing.size} is too small for a blur of {config.blur_sigma}")
-        self.register_buffer("blur_kernel", kernel, persistent=False)
 
-    def config(self) -> dict[str, Any]:
+    def size_buffers(self, state: Mapping[str, Tensor]) -> None:
         """See the base class."""
-        return asdict(self.method)
-
-    @classmethod
-    def from_config(
-        cls,
-        config: dict[str, Any],
-        image_input: ImageInput,
-        preprocessing: PreprocessingConfig,
-        state: Mapping[str, Tensor],
-    ) -> Self:
-        """See the base class."""
-        try:
-            method = PatchCoreConfig(**{**config, "levels": tuple(config["levels"])})
-            whole = (*method.levels, method.neighbours, method.seed)
-            if type(config["backbone"]) is not str or any(type(n) is not int for n in whole):
-                raise TypeError("a field is of another type")
-        except (KeyError, TypeError) as error:
-            raise InputError(f"the PatchCore configuration is damaged: {error}") from None
-        detector = cls(method, image_input, preprocessing)
         bank, table = (
             state.get(name, torch.zeros(0)) for name in ("memory_bank", "neighbour_table")
         )
-        if bank.ndim != 2 or len(bank) == 0 or bank.shape[1] != detector.memory_bank.shape[1]:
+        if bank.ndim != 2 or len(bank) == 0 or bank.shape[1] != self.memory_bank.shape[1]:
             shape = tuple(bank.shape)
             raise InputError(f"memory_bank has the shape {shape}: damaged, or not fitted")
-        wanted = (len(bank), method.neighbours) if method.neighbours else (0,)
+        neighbours = self.method.neighbours
+        wanted = (len(bank), neighbours) if neighbours else (0,)
         in_bank = bool(((table >= 0) & (table < len(bank))).all())
         if table.shape != wanted or not in_bank:
             raise InputError("neighbour_table does not fit the memory bank: damaged")
-        detector.memory_bank = torch.zeros(bank.shape)
-        detector.neighbour_table = torch.zeros(wanted, dtype=torch.int64)
-        return detector
+        self.memory_bank = torch.zeros(bank.shape)
+        self.neighbour_table = torch.zeros(wanted, dtype=torch.int64)
 
     def describe(self) -> dict[str, str | int | float]:
         """See the base class."""
@@ -161,11 +125,6 @@ class PatchCore(Detector):
             if self.method.neighbours
             else "off",
         }
-
-    def network(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Feature maps of the backbone's levels."""
-        features: tuple[Tensor, ...] = self.backbone(x)
-        return features
 
     def embed(self, features: Sequence[Tensor]) -> Tensor:
         """Patches `[N, D, h, w]`: 3×3 averages of each level, upsampled to the first's size."""
@@ -285,22 +244,14 @@ def fit(
     return detector
 
 
-def _embedding(detector: PatchCore, image: UInt8Array) -> Tensor:
-    """Patches `[1, D, h, w]` of one image."""
-    x = detector.preprocessing(torch.from_numpy(image)[None])
-    return detector.embed(detector.network(x))
-
-
 def _thinned_patches(
     detector: PatchCore, images: Sequence[UInt8Array], progress: Progress
 ) -> _Patches:
     """Patches of all images, thinned out at random while they are made: never all in memory."""
     generator = torch.Generator().manual_seed(detector.method.seed)
     rows, each = torch.zeros(0), 0
-    for number, image in enumerate(images):
-        found = _embedding(detector, image)[0].flatten(1).T
-        if not found.isfinite().all():
-            raise InputError(f"the backbone's features of image {number + 1} are not finite")
+    for number, patches in enumerate(detector.embed_all(images, progress)):
+        found = patches[0].flatten(1).T
         if number == 0:
             each, width = found.shape
             keep = min(each, max(1, MAX_PATCHES // len(images)))
@@ -309,7 +260,6 @@ def _thinned_patches(
             drawn = torch.randperm(each, generator=generator)[: rows.shape[1]]
             found = found[drawn.sort().values]
         rows[number] = found
-        progress("features", number + 1, len(images))
     return _Patches(rows, each)
 
 
@@ -372,7 +322,7 @@ def _score_held_out(
     for number, (image, fold) in enumerate(zip(images, folds.tolist(), strict=True), 1):
         # Features once more: to keep those of all images would take gigabytes.
         score, anomaly_map = detector._score_against(  # noqa: SLF001
-            _embedding(detector, image), banks[fold]
+            detector.embed_image(image), banks[fold]
         )
         scores.append(score)
         maxima.append(anomaly_map.amax().view(1))

@@ -1,8 +1,8 @@
 """STFPM (Wang et al., BMVC 2021): a student that learnt its teacher on normal images alone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -11,9 +11,9 @@ from torch.nn import functional
 from vadexport.contract import ImageInput, UInt8Array
 from vadexport.detectors.backbones import create_backbone
 from vadexport.detectors.base import Detector, choice
-from vadexport.detectors.maps import blur, gaussian_kernel
+from vadexport.detectors.maps import blur, blur_kernel
 from vadexport.detectors.preprocessing import PreprocessingConfig
-from vadexport.detectors.stored_config import as_json, read_config
+from vadexport.detectors.ranges import check_blur, check_seed, check_training
 from vadexport.detectors.training import (
     NormalImages,
     Plan,
@@ -56,18 +56,18 @@ class StudentTeacherConfig:
     seed: int = choice(0, "Of the student's first weights and of the batches.")
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch_size < 1:
-            raise InputError("training needs at least one step and one image a step")
-        if not 0 < self.learning_rate <= 1:
-            raise InputError(f"the learning rate is in (0, 1], not {self.learning_rate}")
-        if not 0 <= self.blur_sigma <= 64:
-            raise InputError(f"the blur's sigma is in [0, 64], not {self.blur_sigma}")
+        check_training(self.steps, batch_size=self.batch_size, learning_rate=self.learning_rate)
+        check_seed(self.seed)
+        check_blur(self.blur_sigma, optional=True)
 
 
 class StudentTeacher(Detector):
     """Where the student's features differ from the teacher's, it has seen nothing alike."""
 
     family: ClassVar[str] = "student_teacher"
+    config_class: ClassVar[type[Any]] = StudentTeacherConfig
+    label: ClassVar[str] = "student-teacher"
+    method: StudentTeacherConfig
     blur_kernel: Tensor
 
     def __init__(
@@ -91,34 +91,13 @@ class StudentTeacher(Detector):
         """
         teacher = create_backbone(config.backbone, config.levels, pretrained=pretrained)
         if preprocessing is None:
-            size = size or (image_input.height, image_input.width)
-            preprocessing = PreprocessingConfig(size, teacher.mean, teacher.std)
-        super().__init__(image_input, preprocessing)
-        self.method = config
+            preprocessing = PreprocessingConfig.of_network(teacher, image_input, size)
+        super().__init__(config, image_input, preprocessing)
         self.teacher = teacher
         with seeded_weights(config.seed):
             self.student = create_backbone(config.backbone, config.levels, pretrained=False)
-        kernel = gaussian_kernel(config.blur_sigma) if config.blur_sigma > 0 else torch.ones(1)
-        if kernel.numel() // 2 >= min(preprocessing.size):
-            raise InputError(f"{preprocessing.size} is too small for a blur of {config.blur_sigma}")
+        kernel = blur_kernel(config.blur_sigma, preprocessing.size)
         self.register_buffer("blur_kernel", kernel, persistent=False)
-
-    def config(self) -> dict[str, Any]:
-        """See the base class."""
-        return as_json(self.method)
-
-    @classmethod
-    def from_config(
-        cls,
-        config: dict[str, Any],
-        image_input: ImageInput,
-        preprocessing: PreprocessingConfig,
-        state: Mapping[str, Tensor],
-    ) -> Self:
-        """See the base class."""
-        del state
-        method = read_config(StudentTeacherConfig, config, "student-teacher")
-        return cls(method, image_input, preprocessing)
 
     def describe(self) -> dict[str, str | int | float]:
         """See the base class."""
@@ -200,11 +179,7 @@ def fit(  # noqa: PLR0913 - the call that all families share
 
     plan = Plan(
         name="train",
-        identity={
-            "family": detector.family,
-            "config": detector.config(),
-            "preprocessing": detector.preprocessing.config.to_json(),
-        },
+        identity=detector.identity(),
         steps=config.steps,
         batch_size=config.batch_size,
         learning_rate=config.learning_rate,
