@@ -219,6 +219,24 @@ class TestHeader:
         rewrite(saved, lambda header, _: put(header, place, value))
         assert_refused(saved)
 
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "hf-hub:someone/model",
+            "hf_hub:someone/model",
+            "local-dir:/tmp/model",
+            "timm/resnet18",
+            "../resnet18",
+            "resnet18\n",
+            "resnet 18",
+            "",
+        ],
+    )
+    def test_a_backbone_read_from_elsewhere_is_refused(self, saved, name):
+        # Refused by its name: without timm, any other name asks for the package instead.
+        rewrite(saved, lambda header, _: put(header, "config.backbone", name))
+        assert_refused(saved, "is refused: names hold letters")
+
     def test_a_backbone_that_is_not_here_is_named(self, saved):
         rewrite(saved, lambda header, _: put(header, "config.backbone", "no_such_network"))
         with pytest.raises(VadexportError, match="timm"):

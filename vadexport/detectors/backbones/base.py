@@ -1,9 +1,16 @@
 """What every backbone offers, and where each is found."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from torch import Tensor, nn
+
+from vadexport.errors import InputError
+
+#: Names of checkpoints are untrusted, and to timm "hf-hub:…" and "local-dir:…" are no names but
+#: places that it downloads or reads from.
+_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
 class Backbone(nn.Module, ABC):
@@ -38,9 +45,14 @@ def create_backbone(name: str, levels: Sequence[int], *, pretrained: bool) -> Ba
         pretrained: load ImageNet weights; False leaves them random, to be loaded by the caller.
 
     Raises:
-        InputError: no such model, level or weights.
+        InputError: no such model, level or weights, or a name that leads elsewhere.
         MissingPackageError: timm, or the package with the weights, is not installed.
     """
+    if not _NAME.fullmatch(name):
+        raise InputError(
+            f"the backbone {name!r} is refused: names hold letters, digits and _ . - only, since "
+            "others would make timm read a model from somewhere else"
+        )
     from vadexport.detectors.backbones import efficientnet_lite, timm_model
 
     module = efficientnet_lite if name in efficientnet_lite.VARIANTS else timm_model
