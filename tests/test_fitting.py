@@ -37,6 +37,12 @@ def normal(crops, tmp_path):
     return folder
 
 
+def put_images(folder, shape, count):
+    folder.mkdir(parents=True)
+    for number in range(count):
+        save_png(np.full(shape, 50 * number, np.uint8), folder / f"{number}.png")
+
+
 @pytest.fixture
 def options(normal, tmp_path):
     config = PatchCoreConfig(coreset_ratio=0.02)
@@ -59,6 +65,45 @@ class TestRefusedAtOnce:
     def test_a_network_input_too_large(self, options, size, words):
         with pytest.raises(InputError, match=words):
             fit(replace(options, size=size), Told())
+
+    @pytest.mark.parametrize(
+        ("folders", "words"),
+        [
+            ({}, "no such file or folder"),
+            ({"good": 2}, "must hold labelled images, normal and anomalous"),
+            ({"scratch": 2}, "must hold labelled images, normal and anomalous"),
+        ],
+        ids=["missing", "all normal", "no labels"],
+    )
+    def test_labelled_images_that_set_no_threshold(self, options, tmp_path, folders, words):
+        labelled = tmp_path / "labelled"
+        for name, count in folders.items():
+            put_images(labelled / name, (96, 96), count)
+        with pytest.raises(InputError, match=words):
+            fit(replace(options, labelled=str(labelled)), Told())
+
+    def test_labelled_images_of_another_size(self, options, tmp_path):
+        for name in ("good", "scratch"):
+            put_images(tmp_path / "labelled" / name, (96, 90), 2)
+        told = Told()
+        with pytest.raises(InputError, match=r"are 96×90 pixels .* those to fit on 96×96"):
+            fit(replace(options, labelled=str(tmp_path / "labelled")), told)
+        assert told.steps == told.warnings == []
+
+    def test_a_folder_in_place_of_the_checkpoint(self, options):
+        options.destination.mkdir()
+        with pytest.raises(InputError, match=r"d\.safetensors is a folder: name the file"):
+            fit(options, Told())
+        assert list(options.destination.iterdir()) == []
+
+    def test_no_folder_for_the_checkpoint(self, options, tmp_path):
+        with pytest.raises(InputError, match="none does not exist: make the folder first"):
+            fit(replace(options, destination=tmp_path / "none" / "d.safetensors"), Told())
+
+    def test_a_folder_that_cannot_be_written(self, options):
+        # Root may write into folders without permission, but not into this one.
+        with pytest.raises(InputError, match=r"cannot write /proc/d\.safetensors: "):
+            fit(replace(options, destination=Path("/proc/d.safetensors")), Told())
 
     def test_camera_images_too_large_for_the_network_ask_for_a_size(self, options, normal):
         shutil.rmtree(normal)
@@ -90,3 +135,20 @@ class TestFittedOn:
         Path(moved / "0.png").rename(moved / "z.png")
         second = fit(replace(options, images=str(moved)), Told())
         assert second.fitted_on == first.fitted_on
+
+
+class TestLabelled:
+    def test_labelled_images_set_the_threshold_and_nothing_else_is_left(
+        self, options, crops, tmp_path
+    ):
+        for name, images in {
+            "good": crops[4:7],
+            "dark": [crop // 4 for crop in crops[7:10]],
+        }.items():
+            folder = tmp_path / "labelled" / name
+            folder.mkdir(parents=True)
+            for number, image in enumerate(images):
+                save_png(image[:, :, 0], folder / f"{number}.png")
+        detector = fit(replace(options, labelled=str(tmp_path / "labelled")), Told())
+        assert detector.thresholds.rule == "largest F1 score on 6 labelled images"
+        assert {path.name for path in tmp_path.iterdir()} == {"normal", "labelled", "d.safetensors"}

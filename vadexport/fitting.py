@@ -1,5 +1,6 @@
 """`vadexport fit`: train a reference detector on normal images."""
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,6 +62,9 @@ class FitOptions:
 def fit(options: FitOptions, listener: Listener) -> Detector:
     """Fit a detector and write its checkpoint.
 
+    Whatever can be wrong with the options, the files' headers and the destination is said before
+    the work begins, which may take an hour.
+
     Raises:
         InputError: an option or an image is wrong; nothing is written.
     """
@@ -69,13 +73,15 @@ def fit(options: FitOptions, listener: Listener) -> Detector:
         raise InputError(f"the threshold's quantile is in (0, 1], not {options.quantile:g}")
     if options.size is not None:
         check_size(options.size)
-    if not options.destination.absolute().parent.is_dir():
-        raise InputError(f"{options.destination.parent} does not exist: make the folder first")
+    _check_destination(options.destination)
     training = _training(family, options, listener)
     files = training_images(options.images)
+    labelled = [] if options.labelled is None else _labelled_images(options.labelled)
     header = common_input(files, skip_unreadable=options.skip_unreadable)
     check_size(options.size or (header.height, header.width))
     image_input = ImageInput(header.height, header.width, header.channels)
+    if labelled:
+        _check_labelled_size(labelled, image_input, options)
     loaded = list(_load(files, image_input, options, listener))
     images = [image for _, image in loaded]
     digests = {image_digest(file.path) for file, _ in loaded}
@@ -91,12 +97,48 @@ def fit(options: FitOptions, listener: Listener) -> Detector:
         **({} if training is None else {"training": training}),
     )
     detector.fitted_on = tuple(sorted(digests))
-    if options.labelled is not None:
-        _set_threshold_from(options.labelled, detector, options, listener)
+    if labelled:
+        _set_threshold_from(labelled, detector, options, listener)
     save_detector(detector, options.destination)
     if training is not None:
         training.clear()
     return detector
+
+
+def _check_destination(path: Path) -> None:
+    """Raises InputError where a checkpoint cannot be written; leaves nothing there."""
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"{path.parent} does not exist: make the folder first")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: name the file to write")
+    try:
+        # Tried, because permissions do not tell of a file system that is read-only.
+        with tempfile.TemporaryFile(dir=path.absolute().parent):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _labelled_images(spec: str) -> list[ImageFile]:
+    """The images whose best F1 score sets the threshold, of both labels."""
+    files = [file for file in test_images(spec) if file.label is not None]
+    if {file.label for file in files} != {True, False}:
+        raise InputError(
+            f"{spec} must hold labelled images, normal and anomalous: a category folder, or "
+            "folders of which one is named good"
+        )
+    return files
+
+
+def _check_labelled_size(
+    files: Sequence[ImageFile], image_input: ImageInput, options: FitOptions
+) -> None:
+    header = common_input(files, skip_unreadable=options.skip_unreadable)
+    if (header.height, header.width) != (image_input.height, image_input.width):
+        raise InputError(
+            f"the labelled images of {options.labelled} are {header.height}×{header.width} pixels "
+            f"(height×width), those to fit on {image_input.height}×{image_input.width}"
+        )
 
 
 def _training(family: Family, options: FitOptions, listener: Listener) -> "Training | None":
@@ -113,18 +155,11 @@ def _training(family: Family, options: FitOptions, listener: Listener) -> "Train
 
 
 def _set_threshold_from(
-    spec: str, detector: Detector, options: FitOptions, listener: Listener
+    files: Sequence[ImageFile], detector: Detector, options: FitOptions, listener: Listener
 ) -> None:
     """Replace the image threshold by the one of the best F1 score on labelled images."""
     import torch
 
-    files = [file for file in test_images(spec) if file.label is not None]
-    labels = {file.label for file in files}
-    if labels != {True, False}:
-        raise InputError(
-            f"{spec} must hold labelled images, normal and anomalous: a category folder, or "
-            "folders of which one is named good"
-        )
     scores, truth = [], []
     with torch.inference_mode():
         for file, image in _load(files, detector.image_input, options, listener):
