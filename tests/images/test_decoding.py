@@ -204,7 +204,6 @@ DEEP_FILES = (
     ("gray PNG", lambda: encoded(random_image(4, 4).astype(np.uint16) * 256, "PNG")),
     ("gray TIFF", lambda: encoded(random_image(4, 4).astype(np.uint16), "TIFF")),
     ("int32 TIFF", lambda: encoded(random_image(4, 4).astype(np.int32), "TIFF")),
-    ("float TIFF", lambda: encoded(random_image(4, 4).astype(np.float32), "TIFF")),
     # Pillow opens these as 8 bit images, without a word.
     ("RGB PNG", lambda: png(2, 2, 16, 2, (b"\0" + bytes(12)) * 2)),
     ("RGBA PNG", lambda: png(2, 2, 16, 6, (b"\0" + b"\xff" * 16) * 2)),
@@ -222,6 +221,20 @@ class TestDeepImages:
         Image.open(path).load()  # it is a file that Pillow reads
         with pytest.raises(UnreadableImageError, match=r"not supported yet .* cut to 8 bits"):
             read(path)
+
+    def test_floating_point_numbers_are_called_so(self, write):
+        path = write(encoded(random_image(4, 4).astype(np.float32), "TIFF"))
+        with pytest.raises(UnreadableImageError, match=r"floating-point .* 8 bits a channel$"):
+            probe(path)
+
+    def test_32_bits_a_channel_are_named(self, write):
+        path = write(encoded(random_image(4, 4).astype(np.int32), "TIFF"))
+        with pytest.raises(UnreadableImageError, match="has 32 bits a channel"):
+            probe(path)
+
+    def test_what_pillow_cannot_open_tells_which_bits_can_be_read(self, write):
+        with pytest.raises(UnreadableImageError, match="TIFF, WEBP of 8 bits a channel can be"):
+            probe(write(rgb_tiff("<", 32)))
 
     def test_the_same_files_with_8_bits_is_read(self, write):
         path = write(png(2, 2, 8, 2, (b"\0" + bytes(range(6))) * 2))
@@ -312,7 +325,7 @@ class TestDamage:
 
     def test_formats_that_are_not_listed_reach_no_decoder(self, write):
         path = write(encoded(random_image(4, 4), "GIF"))
-        with pytest.raises(UnreadableImageError, match="PNG, JPEG, BMP, TIFF, WEBP can be read"):
+        with pytest.raises(UnreadableImageError, match="PNG, JPEG, BMP, TIFF, WEBP of 8"):
             decode(path, 3)
 
     def test_empty(self, write):
@@ -383,8 +396,10 @@ class TestBombs:
     @pytest.mark.parametrize(
         ("width", "height"),
         [
-            (10_000, 10_000),  # Pillow warns
+            (11_586, 11_585),  # just too many pixels in all, of which Pillow warns
+            (16_384, 8_193),
             (16_000, 16_000),  # Pillow refuses
+            (16_384, 16_384),
             (2**31 - 1, 2**31 - 1),
             (16_385, 1),  # Pillow does not mind
             (1, 16_385),
@@ -393,9 +408,19 @@ class TestBombs:
     @pytest.mark.parametrize("read", [probe, lambda path: decode(path, 1)], ids=["probe", "decode"])
     def test_are_refused(self, write, width, height, read):
         path = write(png(width, height, 1, 0, bytes(1000)))
-        with pytest.raises(UnreadableImageError, match=r"image\.png is too large: ") as info:
+        with pytest.raises(UnreadableImageError, match=r"image\.png is too large") as info:
             read(path)
+        assert str(info.value).endswith("at most 16384 pixels a side and 134217728 in all")
         assert "\n" not in str(info.value)
+
+    @pytest.mark.parametrize(("width", "height"), [(10_000, 10_000), (16_384, 8_192)])
+    def test_the_largest_images_are_none_though_pillow_warns(self, write, width, height):
+        path = write(png(width, height, 1, 0, bytes(1000)))
+        assert probe(path) == ImageHeader(height, width, 1)
+
+    def test_an_image_beyond_pillows_limit_is_read(self, write):
+        data = bytes(10_000 * (1 + 9_000 // 8))
+        assert decode(write(png(9_000, 10_000, 1, 0, data)), 1).shape == (10_000, 9_000, 1)
 
     def test_the_longest_side_is_read(self, write):
         path = write(png(16_384, 1, 1, 0, bytes(1 + 16_384 // 8)))
@@ -403,7 +428,9 @@ class TestBombs:
 
     def test_the_check_holds_where_pillows_is_switched_off(self, write, monkeypatch):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
-        with pytest.raises(UnreadableImageError, match=r"16385×16385 pixels .* at most 16384 a"):
+        with pytest.raises(
+            UnreadableImageError, match=r"16385×16385 pixels .* at most 16384 pixels a"
+        ):
             probe(write(png(16_385, 16_385, 1, 0, b"")))
 
     def test_huge_files(self, write, monkeypatch):

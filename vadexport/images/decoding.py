@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 
 #: Pixels a side; the graph contract's limit.
 _MAX_SIDE: Final = 16384
+#: Pixels in all, 16384×8192 say: no industrial camera has more, and decoded they take 400 MB.
+_MAX_PIXELS: Final = 2**27
+_LIMITS: Final = f"at most {_MAX_SIDE} pixels a side and {_MAX_PIXELS} in all"
 #: The bytes of a file: what an uncompressed RGBA image of the largest size takes.
-_MAX_BYTES: Final = 4 * _MAX_SIDE**2
+_MAX_BYTES: Final = 4 * _MAX_PIXELS
 
 #: The only decoders that untrusted files reach, whatever their suffix says.
 _FORMATS: Final = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
@@ -181,24 +184,25 @@ def _opened(path: Path) -> Iterator["Image"]:
     """Open an image, its header read and checked; whatever goes wrong names the file."""
     from PIL import Image, UnidentifiedImageError
 
-    bombs = (Image.DecompressionBombWarning, Image.DecompressionBombError)
     try:
         _check_file(path)
         with warnings.catch_warnings():
-            # Pillow warns of odd metadata, which does not touch the pixels, and of bombs.
+            # Pillow warns of odd metadata, which does not touch the pixels, and of images larger
+            # than its own limit, which is below ours.
             warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=_FORMATS) as image:
                 _check_header(path, image)
                 yield image
     except (InputError, MemoryError):
         raise
-    except bombs as error:
-        raise UnreadableImageError(f"{path} is too large: {error}") from error
+    except Image.DecompressionBombError as error:
+        # Raised beyond twice Pillow's limit, which is above ours: its message names another one.
+        raise UnreadableImageError(f"{path} is too large for an image: {_LIMITS}") from error
     except UnidentifiedImageError as error:
         formats = ", ".join(_FORMATS)
         raise UnreadableImageError(
-            f"{path} is not an image, or damaged in its header; {formats} can be read"
+            f"{path} is not an image, or damaged in its header; {formats} of 8 bits a "
+            "channel can be read"
         ) from error
     except OSError as error:
         # Pillow's own have no errno; those of the file system do.
@@ -225,13 +229,18 @@ def _check_file(path: Path) -> None:
 
 
 def _check_header(path: Path, image: "Image") -> None:
-    if max(image.size) > _MAX_SIDE:
+    if max(image.size) > _MAX_SIDE or image.width * image.height > _MAX_PIXELS:
         size = _pixels(image.height, image.width)
-        raise UnreadableImageError(f"{path} is too large: {size}, at most {_MAX_SIDE} a side")
+        raise UnreadableImageError(f"{path} is too large: {size}, {_LIMITS}")
+    if image.mode == "F":
+        raise UnreadableImageError(
+            f"{path} holds floating-point numbers, which do not say what is black and what is "
+            "white: save it with 8 bits a channel"
+        )
     bits = _bits_per_channel(image)
     if bits > 8:
         raise UnreadableImageError(
-            f"{path} has {bits} bits a channel: 16-bit images are not supported yet and would be "
+            f"{path} has {bits} bits a channel: more than 8 are not supported yet and would be "
             "cut to 8 bits"
         )
 
