@@ -62,6 +62,7 @@ def assert_refused(path, words=""):
         load_detector(path)
     text = str(caught.value)
     assert len(text.splitlines()) == 1
+    assert str(path) in text
     assert re.search(words, text), text
     return text
 

@@ -4,6 +4,8 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch.nn import functional
 
 from vadexport import contract
@@ -123,6 +125,34 @@ def test_round_trip_and_seeds(detector, crops, tmp_path):
     other = PaDiM(replace(CONFIG, seed=1), ImageInput(96, 96, 1))
     assert torch.equal(PaDiM(CONFIG, ImageInput(96, 96, 1)).chosen, detector.chosen)
     assert not torch.equal(other.chosen, detector.chosen)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "words"),
+    [
+        ("whitening", (), r"whitening has the shape \(\)"),
+        ("whitening", (0, 20, 20), "damaged, or unfitted"),
+        ("whitening", (10**12, 0, 20), "damaged"),
+        ("whitening", (144, 20, 19), "damaged"),
+        ("mean", (), "does not fit its own configuration"),
+        ("mean", (10**12, 0), "does not fit its own configuration"),
+        ("mean", (144, 19), "does not fit its own configuration"),
+        ("chosen", (), "channels do not fit"),
+        ("chosen", (19,), "channels do not fit"),
+    ],
+    ids=str,
+)
+def test_damaged_gaussians_are_refused(detector, tmp_path, name, shape, words):
+    path = tmp_path / "d.safetensors"
+    save_detector(detector, path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    state[name] = torch.zeros(shape, dtype=state[name].dtype)
+    save_file(state, path, metadata)
+    with pytest.raises(InputError, match=words) as caught:
+        load_detector(path)
+    assert str(path) in str(caught.value)
 
 
 def test_gaussians_are_finite_where_all_images_are_equal():

@@ -65,9 +65,17 @@ def load_detector(path: Path) -> Detector:
     """
     header, state = _read(path)
     try:
+        return _built(header, state).eval().requires_grad_(requires_grad=False)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _built(header: dict[str, Any], state: dict[str, torch.Tensor]) -> Detector:
+    """The detector that the header describes, with the weights of `state`."""
+    try:
         if header["schema_version"] != _SCHEMA_VERSION:
             raise InputError(
-                f"{path} has schema version {header['schema_version']}, this vadexport reads "
+                f"it has schema version {header['schema_version']}, this vadexport reads "
                 f"{_SCHEMA_VERSION}: fit again, or use the version that wrote it"
             )
         family, config = header["family"], header["config"]
@@ -76,23 +84,23 @@ def load_detector(path: Path) -> Detector:
         thresholds = Thresholds.from_json(header["thresholds"])
         fitted_on = _read_digests(header.get("fitted_on", []))
     except (KeyError, TypeError) as error:
-        raise InputError(f"{path} lacks {error} in its header") from None
+        raise InputError(f"it lacks {error} in its header") from None
     if not isinstance(family, str) or family not in FAMILIES:
-        raise InputError(f"{path} holds a detector of the unknown family {family!r}")
+        raise InputError(f"it holds a detector of the unknown family {family!r}")
     detector_class: type[Detector] = FAMILIES[family].load(FAMILIES[family].detector)
     detector = detector_class.from_config(config, image_input, preprocessing, state)
     detector.normal_scores = torch.zeros(state.get("normal_scores", torch.zeros(0)).numel())
     for key, own in detector.state_dict().items():
         if key in state and state[key].dtype != own.dtype:
-            raise InputError(f"{path}: the weights {key!r} are {state[key].dtype}, not {own.dtype}")
+            raise InputError(f"the weights {key!r} are {state[key].dtype}, not {own.dtype}")
     try:
         detector.load_state_dict(state)
     except RuntimeError as error:
         first = str(error).splitlines()[-1].strip()
-        raise InputError(f"{path} does not fit its own configuration: {first}") from None
+        raise InputError(f"it does not fit its own configuration: {first}") from None
     detector.thresholds = thresholds
     detector.fitted_on = fitted_on
-    return detector.eval().requires_grad_(requires_grad=False)
+    return detector
 
 
 def _read_digests(value: Any) -> tuple[str, ...]:

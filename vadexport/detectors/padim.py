@@ -87,9 +87,15 @@ class PaDiM(PatchDetector):
 
     def size_buffers(self, state: Mapping[str, Tensor]) -> None:
         """See the base class."""
-        positions, width = len(state.get("mean", ())), self.method.channels
-        if positions == 0:
-            raise InputError("the PaDiM detector has no Gaussians: damaged, or not fitted")
+        # Both shapes are looked at before any memory is taken: one without elements costs a file
+        # nothing, whatever number of positions it claims.
+        whitening, width = state.get("whitening", torch.zeros(0)), self.method.channels
+        if whitening.ndim != 3 or len(whitening) == 0 or whitening.shape[1:] != (width, width):
+            shape = tuple(whitening.shape)
+            raise InputError(
+                f"the Gaussians' whitening has the shape {shape}: damaged, or unfitted"
+            )
+        positions = len(whitening)
         chosen = state.get("chosen", torch.zeros(0))
         if chosen.shape != self.chosen.shape or not bool(
             ((chosen >= 0) & (chosen < sum(self.backbone.channels))).all()
