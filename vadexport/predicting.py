@@ -2,17 +2,17 @@
 
 import json
 import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from vadexport.contract import UInt8Array
 from vadexport.errors import CheckError, InputError
+from vadexport.files import written_text
 from vadexport.images import ImageFile, list_images, load_images
 from vadexport.images.colouring import colour, overlay, save_png
 from vadexport.listening import Listener
@@ -62,13 +62,15 @@ class PredictedImage:
 def predict(options: PredictOptions, listener: Listener) -> Iterator[PredictedImage]:
     """Score images one after another, in the order they are listed.
 
-    The JSONL file appears when all images are scored; heatmaps appear one by one.
+    The JSONL file appears when all images are scored, a pipe gets each line at once; heatmaps
+    appear one by one.
 
     Raises:
         InputError: the artifact or an image is wrong, or an output cannot be written.
         CheckError: a score is not finite; the line names the image.
     """
     files = list_images(options.images)
+    heatmaps = _heatmap_paths(options.heatmaps, files) if options.heatmaps else {}
     detector = load(options.artifact, threads=options.threads)
     loaded = load_images(
         files,
@@ -76,7 +78,7 @@ def predict(options: PredictOptions, listener: Listener) -> Iterator[PredictedIm
         skip_unreadable=options.skip_unreadable,
         on_skip=lambda _file, reason: listener.warn(f"left out: {reason}"),
     )
-    with _written_whole(options.jsonl) as jsonl:
+    with nullcontext() if options.jsonl is None else written_text(options.jsonl) as jsonl:
         for number, (file, image) in enumerate(loaded, 1):
             try:
                 found = PredictedImage(file, detector.predict(image))
@@ -84,24 +86,40 @@ def predict(options: PredictOptions, listener: Listener) -> Iterator[PredictedIm
                 raise CheckError(f"{file.path}: {error}") from None
             if jsonl is not None:
                 jsonl.write(json.dumps(found.to_json()) + "\n")
-            if options.heatmaps is not None:
-                _save_heatmap(options.heatmaps, detector, found, image)
+            if file.path in heatmaps:
+                _save_heatmap(heatmaps[file.path], detector, found, image)
             listener.step("predict", number, len(files))
             yield found
 
 
+def _heatmap_paths(folder: Path, files: Sequence[ImageFile]) -> dict[Path, Path]:
+    """Where the heatmap of each image goes, always inside `folder`; by the image's path.
+
+    Raises:
+        InputError: one would replace an image, or the heatmap of another.
+    """
+    images = {os.path.realpath(file.path) for file in files}
+    taken: dict[Path, Path] = {}
+    for file in files:
+        name = PurePath(file.name)
+        parts = [part for part in name.relative_to(name.anchor).parts if part != ".."]
+        path = folder.joinpath(*parts).with_name(f"{parts[-1]}.heatmap.png")
+        if os.path.realpath(path) in images:
+            raise InputError(f"the heatmap {path} would replace an image: name another folder")
+        other = taken.setdefault(path, file.path)
+        if other != file.path:
+            raise InputError(f"{other} and {file.path} would have the same heatmap, {path}")
+    return {image: path for path, image in taken.items()}
+
+
 def _save_heatmap(
-    folder: Path, detector: LoadedDetector, found: PredictedImage, image: UInt8Array
+    path: Path, detector: LoadedDetector, found: PredictedImage, image: UInt8Array
 ) -> None:
     """Overlay the map; from its minimum to the pixel threshold or beyond, so normal stays cool."""
     anomaly_map = found.prediction.anomaly_map
     low = float(anomaly_map.min())
     high = max(float(anomaly_map.max()), float(detector.manifest.thresholds.pixel))
     heat = _resized(colour(anomaly_map, low, max(high, low + 1e-6)), image.shape[:2])
-    parts = [part for part in PurePath(found.file.name).parts if part not in ("..", "/")]
-    path = folder.joinpath(*parts).with_name(f"{PurePath(parts[-1]).name}.heatmap.png")
-    if path.exists() and path.samefile(found.file.path):
-        raise InputError(f"the heatmap {path} would replace its own image: name another folder")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -115,24 +133,3 @@ def _resized(heat: UInt8Array, size: tuple[int, ...]) -> UInt8Array:
     if heat.shape[:2] == size:
         return heat
     return np.asarray(Image.fromarray(heat).resize((size[1], size[0])))
-
-
-@contextmanager
-def _written_whole(path: Path | None) -> Iterator[IO[str] | None]:
-    """A text file that appears under its name when the block ends well."""
-    if path is None:
-        yield None
-        return
-    temporary = None
-    try:
-        handle, name = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
-        temporary = Path(name)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            yield file
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)

@@ -1,9 +1,7 @@
 """Detectors on disk: safetensors, the configuration in the header. Never a pickle."""
 
 import json
-import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from vadexport.detectors.base import Detector
 from vadexport.detectors.families import FAMILIES
 from vadexport.detectors.preprocessing import PreprocessingConfig
 from vadexport.errors import InputError
+from vadexport.files import written_whole
 from vadexport.thresholds import Thresholds
 
 _HEADER_KEY = "vadexport"
@@ -42,18 +41,11 @@ def save_detector(detector: Detector, path: Path) -> None:
         "fitted_on": list(detector.fitted_on),
     }
     state = {name: value.contiguous() for name, value in detector.state_dict().items()}
-    handle, temporary = -1, ""
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        save_file(state, temporary, {_HEADER_KEY: json.dumps(header, sort_keys=True)})
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except (OSError, SafetensorError) as error:
+        with written_whole(path) as temporary:
+            save_file(state, temporary, {_HEADER_KEY: json.dumps(header, sort_keys=True)})
+    except SafetensorError as error:
         raise InputError(f"cannot write {path}: {error}") from None
-    finally:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
 
 
 def load_detector(path: Path) -> Detector:

@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vadexport.errors import InputError
+from vadexport.files import written_whole
 
 _HEADER_KEY = "vadexport-training"
 _SCHEMA_VERSION = 1
@@ -85,17 +84,11 @@ def write_state(
     }
     # Clones, because safetensors refuses tensors that share memory.
     tensors = {name: value.detach().cpu().clone().contiguous() for name, value in named.items()}
-    handle, temporary = -1, ""
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.")
-        os.close(handle)
-        save_file(tensors, temporary, {_HEADER_KEY: json.dumps(header, sort_keys=True)})
-        Path(temporary).replace(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"cannot keep the training's progress in {path}: {error}") from None
-    finally:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
+        with written_whole(path) as temporary:
+            save_file(tensors, temporary, {_HEADER_KEY: json.dumps(header, sort_keys=True)})
+    except (InputError, SafetensorError) as error:
+        raise InputError(f"cannot keep the training's progress: {error}") from None
 
 
 def read_state(path: Path, state: State) -> Tensors:

@@ -1,6 +1,5 @@
 """Anomaly maps as pictures: colours for values, laid over the image, written as PNG."""
 
-import secrets
 from pathlib import Path
 from typing import Any, Final
 
@@ -8,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vadexport.contract import UInt8Array
-from vadexport.errors import InputError
+from vadexport.files import written_whole
 
 #: Matplotlib's viridis at 0, 1/8, …, 1 (by Smith and van der Walt, CC0): lightness grows
 #: steadily, so the order of values survives gray printing and every kind of colour blindness.
@@ -90,13 +89,5 @@ def save_png(array: UInt8Array, path: Path) -> None:
     from PIL import Image
 
     pixels: NDArray[Any] = array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
-    # In the same folder, as a rename works only within one file system; hidden, so that a folder
-    # listed meanwhile does not show it.
-    unfinished = path.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
+    with written_whole(path) as unfinished:
         Image.fromarray(pixels).save(unfinished, format="PNG")
-        unfinished.replace(path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        unfinished.unlink(missing_ok=True)

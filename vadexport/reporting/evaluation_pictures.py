@@ -4,7 +4,6 @@ Other than the plots of a report's page, they stand alone, also in viewers that 
 sheet's variables: colours are written out, on white.
 """
 
-import secrets
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -14,6 +13,7 @@ from xml.etree import ElementTree as ET
 import numpy as np
 
 from vadexport.errors import InputError
+from vadexport.files import written_whole
 from vadexport.reporting import svg
 from vadexport.reporting.axes import Axis, nice_ticks
 from vadexport.reporting.wording import measured
@@ -91,22 +91,13 @@ def write_evaluation_pictures(evaluation: Evaluation, folder: Path) -> list[Path
             if text is None:
                 (folder / name).unlink(missing_ok=True)
                 continue
-            _write(folder / name, text)
+            with written_whole(folder / name) as path:
+                path.write_text(text, encoding="utf-8")
             written.append(folder / name)
     except OSError as error:
         reason = error.strerror or error
         raise InputError(f"cannot write the pictures {folder}: {reason}") from error
     return written
-
-
-def _write(path: Path, text: str) -> None:
-    # In the same folder, as a rename works only within one file system.
-    unfinished = path.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 # --- panels ----------------------------------------------------------------------------------

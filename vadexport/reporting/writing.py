@@ -1,10 +1,10 @@
 """Write the reports of a verification into a folder."""
 
-import secrets
 from pathlib import Path
 from typing import Final
 
 from vadexport.errors import InputError, MissingPackageError
+from vadexport.files import written_whole
 from vadexport.reporting.html_report import html_report
 from vadexport.reporting.json_report import as_text, latency_json, parity_json
 from vadexport.verification.result import Verification
@@ -51,11 +51,6 @@ def _write(path: Path, text: str | None) -> None:
     if text is None:
         path.unlink(missing_ok=True)
         return
-    # In the same folder, as a rename works only within one file system.
-    unfinished = path.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
+    with written_whole(path) as unfinished:
         # Names of files may hold bytes that are no text; as escapes they are valid JSON, too.
         unfinished.write_bytes(text.encode(errors="backslashreplace"))
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
