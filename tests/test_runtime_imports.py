@@ -46,3 +46,10 @@ def test_no_openvino_telemetry_is_loaded():
     code = f"{start}; get_backend('openvino').version()"
     absent = "sys.modules['openvino_telemetry'] is None or sys.exit('loaded')"
     assert "openvino" in loaded_by(f"{code}; {absent}")
+
+
+def test_onnx_runtime_is_told_to_report_nothing_before_it_is_loaded():
+    code = "from vadexport.backends.registry import get_backend; get_backend('onnxruntime').version"
+    off = "import os; os.environ.get('ORT_DISABLE_TELEMETRY') == '1' or sys.exit('on')"
+    assert "onnxruntime" not in loaded_by(code)
+    assert "onnxruntime" in loaded_by(f"{code}(); {off}")

@@ -343,3 +343,16 @@ def test_functions_with_arguments_bound_travel(child):
     assert pickle.loads(pickle.dumps(bound))("101") == 5
     child.open(bound, "101")
     assert child.apply(abs) == 5
+
+
+def test_what_lies_in_the_working_folder_is_not_imported(tmp_path, monkeypatch):
+    (tmp_path / "numpy.py").write_text("raise SystemExit('not the real one')")
+    monkeypatch.chdir(tmp_path)
+    with Child("backend:fp32", timeout_s=30) as child:
+        assert child.run(eval, "__import__('numpy').__version__") == np.__version__
+
+
+def test_a_log_that_cannot_be_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    with pytest.raises(InputError, match=r"cannot write a log in .*none: No such file"):
+        Child("backend:fp32")

@@ -9,7 +9,7 @@ from vadexport.artifact.folder import (
     write_manifest,
 )
 from vadexport.artifact.manifest import MANIFEST_FILE, CalibrationEntry, FileEntry, Manifest
-from vadexport.artifact.writing import Staging, file_digest, written_atomically
+from vadexport.artifact.writing import Staging, check_room, file_digest, written_atomically
 
 __all__ = [
     "MANIFEST_FILE",
@@ -19,6 +19,7 @@ __all__ = [
     "FileEntry",
     "Manifest",
     "Staging",
+    "check_room",
     "file_digest",
     "find_artifacts",
     "open_artifact",

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,27 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_room(folder: Path, size: int) -> None:
+    """Find out whether `folder` can take `size` more bytes.
+
+    Native code reports a full disk as it pleases, or not at all; this tells it from other faults.
+
+    Raises:
+        OSError: it cannot.
+    """
+    probe = folder / ".room"
+    chunk = bytes(2**20)
+    try:
+        with probe.open("wb") as file:
+            for start in range(0, size, len(chunk)):
+                file.write(chunk[: size - start])
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()
 
 
 class Staging(NamedTuple):

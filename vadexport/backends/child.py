@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import IO, Any, NoReturn, Self, TypeVar
 
 from vadexport import errors
-from vadexport.errors import BackendError, VadexportError
+from vadexport.errors import BackendError, InputError, VadexportError
 from vadexport.telemetry import forbid_telemetry
 
 _T = TypeVar("_T")
@@ -35,15 +35,22 @@ class Child:
     Args:
         what: names the child in errors, such as `openvino:int8`.
         timeout_s: limit of each call.
+
+    Raises:
+        InputError: its log cannot be written.
     """
 
     def __init__(self, what: str, *, timeout_s: float = 600.0) -> None:
         self._what = what
         self._timeout_s = timeout_s
-        handle, name = tempfile.mkstemp(prefix="vadexport-", suffix=".log")
+        try:
+            handle, name = tempfile.mkstemp(prefix="vadexport-", suffix=".log")
+        except OSError as error:
+            folder = tempfile.gettempdir()
+            raise InputError(f"cannot write a log in {folder}: {error.strerror}") from None
         self._log = Path(name)
         # A crash loses nothing that was printed, and notes where in Python it happened.
-        python = [sys.executable, "-u", "-X", "faulthandler", "-c"]
+        python = [sys.executable, "-P", "-u", "-X", "faulthandler", "-c"]
         with os.fdopen(handle, "wb") as log:
             self._process = subprocess.Popen(
                 [*python, "from vadexport.backends.child import serve; serve()"],

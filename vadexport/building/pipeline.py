@@ -14,6 +14,7 @@ import onnx
 from vadexport.artifact import (
     REPORT_FOLDER,
     Manifest,
+    check_room,
     write_manifest,
     written_atomically,
 )
@@ -22,7 +23,7 @@ from vadexport.backends.child import Child
 from vadexport.backends.registry import get_backend, opener
 from vadexport.building.inputs import BuildImages, build_images
 from vadexport.building.options import BuildOptions, BuildResult, BuiltTarget
-from vadexport.calibration import quantise
+from vadexport.calibration import quantise, require_nncf
 from vadexport.contract import ImageInput
 from vadexport.errors import InputError, MissingPackageError, VadexportError
 from vadexport.listening import Listener
@@ -118,10 +119,15 @@ class _Builder:
         except InputError:
             raise
         except VadexportError as error:
+            check_room(self.work, self._room_needed())
             self.listener.warn(f"{target} was not built: {error}")
             shutil.rmtree(folder, ignore_errors=True)
             return BuiltTarget(target, None, rungs, error)
         return BuiltTarget(target, folder, (*rungs, compiled))
+
+    def _room_needed(self) -> int:
+        """Bytes that a target's files may need, by the largest file so far."""
+        return 2 * max((path.stat().st_size for path in self.work.rglob("*.*")), default=0)
 
     def manifest(self, built: BuiltTarget) -> Manifest:
         """The manifest of a target; its files are counted when it is written."""
@@ -220,6 +226,8 @@ def _split_by_availability(
     for target in targets:
         try:
             get_backend(target.backend).version()
+            if target.precision == "int8":
+                require_nncf()
         except MissingPackageError as error:
             listener.warn(f"{target} is not built: {error}")
             missing.append(BuiltTarget(target, None, (), error))

@@ -1,6 +1,6 @@
 """INT8 with normal images: which images, which ranges, which part of the graph."""
 
-from vadexport.calibration.quantisation import quantise
+from vadexport.calibration.quantisation import quantise, require_nncf
 from vadexport.calibration.sets import CalibrationSet, choose_calibration_set
 
-__all__ = ["CalibrationSet", "choose_calibration_set", "quantise"]
+__all__ = ["CalibrationSet", "choose_calibration_set", "quantise", "require_nncf"]

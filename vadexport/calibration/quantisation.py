@@ -1,5 +1,6 @@
 """Symmetric INT8 of a graph's network; its score head stays in float."""
 
+import importlib.util
 import logging
 import warnings
 from collections.abc import Callable, Sequence
@@ -11,6 +12,12 @@ import onnx
 from vadexport.contract import INPUT_NAME, ImageInput, UInt8Array
 from vadexport.errors import BackendError, InputError, MissingPackageError
 from vadexport.images import ImageFile, load_images
+
+
+def require_nncf() -> None:
+    """Find out early whether NNCF is there; raises MissingPackageError."""
+    if importlib.util.find_spec("nncf") is None:
+        raise MissingPackageError("nncf", "int8")
 
 
 def quantise(

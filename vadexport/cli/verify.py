@@ -26,6 +26,11 @@ from vadexport.verifying import VerifyOptions, verify
 @click.option("--max-drift", type=float, help="Largest drift of an image, in drift units.")
 @click.option("--max-flips", type=float, help="Largest fraction of decisions that differ.")
 @click.option(
+    "--max-map-drift",
+    type=float,
+    help="Largest difference of an anomaly map, as a fraction of the maps' range.",
+)
+@click.option(
     "--min-speedup", type=float, help="Over the reference; the 95% interval must clear it."
 )
 @click.option("--max-latency-ms", type=float, help="Of the median of one call.")
@@ -51,6 +56,7 @@ def command(
     images: str,
     max_drift: float | None,
     max_flips: float | None,
+    max_map_drift: float | None,
     min_speedup: float | None,
     max_latency_ms: float | None,
     rounds: int,
@@ -71,6 +77,7 @@ def command(
     limits = {
         "max_drift": max_drift,
         "max_flips": max_flips,
+        "max_map_drift": max_map_drift,
         "min_speedup": min_speedup,
         "max_latency_ms": max_latency_ms,
     }

@@ -1,6 +1,7 @@
 """Artifacts in use."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -14,7 +15,7 @@ from vadexport.artifact import Manifest, find_artifacts, open_artifact
 from vadexport.backends.base import Execution, Runner, available_threads
 from vadexport.backends.registry import opener
 from vadexport.contract import ImageInput, UInt8Array
-from vadexport.errors import CheckError, InputError
+from vadexport.errors import BackendError, CheckError, InputError, VadexportError
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no single truth value
@@ -62,6 +63,7 @@ class LoadedDetector:
         Raises:
             InputError: not an image, or of another size, dtype or number of channels.
             CheckError: the score is not finite.
+            BackendError: the backend failed.
         """
         return self.predict_batch([image])[0]
 
@@ -74,9 +76,8 @@ class LoadedDetector:
         stacked = np.concatenate([self._array(image) for image in images])
         if len(stacked) != len(images):
             raise InputError("give one image at a time, or a list of single images")
-        calls = [
-            (self._runner.infer(call), count) for call, count in self.image_input.batches(stacked)
-        ]
+        with _named(self.manifest):
+            calls = [(self._runner.infer(c), n) for c, n in self.image_input.batches(stacked)]
         outputs = contract.join_outputs(calls)
         raw = outputs[contract.RAW_SCORE]
         if not np.isfinite(raw).all():
@@ -115,6 +116,7 @@ def load(folder: str | PathLike[str], *, threads: int | None = None) -> LoadedDe
     Raises:
         InputError: no artifact, several, or a file was changed.
         MissingPackageError: its backend is not installed.
+        BackendError: its backend cannot load it.
     """
     found = find_artifacts(Path(folder))
     if len(found) > 1:
@@ -122,4 +124,17 @@ def load(folder: str | PathLike[str], *, threads: int | None = None) -> LoadedDe
         raise InputError(f"{folder} holds several artifacts, name one of them: {names}")
     artifact = open_artifact(found[0])
     open_runner = opener(artifact.manifest.target, found[0], threads or available_threads())
-    return LoadedDetector(artifact.manifest, open_runner())
+    with _named(artifact.manifest):
+        return LoadedDetector(artifact.manifest, open_runner())
+
+
+@contextmanager
+def _named(manifest: Manifest) -> Iterator[None]:
+    """Give what a backend raises the name of the target."""
+    try:
+        yield
+    except VadexportError:
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise BackendError(f"{manifest.target} failed: {lines[0]}") from error

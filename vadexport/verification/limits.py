@@ -45,13 +45,15 @@ class Limits:
         return replace(self, **{key: value for key, value in given.items() if value is not None})
 
 
-#: float32 must reproduce the reference up to rounding. INT8 must keep decisions and order.
+#: float32 must reproduce the reference up to rounding; the distance of a patch to a row of the
+#: memory bank that it is itself loses all but a thousandth of the map's range to cancellation, in
+#: the reference as well. INT8 must keep decisions and order.
 _DEFAULTS: dict[str, dict[str, float]] = {
     "fp32": {
         "max_drift": 1e-3,
         "max_flips": 0.0,
         "min_spearman": 0.9999,
-        "max_map_drift": 1e-3,
+        "max_map_drift": 1e-2,
         "max_auroc_loss": 5e-5,
     },
     "int8": {

@@ -1,0 +1,136 @@
+"""What `verify` must notice, with real artifacts."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from tests.integration.test_bad_input import assert_refused
+from vadexport.artifact import read_manifest, write_manifest
+from vadexport.contract import ImageInput
+from vadexport.detectors.checkpoint import save_detector
+from vadexport.detectors.patchcore import PatchCoreConfig, fit
+from vadexport.fitting import FitOptions
+from vadexport.fitting import fit as fit_files
+from vadexport.listening import Listener
+
+
+@pytest.fixture
+def sabotaged(artifacts, tmp_path):
+    """An ONNX Runtime artifact, one of whose outputs goes through a node that spoils it."""
+
+    def sabotage(output, operator, *constants):
+        folder = tmp_path / "sabotaged"
+        shutil.copytree(artifacts / "onnxruntime-fp32", folder)
+        model = onnx.load(folder / "model.onnx")
+        for node in model.graph.node:
+            for number, name in enumerate(node.output):
+                if name == output:
+                    node.output[number] = "untouched"
+            for number, name in enumerate(node.input):
+                if name == output:
+                    node.input[number] = "untouched"
+        names = [f"constant{number}" for number in range(len(constants))]
+        for name, value in zip(names, constants, strict=True):
+            model.graph.initializer.append(numpy_helper.from_array(np.array(value), name))
+        model.graph.node.append(helper.make_node(operator, ["untouched", *names], [output]))
+        onnx.save(model, folder / "model.onnx")
+        write_manifest(folder, read_manifest(folder))
+        return folder
+
+    return sabotage
+
+
+@pytest.fixture
+def plain_words(checkpoint, images):
+    return ("--reference", checkpoint, "--images", images, "--rounds", "0")
+
+
+@pytest.mark.parametrize(
+    "spoiled",
+    [
+        ("anomaly_map", ("Mul", np.float32(1.05)), "difference of a map"),
+        ("pred_score", ("Mul", np.float32(0.99)), "contradicts raw_score"),
+        ("pred_mask", ("Not",), "contradicts raw_score"),
+    ],
+)
+def test_an_output_that_is_not_the_references(vadexport, sabotaged, plain_words, spoiled):
+    output, node, check = spoiled
+    verified = vadexport("verify", sabotaged(output, *node), *plain_words)
+    assert verified.status == 1, verified.err
+    assert check in " ".join(verified.out.split())
+
+
+def test_a_map_that_drifts_within_a_given_limit(vadexport, sabotaged, plain_words):
+    moved = sabotaged("anomaly_map", "Add", np.float32(0.2))
+    assert vadexport("verify", moved, *plain_words).status == 1
+    verified = vadexport("verify", moved, *plain_words, "--max-map-drift", "0.05")
+    assert "difference of a map" not in " ".join(verified.out.split())
+
+
+def test_a_reference_of_another_size(vadexport, artifacts, crops, images, tmp_path):
+    half = [np.ascontiguousarray(crop[:64, :80]) for crop in crops]
+    other = fit(half, PatchCoreConfig(), ImageInput(64, 80, 1))
+    save_detector(other, tmp_path / "other.safetensors")
+    result = vadexport(
+        *("verify", artifacts / "openvino-fp32", "--reference", tmp_path / "other.safetensors"),
+        *("--images", images, "--rounds", "0"),
+    )
+    assert_refused(result, 2, "was not built from other.safetensors", "96x96x1", "64x80x1")
+
+
+def test_a_reference_with_another_map_size(vadexport, artifacts, crops, images, tmp_path):
+    other = fit(crops, PatchCoreConfig(), ImageInput(96, 96, 1), size=(64, 64))
+    save_detector(other, tmp_path / "other.safetensors")
+    result = vadexport(
+        *("verify", artifacts / "openvino-fp32", "--reference", tmp_path / "other.safetensors"),
+        *("--images", images, "--rounds", "0"),
+    )
+    assert_refused(result, 2, "gives 96x96 maps", "gives 64x64 maps")
+
+
+def test_two_artifacts_of_one_target(vadexport, artifacts, checkpoint, images, tmp_path):
+    for name in ("a", "b"):
+        shutil.copytree(artifacts / "openvino-fp32", tmp_path / name)
+    result = vadexport("verify", tmp_path, "--reference", checkpoint, "--images", images)
+    assert_refused(result, 2, "two of the artifacts are openvino:fp32")
+
+
+def test_artifacts_of_different_batches(vadexport, artifacts, checkpoint, images, tmp_path):
+    for name, target in (("a", "openvino-fp32"), ("b", "onnxruntime-fp32")):
+        shutil.copytree(artifacts / target, tmp_path / name)
+    manifest = read_manifest(tmp_path / "b")
+    eight = replace(manifest, image_input=replace(manifest.image_input, batch=8))
+    write_manifest(tmp_path / "b", eight)
+    result = vadexport("verify", tmp_path, "--reference", checkpoint, "--images", images)
+    assert_refused(result, 2, "or different numbers of them")
+
+
+def test_images_that_were_seen_before_are_counted(vadexport, images, tmp_path):
+    checkpoint = tmp_path / "d.safetensors"
+    fit_files(FitOptions("patchcore", str(images / "good"), checkpoint), Listener())
+    built = vadexport(
+        *("build", checkpoint, "-o", tmp_path / "a", "--target", "onnxruntime:int8"),
+        *("--calibration", images / "good"),
+    )
+    assert built.status in (0, 1), built.err
+    verified = vadexport(
+        *("verify", tmp_path / "a", "--reference", checkpoint, "--images", images),
+        *("--rounds", "0", "--json"),
+    )
+    (found,) = json.loads(verified.out)
+    warnings = found["parity"]["warnings"]
+    assert warnings[0].startswith("12 of the verified images also trained the detector")
+    assert warnings[1].startswith("9 of the verified images also set the INT8 ranges")
+    assert verified.err.count("of the verified images also") == 2
+
+
+@pytest.mark.parametrize("limit", ["--min-speedup", "--max-latency-ms"])
+def test_a_limit_on_speed_without_a_measurement(vadexport, artifacts, checkpoint, images, limit):
+    words = ("--reference", checkpoint, "--images", images, "--rounds", "0", limit, "1")
+    result = vadexport("verify", artifacts / "openvino-fp32", *words)
+    assert_refused(result, 2, "needs a measurement", "more than 0 rounds")
