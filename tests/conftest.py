@@ -78,6 +78,19 @@ def artifacts(checkpoint, images, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def artifact(checkpoint, images, tmp_path_factory):
+    """One artifact for ONNX Runtime: what a test takes that needs no other target."""
+    from vadexport.building import BuildOptions, build
+    from vadexport.listening import Listener
+    from vadexport.targets import Target
+
+    folder = tmp_path_factory.mktemp("artifact") / "artifact"
+    target = Target("onnxruntime", "fp32")
+    build(BuildOptions(checkpoint, folder, (target,), str(images / "good")), Listener())
+    return folder
+
+
+@pytest.fixture(scope="session")
 def coloured():
     """Twelve RGB images that are not square, uint8 [88, 112, 3], smooth and unlike each other."""
     rng = np.random.default_rng(7)

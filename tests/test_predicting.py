@@ -7,21 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from vadexport.building import BuildOptions, build
 from vadexport.errors import InputError
 from vadexport.images import ImageFile, decode
 from vadexport.images.colouring import save_png
 from vadexport.listening import Listener
 from vadexport.predicting import PredictOptions, _heatmap_paths, predict
-from vadexport.targets import Target
-
-
-@pytest.fixture(scope="session")
-def artifact(checkpoint, images, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("predicting") / "artifact"
-    target = Target("onnxruntime", "fp32")
-    build(BuildOptions(checkpoint, folder, (target,), str(images / "good")), Listener())
-    return folder
 
 
 @pytest.fixture

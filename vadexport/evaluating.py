@@ -21,6 +21,7 @@ from vadexport.images.listing import test_images as images_to_test
 from vadexport.images.masks import find_masks, load_mask
 from vadexport.listening import Listener
 from vadexport.sources import open_source, reference_opener
+from vadexport.terminal import printable
 from vadexport.verification.evaluation import CategoryEvaluation, Evaluation, check_labels
 from vadexport.verification.segmentation import PixelScores, resized_map
 
@@ -155,7 +156,7 @@ def _category(spec: str) -> _Category:
     root = Path(spec)
     masks = find_masks(root, files) if root.is_dir() and is_category(root) else {}
     name = (root.absolute().name if root.is_dir() else "") or spec
-    return _Category("".join(c if c.isprintable() else "�" for c in name), files, masks)
+    return _Category(printable(name), files, masks)
 
 
 def _check_size(category: _Category, image_input: ImageInput, options: EvaluateOptions) -> None:

@@ -17,6 +17,7 @@ from vadexport.cli.options import (
     threads_option,
 )
 from vadexport.targets import Target
+from vadexport.terminal import printable
 from vadexport.verification.limits import Check
 
 
@@ -85,8 +86,8 @@ def _status(result: BuildResult) -> int:
 
 def _as_text(result: BuildResult) -> str:
     lines = [
-        f"checked on {result.check_images}; drift unit {result.drift_unit}",
-        *result.notes,
+        printable(f"checked on {result.check_images}; drift unit {result.drift_unit}"),
+        *map(printable, result.notes),
         "",
     ]
     rows: list[tuple[str, ...]] = [("rung", "drift max", "drift mean", "flips", "verdict")]
@@ -108,7 +109,7 @@ def _as_text(result: BuildResult) -> str:
                     )
                 )
     lines += [columns(rows), ""]
-    lines += [_outcome(one) for one in result.targets]
+    lines += [printable(_outcome(one)) for one in result.targets]
     return "\n".join(lines)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from vadexport.listening import Listener
+from vadexport.terminal import printable, printable_lines
 
 _REDRAW_S = 0.1
 _BAR_WIDTH = 30
@@ -32,6 +33,7 @@ class Console(Listener):
         """Draw a bar on a terminal; in a log, one line when the step is finished."""
         if self.quiet:
             return
+        name, detail = printable(name), printable(detail)
         now = time.monotonic()
         if name != self._open_step:
             self.finish()
@@ -55,13 +57,13 @@ class Console(Listener):
     def warn(self, text: str) -> None:
         """Show a warning, also when quiet."""
         self._erase()
-        click.echo(f"warning: {' '.join(text.split())}", err=True)
+        click.echo(f"warning: {printable(' '.join(text.split()))}", err=True)
 
     def note(self, text: str) -> None:
         """Show a note."""
         if not self.quiet:
             self._erase()
-            click.echo(text, err=True)
+            click.echo(printable(text), err=True)
 
     def finish(self) -> None:
         """Leave the terminal on a fresh line."""
@@ -69,9 +71,9 @@ class Console(Listener):
         self._open_step = None
 
     def result(self, text: str) -> None:
-        """Print a result."""
+        """Print a result, text or JSON; what it names must be `printable`, or hold no newline."""
         self._erase()
-        click.echo(text)
+        click.echo(printable_lines(text))  # JSON is printable as it is
 
     def _close(self, line: str) -> None:
         self._erase()
@@ -85,8 +87,9 @@ class Console(Listener):
 
 def columns(rows: list[tuple[Any, ...]]) -> str:
     """Rows as text, each column as wide as its widest cell."""
-    widths = [max(len(str(cell)) for cell in column) for column in zip(*rows, strict=True)]
+    texts = [[printable(str(cell)) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     return "\n".join(
-        "  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in texts
     )

@@ -1,6 +1,7 @@
 """The `vadexport` command: finds its subcommands, and turns errors into lines and statuses."""
 
 import importlib
+import io
 import os
 import sys
 import tempfile
@@ -13,6 +14,7 @@ import click
 from vadexport import __version__
 from vadexport.cli.console import Console
 from vadexport.errors import VadexportError
+from vadexport.terminal import printable, printable_lines
 
 INTERRUPTED: Final = 130
 UNEXPECTED: Final = 70
@@ -80,12 +82,14 @@ def main() -> NoReturn:
         click.echo("vadexport: interrupted, nothing was written", err=True)
         sys.exit(INTERRUPTED)
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        click.echo(printable_lines(shown.getvalue()), nl=False, err=True)
         sys.exit(error.exit_code)
     except VadexportError as error:
         console.finish()
         if console.verbose:
-            traceback.print_exc()
+            click.echo(printable_lines(traceback.format_exc()), nl=False, err=True)
         click.echo(f"vadexport: error: {_one_line(str(error))}", err=True)
         sys.exit(error.exit_status)
     except BrokenPipeError:
@@ -94,7 +98,7 @@ def main() -> NoReturn:
     except Exception as error:  # noqa: BLE001 - the last resort of a command line
         console.finish()
         if console.verbose:
-            traceback.print_exc()
+            click.echo(printable_lines(traceback.format_exc()), nl=False, err=True)
         handle, name = tempfile.mkstemp(prefix="vadexport-", suffix=".log")
         with os.fdopen(handle, "w") as log:
             traceback.print_exc(file=log)
@@ -107,4 +111,4 @@ def main() -> NoReturn:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return printable(" ".join(text.split()))

@@ -14,6 +14,7 @@ from vadexport.cli.options import (
     threads_option,
 )
 from vadexport.predicting import PredictOptions, predict
+from vadexport.terminal import printable
 
 
 @click.command("predict")
@@ -51,5 +52,6 @@ def command(
             console.result(json.dumps(found.to_json()))
         else:
             label = "anomalous" if found.prediction.label else "normal"
-            console.result(f"{found.prediction.pred_score:.4f}  {label:<9}  {found.file.name}")
+            name = printable(found.file.name)
+            console.result(f"{found.prediction.pred_score:.4f}  {label:<9}  {name}")
     console.note(f"{anomalous} of {count} images are anomalous")

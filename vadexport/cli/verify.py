@@ -14,6 +14,7 @@ from vadexport.cli.options import (
     threads_option,
 )
 from vadexport.reporting import latency_json, parity_json, summary_table
+from vadexport.terminal import printable
 from vadexport.verifying import VerifyOptions, verify
 
 
@@ -92,6 +93,6 @@ def command(
         ]
         console.result(json.dumps(both, indent=2))
     else:
-        places = [f"report: {folder / 'index.html'}" for folder in result.reports]
+        places = [printable(f"report: {folder / 'index.html'}") for folder in result.reports]
         console.result("\n".join([summary_table(result.verifications), "", *places]))
     ctx.exit(0 if result.held else 1)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from vadexport.reporting.wording import MISSING, figure, measured, percent, unchecked, verdict
+from vadexport.terminal import printable
 from vadexport.verification.result import Verification
 
 _WIDTH: Final = 100
@@ -118,14 +119,9 @@ def _aligned(rows: Sequence[Row], gap: int) -> list[str]:
 
 
 def _wrapped(line: str) -> list[str]:
-    return textwrap.wrap(_printable(line), _WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+    return textwrap.wrap(printable(line), _WIDTH, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _shortened(name: str) -> str:
-    name = _printable(name)
+    name = printable(name)
     return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
-
-
-def _printable(text: str) -> str:
-    """Without what a terminal would take for a command."""
-    return "".join(char if char.isprintable() else "�" for char in text)
