@@ -2,10 +2,10 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from vadexport.building import BuildOptions, BuildResult, BuiltTarget, build
 from vadexport.cli.console import Console, columns
 from vadexport.cli.options import (
     PATH,
@@ -18,7 +18,10 @@ from vadexport.cli.options import (
 )
 from vadexport.targets import Target
 from vadexport.terminal import printable
-from vadexport.verification.limits import Check
+
+if TYPE_CHECKING:
+    from vadexport.building import BuildResult, BuiltTarget
+    from vadexport.verification.limits import Check
 
 
 @click.command("build")
@@ -68,6 +71,8 @@ def command(
       vadexport build detector.safetensors -o artifact \\
           --target openvino:int8 --target onnxruntime:fp32 --calibration images/train
     """
+    from vadexport.building import BuildOptions, build
+
     options = BuildOptions(
         source, output, targets, calibration, batch, threads, skip_unreadable=skip_unreadable
     )
@@ -76,7 +81,7 @@ def command(
     ctx.exit(_status(result))
 
 
-def _status(result: BuildResult) -> int:
+def _status(result: "BuildResult") -> int:
     """Of the first target that failed, else 1 if a rung fell short."""
     for one in result.targets:
         if one.error is not None:
@@ -84,7 +89,7 @@ def _status(result: BuildResult) -> int:
     return int(any(not rung.held for one in result.targets for rung in one.rungs))
 
 
-def _as_text(result: BuildResult) -> str:
+def _as_text(result: "BuildResult") -> str:
     lines = [
         printable(f"checked on {result.check_images}; drift unit {result.drift_unit}"),
         *map(printable, result.notes),
@@ -113,15 +118,15 @@ def _as_text(result: BuildResult) -> str:
     return "\n".join(lines)
 
 
-def _outcome(one: BuiltTarget) -> str:
+def _outcome(one: "BuiltTarget") -> str:
     return f"{one.target}: {one.folder or f'not built: {one.error}'}"
 
 
-def _shortfall(checks: tuple[Check, ...]) -> str:
+def _shortfall(checks: "tuple[Check, ...]") -> str:
     return "; ".join(check.line for check in checks if not check.held)
 
 
-def _as_json(result: BuildResult) -> dict[str, object]:
+def _as_json(result: "BuildResult") -> dict[str, object]:
     return {
         "check_images": result.check_images,
         "drift_unit": result.drift_unit,

@@ -13,9 +13,6 @@ from vadexport.cli.options import (
     skip_unreadable_option,
     threads_option,
 )
-from vadexport.evaluating import EvaluateOptions, evaluate
-from vadexport.reporting.evaluation_pictures import write_evaluation_pictures
-from vadexport.reporting.evaluation_report import evaluation_json, evaluation_rows
 
 
 @click.command("evaluate")
@@ -48,6 +45,10 @@ def command(
       vadexport evaluate detector.safetensors mvtec/bottle
       vadexport evaluate artifact mvtec --plots plots
     """
+    from vadexport.evaluating import EvaluateOptions, evaluate
+    from vadexport.reporting.evaluation_pictures import write_evaluation_pictures
+    from vadexport.reporting.evaluation_report import evaluation_json, evaluation_rows
+
     evaluation = evaluate(EvaluateOptions(detector, dataset, threads, skip_unreadable), console)
     if as_json:
         console.result(json.dumps(evaluation_json(evaluation), indent=2))

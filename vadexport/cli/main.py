@@ -32,7 +32,10 @@ _COMMANDS: Final = {
 
 
 class _LazyGroup(click.Group):
-    """A group whose help needs no import of its commands: they bring in heavy packages."""
+    """A group whose commands, and what they import, are loaded only when they are asked for.
+
+    A command's module imports what is heavy inside its function: `--help` must not wait for it.
+    """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         del ctx

@@ -13,9 +13,7 @@ from vadexport.cli.options import (
     skip_unreadable_option,
     threads_option,
 )
-from vadexport.reporting import latency_json, parity_json, summary_table
 from vadexport.terminal import printable
-from vadexport.verifying import VerifyOptions, verify
 
 
 @click.command("verify")
@@ -75,6 +73,9 @@ def command(
     Example:
       vadexport verify artifact --reference detector.safetensors --images images/test
     """
+    from vadexport.reporting import latency_json, parity_json, summary_table
+    from vadexport.verifying import VerifyOptions, verify
+
     limits = {
         "max_drift": max_drift,
         "max_flips": max_flips,
