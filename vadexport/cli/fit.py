@@ -12,6 +12,7 @@ from vadexport.cli.console import Console, columns
 from vadexport.cli.options import (
     PATH,
     LevelsType,
+    NumberType,
     SizeType,
     console_options,
     json_option,
@@ -77,7 +78,7 @@ def _common() -> list[click.Parameter]:
     @click.option("--size", type=SizeType(), help="The network's input. [default: the images']")
     @click.option(
         "--quantile",
-        type=float,
+        type=NumberType(0, 1, min_open=True),
         default=0.95,
         show_default=True,
         help="Fraction of the normal images that stays below the threshold.",
@@ -99,7 +100,7 @@ def _training_options() -> list[click.Parameter]:
     return [
         click.Option(
             ["--max-minutes"],
-            type=float,
+            type=NumberType(min=0, min_open=True),
             help="Stop training after this long, with the best so far. A fit that was killed goes "
             "on where it was when the same command is given again.",
         )

@@ -1,6 +1,7 @@
 """Options that several commands share, so that they are spelled alike everywhere."""
 
 import functools
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +39,19 @@ def console_options(function: _Command) -> _Command:
         return function(console, **arguments)
 
     return wrapped  # type: ignore[return-value]
+
+
+class NumberType(click.FloatRange):
+    """A number in a range, which neither NaN nor infinity is in."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """See the base class."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
+        return number
 
 
 class TargetType(click.ParamType[Target]):

@@ -8,6 +8,7 @@ import click
 from vadexport.cli.console import Console
 from vadexport.cli.options import (
     PATH,
+    NumberType,
     console_options,
     json_option,
     skip_unreadable_option,
@@ -22,17 +23,25 @@ from vadexport.terminal import printable
 @click.option(
     "--images", required=True, help="IMAGES that neither training nor calibration has seen."
 )
-@click.option("--max-drift", type=float, help="Largest drift of an image, in drift units.")
-@click.option("--max-flips", type=float, help="Largest fraction of decisions that differ.")
+@click.option(
+    "--max-drift", type=NumberType(min=0), help="Largest drift of an image, in drift units."
+)
+@click.option(
+    "--max-flips", type=NumberType(0, 1), help="Largest fraction of decisions that differ."
+)
 @click.option(
     "--max-map-drift",
-    type=float,
+    type=NumberType(min=0),
     help="Largest difference of an anomaly map, as a fraction of the maps' range.",
 )
 @click.option(
-    "--min-speedup", type=float, help="Over the reference; the 95% interval must clear it."
+    "--min-speedup",
+    type=NumberType(min=0, min_open=True),
+    help="Over the reference; the 95% interval must clear it.",
 )
-@click.option("--max-latency-ms", type=float, help="Of the median of one call.")
+@click.option(
+    "--max-latency-ms", type=NumberType(min=0, min_open=True), help="Of the median of one call."
+)
 @click.option(
     "--rounds",
     type=click.IntRange(min=0),
