@@ -149,9 +149,27 @@ def _training(family: Family, options: FitOptions, listener: Listener) -> "Train
         return None
     from vadexport.detectors.training import Training
 
-    destination = options.destination
-    state = destination.with_name(f".{destination.name}.training")
+    state = _training_state(options.destination)
     return Training(options.max_minutes, state, listener.warn, listener.note)
+
+
+def _training_state(destination: Path) -> Path:
+    return destination.with_name(f".{destination.name}.training")
+
+
+def training_kept_since(destination: Path, start: float) -> bool:
+    """Whether a fit that was stopped has kept its training since `start`, as `time.time` gives it.
+
+    The same fit, begun again, goes on from there.
+    """
+    from vadexport.detectors.training_state import find_states
+
+    try:
+        return any(
+            each.stat().st_mtime >= start for each in find_states(_training_state(destination))
+        )
+    except OSError:
+        return False
 
 
 def _set_threshold_from(

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -59,11 +59,12 @@ class PredictedImage:
         }
 
 
-def predict(options: PredictOptions, listener: Listener) -> Iterator[PredictedImage]:
+def predict(options: PredictOptions, listener: Listener) -> Generator[PredictedImage, None, None]:
     """Score images one after another, in the order they are listed.
 
     The JSONL file appears when all images are scored, a pipe gets each line at once; heatmaps
-    appear one by one.
+    appear one by one. Close the generator where it is not used up: until then the unfinished JSONL
+    file lies beside its place.
 
     Raises:
         InputError: the artifact or an image is wrong, or an output cannot be written.

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -19,11 +20,13 @@ class Console(Listener):
     Attributes:
         quiet: no progress, no notes.
         verbose: tracebacks with errors.
+        when_interrupted: says what an interrupted command leaves behind.
     """
 
     def __init__(self) -> None:
         self.quiet = False
         self.verbose = False
+        self.when_interrupted: Callable[[], str] = lambda: "nothing was written"
         self._terminal = sys.stderr.isatty()
         self._open_step: str | None = None
         self._started = self._drawn = 0.0

@@ -49,6 +49,8 @@ def command(
     from vadexport.reporting.evaluation_pictures import write_evaluation_pictures
     from vadexport.reporting.evaluation_report import evaluation_json, evaluation_rows
 
+    if plots is not None:
+        console.when_interrupted = lambda: "pictures are written only at the end"
     evaluation = evaluate(EvaluateOptions(detector, dataset, threads, skip_unreadable), console)
     if as_json:
         console.result(json.dumps(evaluation_json(evaluation), indent=2))

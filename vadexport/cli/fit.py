@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 import typing
 from pathlib import Path
 from typing import Any
@@ -130,11 +131,19 @@ def _help(family: Family) -> str:
 
 
 def _fit(console: Console, family: Family, arguments: dict[str, Any]) -> None:
-    from vadexport.fitting import FitOptions, fit
+    from vadexport.fitting import FitOptions, fit, training_kept_since
 
+    output: Path = arguments["output"]
+    start = time.time()
+
+    def left_behind() -> str:
+        if training_kept_since(output, start):
+            return "training was kept: the same command goes on where it was last saved"
+        return "nothing was written"
+
+    console.when_interrupted = left_behind
     config_class = family.load(family.config)
     fields = [each.name for each in dataclasses.fields(config_class)]
-    output: Path = arguments["output"]
     options = FitOptions(
         family=family.name,
         images=arguments["images"],

@@ -3,6 +3,7 @@
 import importlib
 import io
 import os
+import signal
 import sys
 import tempfile
 import traceback
@@ -68,13 +69,16 @@ def cli() -> None:
     \b
     Exit status:
       0 held   1 ran, but a check fell short   2 wrong usage or input
-      3 a package is missing here   4 a backend failed   130 interrupted
+      3 a package is missing here   4 a backend failed
+      70 a defect of vadexport   130 interrupted (Ctrl-C, or asked to end)
     """
 
 
 def main() -> NoReturn:
     """Run the command line and end the process with its status."""
     console = Console()
+    # What is half written is removed and children are ended, as at Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         status = cli.main(prog_name="vadexport", standalone_mode=False, obj=console)
         sys.exit(status if isinstance(status, int) else 0)
@@ -82,7 +86,8 @@ def main() -> NoReturn:
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         console.finish()
-        click.echo("vadexport: interrupted, nothing was written", err=True)
+        line = f"vadexport: interrupted, {console.when_interrupted()}"
+        click.echo(printable(line), err=True)
         sys.exit(INTERRUPTED)
     except click.ClickException as error:
         shown = io.StringIO()

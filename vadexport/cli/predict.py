@@ -1,6 +1,7 @@
 """`vadexport predict`."""
 
 import json
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -13,7 +14,7 @@ from vadexport.cli.options import (
     skip_unreadable_option,
     threads_option,
 )
-from vadexport.predicting import PredictOptions, predict
+from vadexport.predicting import PredictedImage, PredictOptions, predict
 from vadexport.terminal import printable
 
 
@@ -44,14 +45,17 @@ def command(
       vadexport predict artifact images/new --heatmaps heatmaps --jsonl scores.jsonl
     """
     options = PredictOptions(artifact, images, heatmaps, jsonl, threads, skip_unreadable)
+    if heatmaps is not None:
+        console.when_interrupted = lambda: f"heatmaps made so far stay in {heatmaps}"
     count = anomalous = 0
-    for found in predict(options, console):
-        count += 1
-        anomalous += found.prediction.label
-        if as_json:
-            console.result(json.dumps(found.to_json()))
-        else:
-            label = "anomalous" if found.prediction.label else "normal"
-            name = printable(found.file.name)
-            console.result(f"{found.prediction.pred_score:.4f}  {label:<9}  {name}")
+    with closing(predict(options, console)) as predicted:
+        for found in predicted:
+            count += 1
+            anomalous += found.prediction.label
+            console.result(json.dumps(found.to_json()) if as_json else _line(found))
     console.note(f"{anomalous} of {count} images are anomalous")
+
+
+def _line(found: PredictedImage) -> str:
+    label = "anomalous" if found.prediction.label else "normal"
+    return f"{found.prediction.pred_score:.4f}  {label:<9}  {printable(found.file.name)}"

@@ -85,6 +85,7 @@ def command(
     from vadexport.reporting import latency_json, parity_json, summary_table
     from vadexport.verifying import VerifyOptions, verify
 
+    console.when_interrupted = lambda: "reports are written only at the end"
     limits = {
         "max_drift": max_drift,
         "max_flips": max_flips,

@@ -125,11 +125,15 @@ def read_state(path: Path, state: State) -> Tensors:
     return Tensors(_below("model/", tensors), adam)
 
 
+def find_states(path: Path) -> list[Path]:
+    """The files of all stages of the training whose state is kept at `path`."""
+    return [each for each in path.parent.iterdir() if each.name.startswith(f"{path.name}-")]
+
+
 def remove_states(path: Path) -> None:
-    """Remove the files of all stages of the training whose state is kept at `path`."""
+    """Remove what `find_states` finds."""
     try:
-        found = [each for each in path.parent.iterdir() if each.name.startswith(f"{path.name}-")]
-        for each in found:
+        for each in find_states(path):
             each.unlink(missing_ok=True)
     except OSError:
         return  # left-overs take room, nothing else: the fit itself succeeded
