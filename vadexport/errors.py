@@ -24,12 +24,18 @@ class CheckError(VadexportError):
 
 
 class MissingPackageError(VadexportError):
-    """A backend or an optional package is not installed here (exit status 3)."""
+    """A package is not installed here (exit status 3).
+
+    Args:
+        package: as pip names it.
+        extra: of vadexport, that brings it; None where vadexport always brings it.
+    """
 
     exit_status = 3
 
-    def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"{package} is not installed here: pip install 'vadexport[{extra}]'")
+    def __init__(self, package: str, extra: str | None = None) -> None:
+        wanted = "vadexport" if extra is None else f"'vadexport[{extra}]'"
+        super().__init__(f"{package} is not installed here: pip install {wanted}")
         self.package = package
         self.extra = extra
 

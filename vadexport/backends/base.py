@@ -44,9 +44,9 @@ class Runner(Protocol):
 class Backend(Protocol):
     """The module of a backend; its heavy package is imported by the functions that need it."""
 
-    #: Name of the package, and the pip extra that brings it.
+    #: Name of the package, and the pip extra that brings it; None where vadexport always does.
     PACKAGE: str
-    EXTRA: str
+    EXTRA: str | None
 
     def version(self) -> str:
         """Version of the installed package; raises MissingPackageError."""

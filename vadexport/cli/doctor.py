@@ -1,23 +1,35 @@
 """`vadexport doctor`."""
 
+import importlib
 import importlib.metadata
+import importlib.util
 import json
 import platform
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import click
 
 from vadexport import __version__
 from vadexport.backends.base import available_threads
+from vadexport.backends.child import Child
 from vadexport.backends.registry import get_backend
 from vadexport.cli.console import Console, columns
 from vadexport.cli.options import console_options, json_option
-from vadexport.errors import VadexportError
+from vadexport.errors import MissingPackageError, VadexportError
 from vadexport.machine import processor_name
-from vadexport.targets import Target, all_targets
+from vadexport.targets import PRECISIONS, Target, all_targets
 
-#: What INT8 and reports need beyond a backend: package, and the pip extra that brings it.
-_HELPERS = {"nncf": "int8", "jinja2": "report", "timm": "timm"}
-_HELPS_WITH = {"nncf": "INT8", "jinja2": "HTML reports", "timm": "backbones of timm"}
+#: What else vadexport works with: module, what for, and the pip extra that brings it, if any.
+_HELPERS = {
+    "torch": ("fit, build, verify", None),
+    "onnx": ("graphs", None),
+    "nncf": ("INT8", "int8"),
+    "jinja2": ("HTML reports", "report"),
+    "timm": ("backbones of timm", "timm"),
+}
+#: A disk that is read for the first time takes its time; an import that hangs must end.
+_IMPORT_TIMEOUT_S = 60
 
 
 @click.command("doctor")
@@ -26,43 +38,97 @@ _HELPS_WITH = {"nncf": "INT8", "jinja2": "HTML reports", "timm": "backbones of t
 def command(console: Console, *, as_json: bool) -> None:
     """Say which targets work here, and what is missing for the others.
 
+    Each package is imported in a process of its own: installed is not yet working.
+
     \b
     Example:
       vadexport doctor
     """
-    targets = {str(target): _state(target) for target in all_targets()}
-    helpers = {name: _installed(name) for name in _HELPERS}
+    packages = _try_all(console)
+    targets = {str(target): _state(target, packages) for target in all_targets()}
     if as_json:
-        console.result(json.dumps({"targets": targets, "packages": helpers}, indent=2))
+        console.result(json.dumps(_as_json(targets, packages), indent=2))
         return
     machine = f"{processor_name()}, {available_threads()} threads, {platform.platform()}"
     rows = [("vadexport", __version__), ("machine", machine)]
     rows += targets.items()
-    rows += [
-        (_HELPS_WITH[name], f"{name} {version}" if version else _missing(name))
-        for name, version in helpers.items()
-    ]
+    rows += [(words, _words(packages[name])) for name, (words, _) in _HELPERS.items()]
     console.result(
         columns([(f"{name}:" if ":" not in name else name, text) for name, text in rows])
     )
 
 
-def _state(target: Target) -> str:
+@dataclass(frozen=True)
+class _Package:
+    """What became of a package when it was imported.
+
+    Attributes:
+        name: of its module.
+        version: None where it is missing or broken.
+        problem: None where it works.
+        is_missing: it is not installed.
+    """
+
+    name: str
+    version: str | None = None
+    problem: str | None = None
+    is_missing: bool = False
+
+
+def _try_all(console: Console) -> dict[str, _Package]:
+    """Import every package that a target or a helper needs, several at a time."""
+    backends = [get_backend(name) for name in PRECISIONS]
+    extras = {backend.PACKAGE: backend.EXTRA for backend in backends}
+    extras |= {name: extra for name, (_, extra) in _HELPERS.items()}
+    found = {}
+    console.step("import packages", 0, len(extras))
+    with ThreadPoolExecutor(min(available_threads(), len(extras))) as pool:
+        for package in pool.map(_try, extras, extras.values()):
+            found[package.name] = package
+            console.step("import packages", len(found), len(extras))
+    return found
+
+
+def _try(name: str, extra: str | None) -> _Package:
+    if importlib.util.find_spec(name) is None:
+        return _Package(name, problem=str(MissingPackageError(name, extra)), is_missing=True)
     try:
-        version = get_backend(target.backend).version()
+        with Child(f"import of {name}", timeout_s=_IMPORT_TIMEOUT_S) as child:
+            return _Package(name, version=child.run(_import, name))
     except VadexportError as error:
-        return f"missing: {error}"
-    if target.precision == "int8" and _installed("nncf") is None:
-        return f"{target.backend} {version} runs it; to build it: {_missing('nncf')}"
-    return f"works, {target.backend} {version}"
+        return _Package(name, problem=f"broken: {error}")
 
 
-def _installed(package: str) -> str | None:
+def _import(name: str) -> str:
+    """Version of a module that can be imported; raises whatever the import raises."""
+    module = importlib.import_module(name)
     try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+        version = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:  # another package that brings the same module
+        version = str(getattr(module, "__version__", "of unknown version"))
+    return version.partition("+")[0]
 
 
-def _missing(package: str) -> str:
-    return f"{package} is not installed here: pip install 'vadexport[{_HELPERS[package]}]'"
+def _state(target: Target, packages: dict[str, _Package]) -> str:
+    backend, nncf = packages[get_backend(target.backend).PACKAGE], packages["nncf"]
+    if backend.problem is not None:
+        return f"missing: {backend.problem}" if backend.is_missing else backend.problem
+    if target.precision == "int8" and nncf.problem is not None:
+        return f"{target.backend} {backend.version} runs it; to build it: {nncf.problem}"
+    return f"works, {target.backend} {backend.version}"
+
+
+def _words(package: _Package) -> str:
+    return package.problem or f"{package.name} {package.version}"
+
+
+def _as_json(targets: dict[str, str], packages: dict[str, _Package]) -> dict[str, object]:
+    """Versions are null where a package is missing or broken."""
+    broken = {
+        one.name: one.problem for one in packages.values() if one.problem and not one.is_missing
+    }
+    return {
+        "targets": targets,
+        "packages": {name: packages[name].version for name in _HELPERS},
+        "broken": broken,
+    }

@@ -14,7 +14,7 @@ import click
 
 from vadexport import __version__
 from vadexport.cli.console import Console
-from vadexport.errors import VadexportError
+from vadexport.errors import MissingPackageError, VadexportError
 from vadexport.terminal import printable, printable_lines
 
 INTERRUPTED: Final = 130
@@ -29,6 +29,19 @@ _COMMANDS: Final = {
     "predict": "Score images with an artifact.",
     "inspect": "Say what a detector or an artifact is and holds.",
     "doctor": "Say which targets work here, and what the others lack.",
+}
+
+#: Packages that vadexport does not run without, by the name of their module.
+_REQUIRED: Final = {
+    "numpy": "numpy",
+    "onnx": "onnx",
+    "onnxruntime": "onnxruntime",
+    "onnxscript": "onnxscript",
+    "onnxsim": "onnxsim",
+    "PIL": "pillow",
+    "safetensors": "safetensors",
+    "scipy": "scipy",
+    "torch": "torch",
 }
 
 
@@ -94,12 +107,6 @@ def main() -> NoReturn:
         error.show(shown)
         click.echo(printable_lines(shown.getvalue()), nl=False, err=True)
         sys.exit(error.exit_code)
-    except VadexportError as error:
-        console.finish()
-        if console.verbose:
-            click.echo(printable_lines(traceback.format_exc()), nl=False, err=True)
-        click.echo(f"vadexport: error: {_one_line(str(error))}", err=True)
-        sys.exit(error.exit_status)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(INTERRUPTED)
@@ -107,6 +114,10 @@ def main() -> NoReturn:
         console.finish()
         if console.verbose:
             click.echo(printable_lines(traceback.format_exc()), nl=False, err=True)
+        known = _user_error(error)
+        if known is not None:
+            click.echo(f"vadexport: error: {_one_line(str(known))}", err=True)
+            sys.exit(known.exit_status)
         handle, name = tempfile.mkstemp(prefix="vadexport-", suffix=".log")
         with os.fdopen(handle, "w") as log:
             traceback.print_exc(file=log)
@@ -116,6 +127,15 @@ def main() -> NoReturn:
             err=True,
         )
         sys.exit(UNEXPECTED)
+
+
+def _user_error(error: Exception) -> VadexportError | None:
+    """What the user can mend; None where vadexport is to blame."""
+    if isinstance(error, VadexportError):
+        return error
+    if isinstance(error, ModuleNotFoundError) and error.name in _REQUIRED:
+        return MissingPackageError(_REQUIRED[error.name])
+    return None
 
 
 def _one_line(text: str) -> str:

@@ -15,7 +15,7 @@ def version() -> str:
     try:
         import onnxruntime
     except ImportError:
-        raise MissingPackageError("onnxruntime", "onnxruntime") from None
+        raise MissingPackageError("onnxruntime") from None
     return str(onnxruntime.__version__)
 
 

@@ -1,0 +1,56 @@
+import json
+import time
+
+import pytest
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """Put packages in front of the real ones: their import runs the given code."""
+
+    def put(**packages):
+        for name, code in packages.items():
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "__init__.py").write_text(code)
+        return str(tmp_path)
+
+    return put
+
+
+def test_a_package_that_works_and_one_that_does_not(run, broken):
+    begin = time.monotonic()
+    done = run("doctor", PYTHONPATH=broken(nncf="raise ImportError('its library\\nis too old')"))
+    assert time.monotonic() - begin < 10
+    assert done.returncode == 0, done.stderr
+    lines = dict(line.split(":  ", 1) for line in done.stdout.splitlines() if ":  " in line)
+    assert (
+        lines["INT8"]
+        .strip()
+        .startswith("broken: import of nncf failed: ImportError: its library (log: ")
+    )
+    assert lines["fit, build, verify"].startswith("torch 2.")
+    rows = {line.split()[0]: line for line in done.stdout.splitlines()}
+    assert "works, onnxruntime " in rows["onnxruntime:fp32"]
+    assert "to build it: broken: import of nncf failed" in rows["onnxruntime:int8"]
+
+
+def test_a_backend_that_crashes(run, broken):
+    path = broken(openvino="import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    found = json.loads(run("doctor", "--json", PYTHONPATH=path).stdout)
+    assert found["targets"]["openvino:fp32"].startswith(
+        "broken: import of openvino crashed (SIGSEGV)"
+    )
+    assert found["targets"]["onnxruntime:fp32"].startswith("works, onnxruntime ")
+    # NNCF is not to blame, and works without OpenVINO or does not; what is not there is null.
+    assert "openvino" in found["broken"]
+    assert all(found["packages"][name] is None for name in found["broken"].keys() - {"openvino"})
+
+
+def test_a_package_that_is_not_there(run, tmp_path):
+    # As an import of None in sys.modules: found by no one.
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['jinja2'] = None")
+    found = json.loads(run("doctor", "--json", PYTHONPATH=str(tmp_path)).stdout)
+    assert found["packages"]["jinja2"] is None
+    assert "jinja2" not in found["broken"]
+    shown = run("doctor", PYTHONPATH=str(tmp_path)).stdout
+    assert "jinja2 is not installed here: pip install 'vadexport[report]'" in shown
