@@ -54,8 +54,8 @@ def plain_words(checkpoint, images):
     "spoiled",
     [
         ("anomaly_map", ("Mul", np.float32(1.05)), "difference of a map"),
-        ("pred_score", ("Mul", np.float32(0.99)), "contradicts raw_score"),
-        ("pred_mask", ("Not",), "contradicts raw_score"),
+        ("pred_score", ("Mul", np.float32(0.99)), "contradicts raw score and map"),
+        ("pred_mask", ("Not",), "contradicts raw score and map"),
     ],
 )
 def test_an_output_that_is_not_the_references(vadexport, sabotaged, plain_words, spoiled):

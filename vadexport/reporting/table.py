@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Final
 
-from vadexport.reporting.wording import MISSING, figure, measured, percent, unchecked, verdict
+from vadexport.reporting.wording import MISSING, figure, measured, unchecked, verdict
 from vadexport.terminal import printable
 from vadexport.verification.result import Verification
 
@@ -16,10 +16,9 @@ Row = tuple[str, ...]
 _PARITY: Final[Row] = (
     "AUROC\n(ref → artifact)",
     "drift\nmax",
-    "drift\nmean",
+    "map\ndrift",
     "\nSpearman",
     "\nflips",
-    "map\nmax",
 )
 _LATENCY: Final[Row] = ("median\nms", "speed-up\n[95% interval]")
 
@@ -74,10 +73,9 @@ def _parity(v: Verification) -> Row:
     return (
         MISSING if found.auroc is None and found.auroc_reference is None else auroc,
         figure(found.drift_max, ".2g"),
-        figure(found.drift_mean, ".2g"),
+        figure(found.map_max, ".2g"),
         figure(found.spearman, ".5f"),
         f"{found.flips}/{found.images}",
-        percent(found.map_max),
     )
 
 

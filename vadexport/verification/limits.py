@@ -92,8 +92,8 @@ def parity_checks(found: ParityFigures, limits: Limits) -> list[Check]:
         Check(
             "outputs",
             found.inconsistent == 0,
-            f"of {found.inconsistent} of {found.images} images, pred_score, pred_label or "
-            "pred_mask contradicts raw_score and anomaly_map at the reference's thresholds",
+            "pred_score, pred_label or pred_mask contradicts raw score and map on "
+            f"{found.inconsistent} of {found.images} images",
         ),
     ]
     if limits.max_drift is not None:
