@@ -17,6 +17,7 @@ TINY = {
     "student_teacher": {"levels": (1, 2), "steps": 3},
     "efficient_ad": {"width": 4, "teacher_steps": 2, "steps": 2},
     "autoencoder": {"width": 4, "latent": 2, "steps": 3},
+    "diffusion": {"width": 8, "steps": 3, "denoise_steps": 2},
 }
 #: What a family cannot do, and what it says then.
 REFUSED = {

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vadexport.contract import ImageInput, UInt8Array
+from vadexport.contract import ImageArray, ImageInput
 from vadexport.detectors.base import Detector, choice
 from vadexport.detectors.maps import gaussian_kernel
 from vadexport.detectors.preprocessing import PreprocessingConfig
@@ -216,7 +216,7 @@ def _weighted(image: Tensor, window: Tensor) -> Tensor:
 
 
 def fit(  # noqa: PLR0913 - the call that all families share
-    images: Sequence[UInt8Array],
+    images: Sequence[ImageArray],
     config: AutoencoderConfig,
     image_input: ImageInput,
     *,
@@ -228,7 +228,7 @@ def fit(  # noqa: PLR0913 - the call that all families share
     """Train the autoencoder on normal images; those held out set the thresholds.
 
     Args:
-        images: normal images, each `uint8 [H, W, C]`.
+        images: normal images, each `[H, W, C]`.
         config: choices of the method.
         image_input: size and channels of the images.
         size: the network's input, default the camera's size.

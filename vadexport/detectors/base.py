@@ -134,7 +134,7 @@ class Detector(nn.Module, ABC):
         }
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """Score camera images `uint8 [N, H, W, C]`; returns the contract's outputs by name."""
+        """Score camera images `[N, H, W, C]`; returns the contract's outputs by name."""
         x = self.preprocessing(image)
         features = self.network(x)
         return self.postprocess(*self.score(x, features))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vadexport.contract import ImageInput, UInt8Array
+from vadexport.contract import ImageArray, ImageInput
 from vadexport.detectors.backbones import Backbone, create_backbone
 from vadexport.detectors.base import Detector, choice
 from vadexport.detectors.patch_description import (
@@ -186,7 +186,7 @@ class EfficientAd(Detector):
 
 
 def fit(  # noqa: PLR0913 - the call that all families share
-    images: Sequence[UInt8Array],
+    images: Sequence[ImageArray],
     config: EfficientAdConfig,
     image_input: ImageInput,
     *,
@@ -198,7 +198,7 @@ def fit(  # noqa: PLR0913 - the call that all families share
     """Distil the teacher, then train student and autoencoder, on normal images.
 
     Args:
-        images: normal images, each `uint8 [H, W, C]`.
+        images: normal images, each `[H, W, C]`.
         config: choices of the method.
         image_input: size and channels of the images.
         size: the networks' input, default the camera's size.

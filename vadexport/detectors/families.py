@@ -75,6 +75,14 @@ _ALL = (
         "AutoencoderConfig",
         trains=True,
     ),
+    Family(
+        "diffusion",
+        "What a few guided denoising steps do not reproduce (DDAD, Mousakhan et al. 2023).",
+        "vadexport.detectors.diffusion",
+        "Diffusion",
+        "DiffusionConfig",
+        trains=True,
+    ),
 )
 
 #: Every family by its name.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vadexport.contract import ImageInput, UInt8Array
+from vadexport.contract import ImageArray, ImageInput
 from vadexport.detectors.base import Progress, choice, normal_thresholds
 from vadexport.detectors.folds import fold_of
 from vadexport.detectors.maps import full_size_map
@@ -165,7 +165,7 @@ def gaussians(patches: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.inference_mode()
 def fit(
-    images: Sequence[UInt8Array],
+    images: Sequence[ImageArray],
     config: PaDiMConfig,
     image_input: ImageInput,
     *,
@@ -179,7 +179,7 @@ def fit(
     of the images that it left out; with fewer images, from one fit an image.
 
     Args:
-        images: normal images, each `uint8 [H, W, C]`.
+        images: normal images, each `[H, W, C]`.
         config: choices of the method.
         image_input: size and channels of the images.
         size: the network's input, default the camera's size.

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from vadexport.contract import ImageInput, UInt8Array
+from vadexport.contract import ImageArray, ImageInput
 from vadexport.detectors.backbones import create_backbone
 from vadexport.detectors.base import Detector, Progress
 from vadexport.detectors.maps import blur_kernel
@@ -75,12 +75,12 @@ class PatchDetector(Detector):
         features: tuple[Tensor, ...] = self.backbone(x)
         return features
 
-    def embed_image(self, image: UInt8Array) -> Tensor:
-        """Patches `[1, D, h, w]` of one camera image, `uint8 [H, W, C]`."""
+    def embed_image(self, image: ImageArray) -> Tensor:
+        """Patches `[1, D, h, w]` of one camera image, `[H, W, C]`."""
         x = self.preprocessing(torch.from_numpy(image)[None])
         return self.embed(self.network(x))
 
-    def embed_all(self, images: Sequence[UInt8Array], progress: Progress) -> Iterator[Tensor]:
+    def embed_all(self, images: Sequence[ImageArray], progress: Progress) -> Iterator[Tensor]:
         """Patches `[1, D, h, w]` of each image; `progress` is told about each.
 
         Raises:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vadexport.contract import ImageInput, UInt8Array
+from vadexport.contract import ImageArray, ImageInput
 from vadexport.detectors.base import Progress, choice, normal_thresholds
 from vadexport.detectors.coreset import coreset_indices, projected
 from vadexport.detectors.folds import fold_of
@@ -195,7 +195,7 @@ def neighbours_of(rows: Tensor, bank: Tensor, count: int) -> Tensor:
 
 @torch.inference_mode()
 def fit(
-    images: Sequence[UInt8Array],
+    images: Sequence[ImageArray],
     config: PatchCoreConfig,
     image_input: ImageInput,
     *,
@@ -211,7 +211,7 @@ def fit(
     keeps, whichever image that row is of, so holes would be left that no new image meets.
 
     Args:
-        images: normal images, each `uint8 [H, W, C]`; one alone is scored against its own bank.
+        images: normal images, each `[H, W, C]`; one alone is scored against its own bank.
         config: choices of the method.
         image_input: size and channels of the images.
         size: the network's input, default the camera's size.
@@ -245,7 +245,7 @@ def fit(
 
 
 def _thinned_patches(
-    detector: PatchCore, images: Sequence[UInt8Array], progress: Progress
+    detector: PatchCore, images: Sequence[ImageArray], progress: Progress
 ) -> _Patches:
     """Patches of all images, thinned out at random while they are made: never all in memory."""
     generator = torch.Generator().manual_seed(detector.method.seed)
@@ -312,7 +312,7 @@ def _neighbour_table(bank: Tensor, count: int) -> Tensor:
 
 def _score_held_out(
     detector: PatchCore,
-    images: Sequence[UInt8Array],
+    images: Sequence[ImageArray],
     folds: Tensor,
     banks: Sequence[Tensor],
     progress: Progress,

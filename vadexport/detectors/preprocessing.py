@@ -92,6 +92,11 @@ class PreprocessingConfig:
             raise InputError(f"the preprocessing configuration is damaged: {error}") from None
 
 
+def in_unit_range(image: Tensor) -> Tensor:
+    """Camera values `[N, H, W, C]`, uint8 or uint16, to float32 `[N, C, H, W]` from 0 to 1."""
+    return image.permute(0, 3, 1, 2).to(torch.float32) / float(torch.iinfo(image.dtype).max)
+
+
 class Preprocessing(nn.Module):
     """Camera image to network input: scale to [0, 1], resize, normalise."""
 
@@ -105,8 +110,11 @@ class Preprocessing(nn.Module):
         self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Preprocess `uint8 [N, H, W, C]` to `float32 [N, 3, h, w]`; gray is repeated thrice."""
-        x = image.permute(0, 3, 1, 2).to(torch.float32) / 255.0
+        """Preprocess `[N, H, W, C]` to `float32 [N, 3, h, w]`; gray is repeated thrice.
+
+        The values are divided by the largest that their dtype, uint8 or uint16, has.
+        """
+        x = in_unit_range(image)
         if tuple(x.shape[-2:]) != self.config.size:
             x = functional.interpolate(
                 x, self.config.size, mode="bilinear", align_corners=False, antialias=True

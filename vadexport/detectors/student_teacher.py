@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vadexport.contract import ImageInput, UInt8Array
+from vadexport.contract import ImageArray, ImageInput
 from vadexport.detectors.backbones import create_backbone
 from vadexport.detectors.base import Detector, choice
 from vadexport.detectors.maps import blur, blur_kernel
@@ -142,7 +142,7 @@ def feature_difference(taught: Tensor, learnt: Tensor) -> Tensor:
 
 
 def fit(  # noqa: PLR0913 - the call that all families share
-    images: Sequence[UInt8Array],
+    images: Sequence[ImageArray],
     config: StudentTeacherConfig,
     image_input: ImageInput,
     *,
@@ -154,7 +154,7 @@ def fit(  # noqa: PLR0913 - the call that all families share
     """Train the student on normal images; those held out set the thresholds.
 
     Args:
-        images: normal images, each `uint8 [H, W, C]`.
+        images: normal images, each `[H, W, C]`.
         config: choices of the method.
         image_input: size and channels of the images.
         size: the networks' input, default the camera's size.

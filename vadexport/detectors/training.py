@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vadexport.contract import RAW_SCORE, UInt8Array
+from vadexport.contract import RAW_SCORE, ImageArray
 from vadexport.detectors.base import Detector, normal_thresholds
 from vadexport.detectors.preprocessing import Preprocessing
 from vadexport.detectors.training_state import State, read_state, remove_states, write_state
@@ -134,7 +134,7 @@ class NormalImages:
     """
 
     def __init__(
-        self, images: Sequence[UInt8Array], preprocessing: Preprocessing, *, seed: int
+        self, images: Sequence[ImageArray], preprocessing: Preprocessing, *, seed: int
     ) -> None:
         if not images:
             raise InputError("training needs at least one normal image")
