@@ -91,6 +91,46 @@ def artifact(checkpoint, images, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def dicom_bytes():
+    """Makes DICOM files: `dicom_bytes(pixels [H, W], stored=bits, Element=value, …)`."""
+    import io
+
+    from pydicom import DataElement, Dataset, dcmwrite
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
+
+    def make(pixels, stored=None, syntax=ExplicitVRLittleEndian, **elements):
+        dataset = Dataset()
+        dataset.file_meta = FileMetaDataset()
+        dataset.file_meta.TransferSyntaxUID = syntax
+        dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1.1"
+        dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+        dataset.PatientName = "Nobody"
+        dataset.SamplesPerPixel = 1
+        dataset.PhotometricInterpretation = "MONOCHROME2"
+        dataset.Rows, dataset.Columns = pixels.shape
+        dataset.BitsAllocated = 8 * pixels.itemsize
+        dataset.BitsStored = stored or dataset.BitsAllocated
+        dataset.HighBit = dataset.BitsStored - 1
+        dataset.PixelRepresentation = int(pixels.dtype.kind == "i")
+        order = ">" if syntax == ExplicitVRBigEndian else "<"
+        data = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()
+        padded = data + bytes(len(data) % 2)
+        kind = "OB" if pixels.itemsize == 1 else "OW"
+        dataset["PixelData"] = DataElement(0x7FE00010, kind, padded)
+        for name, value in elements.items():
+            if value is None:
+                delattr(dataset, name)
+            else:
+                setattr(dataset, name, value)
+        buffer = io.BytesIO()
+        dcmwrite(buffer, dataset, enforce_file_format=True)
+        return buffer.getvalue()
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def coloured():
     """Twelve RGB images that are not square, uint8 [88, 112, 3], smooth and unlike each other."""
     rng = np.random.default_rng(7)

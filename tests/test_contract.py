@@ -14,6 +14,12 @@ inputs = st.builds(
     width=st.integers(1, 16384),
     channels=st.sampled_from([1, 3]),
     batch=st.none() | st.integers(1, 1024),
+) | st.builds(
+    ImageInput,
+    height=st.integers(1, 16384),
+    width=st.integers(1, 16384),
+    channels=st.just(1),
+    dtype=st.just("uint16"),
 )
 
 
@@ -74,6 +80,23 @@ class TestCheck:
         with pytest.raises(InputError, match=f"uint8, not {np.dtype(dtype)}"):
             self.rgb.check(np.zeros((4, 6, 3), dtype))
 
+    def test_another_bit_depth_is_called_so(self):
+        deep = ImageInput(4, 6, 1, dtype="uint16")
+        with pytest.raises(InputError, match=r"are uint16, not uint8 \(wrong bit depth\)"):
+            deep.check(np.zeros((4, 6), np.uint8))
+        with pytest.raises(InputError, match=r"are uint8, not uint16 \(wrong bit depth\)"):
+            self.gray.check(np.zeros((4, 6), np.uint16))
+        with pytest.raises(InputError, match=r"are uint16, not float32$"):
+            deep.check(np.zeros((4, 6), np.float32))
+
+    @pytest.mark.parametrize("order", ["<", ">"])
+    def test_16_bits_in_any_byte_order(self, order):
+        image = np.arange(24, dtype=f"{order}u2").reshape(4, 6) * 256
+        checked = ImageInput(4, 6, 1, dtype="uint16").check(image)
+        assert checked.dtype.isnative
+        assert checked.shape == (1, 4, 6, 1)
+        np.testing.assert_array_equal(checked[0, :, :, 0], image)
+
     @pytest.mark.parametrize(
         ("shape", "words"),
         [
@@ -117,7 +140,16 @@ class TestImageInput:
         with pytest.raises(InputError, match=words):
             ImageInput(*sizes)
 
-    @pytest.mark.parametrize("key", ["height", "width", "channels", "batch"])
+    def test_colour_has_8_bits(self):
+        with pytest.raises(InputError, match="uint16 images are gray"):
+            ImageInput(5, 5, 3, dtype="uint16")
+
+    @pytest.mark.parametrize("dtype", ["float32", "int8", "", 8, None, ["uint8"], {}])
+    def test_another_dtype_is_refused(self, dtype):
+        with pytest.raises(InputError, match="images are uint8 or uint16, not"):
+            ImageInput.from_json({**ImageInput(4, 6, 1).to_json(), "dtype": dtype})
+
+    @pytest.mark.parametrize("key", ["height", "width", "channels", "batch", "dtype"])
     def test_a_missing_field_is_named(self, key):
         value = ImageInput(4, 6, 3).to_json()
         del value[key]

@@ -1,12 +1,13 @@
 """The graph contract: the one input and the outputs that every artifact has.
 
-Input `image`: `uint8 [N, H, W, C]`, RGB (C=3) or gray (C=1), H×W the camera's size. Outputs are
-named as anomalib names them, so that code written for its exports keeps working.
+Input `image`: `uint8 [N, H, W, C]`, RGB (C=3) or gray (C=1), or for gray cameras and radiographs
+of more than 8 bits `uint16 [N, H, W, 1]`; H×W the camera's size. Outputs are named as anomalib
+names them, so that code written for its exports keeps working.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,25 +29,32 @@ PRED_MASK: Final = "pred_mask"
 
 OUTPUT_NAMES: Final = (PRED_SCORE, RAW_SCORE, PRED_LABEL, ANOMALY_MAP, PRED_MASK)
 
+#: A camera's values: each of them is used, 0 is black and the largest is white.
+Dtype = Literal["uint8", "uint16"]
+#: Pixels of a camera.
+ImageArray = NDArray[np.uint8 | np.uint16]
+#: Pixels of a picture for people to look at.
 UInt8Array = NDArray[np.uint8]
 Outputs = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
 class ImageInput:
-    """The graph's input: camera size, channels, and batch size.
+    """The graph's input: camera size, channels, batch size and bit depth.
 
     Attributes:
         height: pixels.
         width: pixels.
         channels: 3 for RGB, 1 for gray.
         batch: images a call; None for any number.
+        dtype: `uint16`, for gray only, where the camera gives more than 8 bits.
     """
 
     height: int
     width: int
     channels: int
     batch: int | None = 1
+    dtype: Dtype = "uint8"
 
     def __post_init__(self) -> None:
         if not (0 < self.height <= 16384 and 0 < self.width <= 16384):
@@ -55,6 +63,10 @@ class ImageInput:
             raise InputError(f"images have 1 or 3 channels, not {self.channels}")
         if self.batch is not None and not 0 < self.batch <= 1024:
             raise InputError(f"batch size {self.batch} is outside 1 … 1024")
+        if self.dtype not in get_args(Dtype):
+            raise InputError(f"images are uint8 or uint16, not {self.dtype}")
+        if self.dtype == "uint16" and self.channels != 1:
+            raise InputError("uint16 images are gray: colour has 8 bits a channel")
 
     @property
     def shape(self) -> tuple[int | None, int, int, int]:
@@ -65,7 +77,7 @@ class ImageInput:
         """The form that manifests and checkpoints hold."""
         return {
             "name": INPUT_NAME,
-            "dtype": "uint8",
+            "dtype": self.dtype,
             "layout": "NHWC",
             "height": self.height,
             "width": self.width,
@@ -78,28 +90,29 @@ class ImageInput:
         """Read what `to_json` wrote.
 
         Raises:
-            InputError: a field is missing or has another type.
+            InputError: a field is missing, has another type or a value that is none.
         """
         try:
             height, width, channels = value["height"], value["width"], value["channels"]
-            batch = value["batch"]
+            batch, dtype = value["batch"], value["dtype"]
         except (KeyError, TypeError) as error:
             raise InputError(f"the image input lacks {error}") from None
         whole = all(type(size) is int for size in (height, width, channels))
         if not whole or type(batch) not in (int, type(None)):
             raise InputError("the image input's sizes are not whole numbers")
-        return cls(height, width, channels, batch)
+        return cls(height, width, channels, batch, dtype)
 
-    def check(self, image: NDArray[Any]) -> UInt8Array:
-        """Return `image` as `uint8 [N, H, W, C]`, or say what is wrong with it.
+    def check(self, image: NDArray[Any]) -> ImageArray:
+        """Return `image` as `[N, H, W, C]` of this input's dtype, or say what is wrong with it.
 
         A single image `[H, W, C]`, and for gray `[H, W]`, gains the missing axes.
 
         Raises:
             InputError: another dtype, size or number of channels.
         """
-        if image.dtype != np.uint8:
-            raise InputError(f"images are uint8, not {image.dtype}")
+        if image.dtype != np.dtype(self.dtype):
+            depth = " (wrong bit depth)" if image.dtype.name in get_args(Dtype) else ""
+            raise InputError(f"images are {self.dtype}, not {image.dtype}{depth}")
         if image.ndim == 2:
             image = image[:, :, None]
         if image.ndim == 3:
@@ -108,9 +121,10 @@ class ImageInput:
         if image.ndim != 4 or image.shape[1:] != wanted:
             got = "×".join(map(str, image.shape[1:]))
             raise InputError(f"image is {got}, the detector takes {'×'.join(map(str, wanted))}")
-        return image
+        # Another byte order is the same dtype to numpy, but not to a backend.
+        return cast("ImageArray", image.astype(self.dtype, copy=False))
 
-    def batches(self, images: UInt8Array) -> Iterator[tuple[UInt8Array, int]]:
+    def batches(self, images: ImageArray) -> Iterator[tuple[ImageArray, int]]:
         """Cut `[N, H, W, C]` into calls of the graph: `(call, images that count)`.
 
         A static batch is filled up by repeating the last image; dynamic takes all at once.

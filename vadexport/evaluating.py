@@ -13,9 +13,9 @@ from vadexport.artifact import find_artifacts, open_artifact
 from vadexport.backends.base import Execution, Runner, RunnerOpener, available_threads
 from vadexport.backends.child import Child
 from vadexport.backends.registry import opener
-from vadexport.contract import ANOMALY_MAP, RAW_SCORE, ImageInput, Outputs, UInt8Array
+from vadexport.contract import ANOMALY_MAP, RAW_SCORE, ImageArray, ImageInput, Outputs
 from vadexport.errors import CheckError, InputError
-from vadexport.images import ImageFile, common_input, load_images
+from vadexport.images import ImageFile, check_depth, common_input, load_images
 from vadexport.images.listing import is_category
 from vadexport.images.listing import test_images as images_to_test
 from vadexport.images.masks import find_masks, load_mask
@@ -25,7 +25,7 @@ from vadexport.terminal import printable
 from vadexport.verification.evaluation import CategoryEvaluation, Evaluation, check_labels
 from vadexport.verification.segmentation import PixelScores, resized_map
 
-_Infer = Callable[[UInt8Array], Outputs]
+_Infer = Callable[[ImageArray], Outputs]
 
 
 @dataclass(frozen=True)
@@ -162,6 +162,7 @@ def _category(spec: str) -> _Category:
 def _check_size(category: _Category, image_input: ImageInput, options: EvaluateOptions) -> None:
     """Read the headers: an image of another size should not show after an hour."""
     header = common_input(category.files, skip_unreadable=options.skip_unreadable)
+    check_depth(category.files[0].path, header.dtype, image_input)
     size, wanted = (header.height, header.width), (image_input.height, image_input.width)
     if size != wanted:
         raise InputError(
@@ -202,7 +203,7 @@ def _evaluate(
 
 
 def _scored(
-    loaded: Iterator[tuple[ImageFile, UInt8Array]], infer: _Infer, image_input: ImageInput
+    loaded: Iterator[tuple[ImageFile, ImageArray]], infer: _Infer, image_input: ImageInput
 ) -> Iterator[tuple[ImageFile, float, NDArray[np.float32]]]:
     """Each image's raw score and anomaly map `[h, w]`; as many images at once as a call takes."""
     while call := list(islice(loaded, image_input.batch or 1)):
@@ -229,7 +230,7 @@ def _mask(
     return mask
 
 
-def _infer(runner: Runner, image: UInt8Array) -> Outputs:
+def _infer(runner: Runner, image: ImageArray) -> Outputs:
     return runner.infer(image)
 
 

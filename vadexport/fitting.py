@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vadexport.contract import RAW_SCORE, ImageInput, UInt8Array
+from vadexport.contract import RAW_SCORE, ImageArray, ImageInput
 from vadexport.detectors.base import Detector
 from vadexport.detectors.checkpoint import save_detector
 from vadexport.detectors.families import Family, find_family
@@ -16,6 +16,7 @@ from vadexport.detectors.preprocessing import check_size
 from vadexport.errors import InputError
 from vadexport.images import (
     ImageFile,
+    check_depth,
     common_input,
     image_digest,
     load_images,
@@ -79,7 +80,7 @@ def fit(options: FitOptions, listener: Listener) -> Detector:
     labelled = [] if options.labelled is None else _labelled_images(options.labelled)
     header = common_input(files, skip_unreadable=options.skip_unreadable)
     check_size(options.size or (header.height, header.width))
-    image_input = ImageInput(header.height, header.width, header.channels)
+    image_input = ImageInput(header.height, header.width, header.channels, dtype=header.dtype)
     if labelled:
         _check_labelled_size(labelled, image_input, options)
     loaded = list(_load(files, image_input, options, listener))
@@ -134,6 +135,7 @@ def _check_labelled_size(
     files: Sequence[ImageFile], image_input: ImageInput, options: FitOptions
 ) -> None:
     header = common_input(files, skip_unreadable=options.skip_unreadable)
+    check_depth(f"each of {options.labelled}", header.dtype, image_input)
     if (header.height, header.width) != (image_input.height, image_input.width):
         raise InputError(
             f"the labelled images of {options.labelled} are {header.height}×{header.width} pixels "
@@ -198,7 +200,7 @@ def _set_threshold_from(
 
 def _load(
     files: Sequence[ImageFile], image_input: ImageInput, options: FitOptions, listener: Listener
-) -> Iterator[tuple[ImageFile, UInt8Array]]:
+) -> Iterator[tuple[ImageFile, ImageArray]]:
     return load_images(
         files,
         image_input,

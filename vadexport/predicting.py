@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vadexport.contract import UInt8Array
+from vadexport.contract import ImageArray, UInt8Array
 from vadexport.errors import CheckError, InputError
 from vadexport.files import written_text
 from vadexport.images import ImageFile, list_images, load_images
@@ -114,7 +114,7 @@ def _heatmap_paths(folder: Path, files: Sequence[ImageFile]) -> dict[Path, Path]
 
 
 def _save_heatmap(
-    path: Path, detector: LoadedDetector, found: PredictedImage, image: UInt8Array
+    path: Path, detector: LoadedDetector, found: PredictedImage, image: ImageArray
 ) -> None:
     """Overlay the map; from its minimum to the pixel threshold or beyond, so normal stays cool."""
     anomaly_map = found.prediction.anomaly_map

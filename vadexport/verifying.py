@@ -17,7 +17,7 @@ from vadexport.artifact import REPORT_FOLDER, Artifact, find_artifacts, open_art
 from vadexport.backends.base import Execution, RunnerOpener, available_threads
 from vadexport.backends.child import Child
 from vadexport.backends.registry import opener
-from vadexport.contract import ImageInput, Outputs, UInt8Array
+from vadexport.contract import ImageArray, ImageInput, Outputs
 from vadexport.errors import InputError
 from vadexport.images import ImageFile, decode, image_digest, load_images
 from vadexport.images.listing import test_images as images_to_test
@@ -269,7 +269,8 @@ def _check_comparable(artifacts: Sequence[Artifact], source: Source) -> None:
 
 
 def _in_words(image_input: ImageInput, map_size: tuple[int, int]) -> str:
-    camera = f"{image_input.height}x{image_input.width}x{image_input.channels} images"
+    size = f"{image_input.height}x{image_input.width}x{image_input.channels}"
+    camera = f"{image_input.dtype} images of {size}"
     return f"{camera} and gives {map_size[0]}x{map_size[1]} maps"
 
 
@@ -290,7 +291,7 @@ def _overlap_warnings(artifact: Artifact, source: Source, verified: frozenset[st
 
 def _named(
     files: Sequence[ImageFile], image_input: ImageInput, options: VerifyOptions, listener: Listener
-) -> Iterator[tuple[str, bool | None, UInt8Array]]:
+) -> Iterator[tuple[str, bool | None, ImageArray]]:
     """Decode the images one by one, telling how far it is."""
     loaded = load_images(
         files,
@@ -305,7 +306,7 @@ def _named(
 
 def _timed_calls(
     files: Sequence[ImageFile], image_input: ImageInput, options: VerifyOptions
-) -> list[UInt8Array]:
+) -> list[ImageArray]:
     """Calls of the graph to time, on the first images, in memory."""
     size = image_input.batch or 1
     loaded = load_images(files, image_input, skip_unreadable=options.skip_unreadable)
@@ -325,7 +326,7 @@ def _environment(options: VerifyOptions) -> dict[str, Any]:
     }
 
 
-def _infer(stopwatch: Stopwatch, image: UInt8Array) -> Outputs:
+def _infer(stopwatch: Stopwatch, image: ImageArray) -> Outputs:
     return stopwatch.runner.infer(image)
 
 

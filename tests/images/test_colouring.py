@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from vadexport.errors import InputError
-from vadexport.images.colouring import colour, overlay, save_png
+from vadexport.images.colouring import colour, overlay, save_png, viewable
 from vadexport.images.decoding import decode
 
 MAPS = arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1, 6)))
@@ -65,6 +65,28 @@ class TestColour:
             colour(np.zeros((2, 2), np.float32), low, high)
 
 
+class TestViewable:
+    def test_8_bits_stay(self):
+        image = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
+        np.testing.assert_array_equal(viewable(image), image)
+
+    def test_16_bits_are_stretched_whatever_part_they_use(self):
+        image = (20_000 + np.arange(3000, dtype=np.uint16)).reshape(50, 60, 1)
+        seen = viewable(image)
+        assert seen.dtype == np.uint8
+        assert (seen.min(), seen.max()) == (0, 255)
+        assert (np.diff(seen.ravel().astype(int)) >= 0).all()
+
+    def test_a_dead_pixel_does_not_make_the_rest_dark(self):
+        image = (np.arange(3000, dtype=np.uint16)).reshape(50, 60, 1)
+        image[7, 7] = 65535
+        assert viewable(image)[-1, -1, 0] > 250
+
+    @pytest.mark.parametrize("value", [0, 40_000, 65535])
+    def test_a_flat_image(self, value):
+        assert not viewable(np.full((4, 4, 1), value, np.uint16)).any()
+
+
 class TestOverlay:
     IMAGE = np.full((2, 3, 3), 100, np.uint8)
     HEAT = np.full((2, 3, 3), (0, 201, 255), np.uint8)
@@ -76,6 +98,12 @@ class TestOverlay:
         mixed = overlay(self.IMAGE, self.HEAT, alpha)
         assert mixed.dtype == np.uint8
         assert (mixed == wanted).all()
+
+    def test_of_16_bits(self):
+        image = np.arange(6, dtype=np.uint16).reshape(2, 3, 1) * 10_000
+        mixed = overlay(image, self.HEAT, 0)
+        assert mixed.dtype == np.uint8
+        assert (mixed[0, 0, 0], mixed[1, 2, 0]) == (0, 255)
 
     def test_gray(self):
         mixed = overlay(self.IMAGE[:, :, :1], self.HEAT, 0.25)

@@ -26,6 +26,17 @@ def test_the_bytes_never_change():
     assert digest == "7f84505d8e507e069d96e147d5d4b3e975ccba4a5bd71475f552e67493ad87c2"
 
 
+def test_16_bits_show_the_same_finer():
+    shallow, deep = (
+        generated_images(ImageInput(33, 47, 1, dtype=dtype), 12, seed=7)
+        for dtype in ("uint8", "uint16")
+    )
+    assert deep.dtype == np.uint16
+    assert np.abs(deep / 257 - shallow).max() <= 0.5
+    # Gradients and smooth noise use what lies below 8 bits.
+    assert len(np.unique(deep % 257)) == 257
+
+
 def test_fewer_are_the_first_of_more():
     image_input = ImageInput(8, 9, 3)
     more = generated_images(image_input, 9, seed=1)

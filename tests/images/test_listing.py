@@ -331,7 +331,9 @@ class TestMissing:
 
     def test_folder_without_images_tells_how_many_files_and_which_suffixes_count(self, tmp_path):
         make(tmp_path, "a.gif", "b/c.txt", "d")
-        with pytest.raises(InputError, match=r": 3 files, none of them an image \(\.png .*webp\)"):
+        with pytest.raises(
+            InputError, match=r": 3 files, none of them an image \(\.png .*webp \.dcm \.dicom\)"
+        ):
             list_images(tmp_path)
 
     def test_folder_that_cannot_be_read(self, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from PIL import Image
 from torch.nn import functional
 
 from vadexport.contract import ImageInput
-from vadexport.detectors.preprocessing import Preprocessing, PreprocessingConfig
+from vadexport.detectors.preprocessing import Preprocessing, PreprocessingConfig, in_unit_range
 from vadexport.tracing.preprocessing import GraphPreprocessing, resize_matrix
 
 EPS = float(np.finfo(np.float32).eps)
@@ -108,6 +108,34 @@ class TestGraphPreprocessing:
         image = torch.randint(0, 256, (2, 40, 56, channels), dtype=torch.uint8)
         found = GraphPreprocessing(config, ImageInput(40, 56, channels))(image)
         assert torch.equal(found, Preprocessing(config)(image))
+
+
+class TestBitDepth:
+    CONFIG = PreprocessingConfig((24, 40), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+    @pytest.mark.parametrize("size", [(24, 40), (33, 57)])
+    def test_16_bits_of_8_bit_values_are_what_8_bits_are(self, size):
+        image = torch.randint(0, 256, (2, *size, 1))
+        shallow, deep = image.to(torch.uint8), (image * 257).to(torch.uint16)
+        for preprocessing in (
+            Preprocessing(self.CONFIG),
+            GraphPreprocessing(self.CONFIG, ImageInput(*size, 1, dtype="uint16")),
+        ):
+            torch.testing.assert_close(
+                preprocessing(deep), preprocessing(shallow), rtol=0, atol=4 * EPS / 0.224
+            )
+
+    def test_the_graph_gives_the_references_bits(self):
+        image = torch.randint(0, 65536, (2, 24, 40, 1)).to(torch.uint16)
+        found = GraphPreprocessing(self.CONFIG, ImageInput(24, 40, 1, dtype="uint16"))(image)
+        assert torch.equal(found, Preprocessing(self.CONFIG)(image))
+
+    def test_every_16_bit_value_stays_apart_from_the_next(self):
+        values = torch.arange(65536).to(torch.uint16).view(1, 256, 256, 1)
+        found = in_unit_range(values)
+        assert float(found.min()) == 0.0
+        assert float(found.max()) == 1.0
+        assert bool((found.flatten().diff() > 0).all())
 
 
 class TestReference:

@@ -38,7 +38,7 @@ class Runner(Protocol):
         """How it runs."""
 
     def infer(self, image: NDArray[Any]) -> Outputs:
-        """Run one call of the graph; `image` is `uint8 [N, H, W, C]` of the graph's batch."""
+        """Run one call of the graph; `image` is `[N, H, W, C]` of the graph's batch."""
 
 
 class Backend(Protocol):

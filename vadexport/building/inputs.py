@@ -7,7 +7,7 @@ import numpy as np
 from vadexport.building.options import BuildOptions
 from vadexport.calibration import CalibrationSet, choose_calibration_set
 from vadexport.calibration.sets import FEW_IMAGES
-from vadexport.contract import ImageInput, UInt8Array
+from vadexport.contract import ImageArray, ImageInput
 from vadexport.errors import InputError
 from vadexport.images import ImageFile, UnreadableImageError, decode, load_images, training_images
 from vadexport.images.generated import generated_images
@@ -22,13 +22,13 @@ class BuildImages:
 
     Attributes:
         calibration: the calibration set; None without IMAGES.
-        checks: that check every rung, `uint8 [n, H, W, C]`.
+        checks: that check every rung, `[n, H, W, C]`.
         words: what the check images are.
         real: whether they are images of the user, normal ones.
     """
 
     calibration: CalibrationSet | None
-    checks: UInt8Array
+    checks: ImageArray
     words: str
     real: bool
 

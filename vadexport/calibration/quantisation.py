@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from vadexport.contract import INPUT_NAME, ImageInput, UInt8Array
+from vadexport.contract import INPUT_NAME, ImageArray, ImageInput
 from vadexport.errors import BackendError, InputError, MissingPackageError
 from vadexport.images import ImageFile, load_images
 
@@ -63,7 +63,7 @@ def quantise(
     nncf.set_log_level(logging.ERROR)
     graph = onnx.load(model)
 
-    def feed(start: int) -> dict[str, UInt8Array]:
+    def feed(start: int) -> dict[str, ImageArray]:
         """One call of the graph: image `start` and those after it, round to the first again."""
         call = [images[(start + offset) % len(images)] for offset in range(image_input.batch or 1)]
         arrays = [array for _, array in load_images(call, image_input, skip_unreadable=False)]

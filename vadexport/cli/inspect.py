@@ -9,6 +9,7 @@ import click
 from vadexport.artifact import MANIFEST_FILE, find_artifacts, open_artifact
 from vadexport.cli.console import Console, columns
 from vadexport.cli.options import PATH, console_options, json_option
+from vadexport.contract import ImageInput
 
 
 @click.command("inspect")
@@ -51,7 +52,7 @@ def _describe_source(path: Path) -> dict[str, Any]:
         "family": detector.family,
         **detector.describe(),
         "parameters": f"{parameters:,}",
-        "input": _input(image_input.height, image_input.width, image_input.channels),
+        "input": _input(image_input),
         "network input": f"{preprocessing.size[0]}×{preprocessing.size[1]}, "
         f"mean {_numbers(preprocessing.mean)}, std {_numbers(preprocessing.std)}",
         "threshold": f"{limits.image:.4f} ({limits.rule})",
@@ -72,7 +73,7 @@ def _describe_artifact(folder: Path) -> dict[str, Any]:
         "precision": ", ".join(f"{part} {kind}" for part, kind in manifest.precision.items()),
         "built from": f"{manifest.source.get('family')} ({manifest.source.get('kind')}), "
         f"sha256 {manifest.source.get('sha256')}",
-        "input": f"{_input(image_input.height, image_input.width, image_input.channels)}, {batch}",
+        "input": f"{_input(image_input)}, {batch}",
         "anomaly map": f"{manifest.map_size[0]}×{manifest.map_size[1]}",
         "threshold": f"{manifest.thresholds.image:.4f} ({manifest.thresholds.rule})",
         "calibration": f"{len(calibration.image_digests)} images" if calibration else "none",
@@ -86,8 +87,9 @@ def _describe_artifact(folder: Path) -> dict[str, Any]:
     }
 
 
-def _input(height: int, width: int, channels: int) -> str:
-    return f"uint8, {height}×{width} pixels, {'gray' if channels == 1 else 'RGB'}"
+def _input(image_input: ImageInput) -> str:
+    size = f"{image_input.height}×{image_input.width} pixels"
+    return f"{image_input.dtype}, {size}, {'gray' if image_input.channels == 1 else 'RGB'}"
 
 
 def _numbers(values: tuple[float, ...]) -> str:

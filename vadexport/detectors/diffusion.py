@@ -55,11 +55,11 @@ class DiffusionConfig:
     levels: tuple[int, ...] = choice(
         (1, 2), "Feature levels that are compared; level l has stride 2^(l+1)."
     )
-    width: int = choice(32, "Channels of the U-Net's first layers, a multiple of 8.")
+    width: int = choice(16, "Channels of the U-Net's first layers, a multiple of 8.")
     start: int = choice(300, "Time, of 1000, up to which an image is noised.")
     denoise_steps: int = choice(6, "DDIM steps back; up to 10 unroll in a graph, more are a loop.")
     guidance: float = choice(2.0, "How strongly each step is pulled towards the image.")
-    steps: int = choice(1500, "Steps of training, at most.")
+    steps: int = choice(1000, "Steps of training, at most.")
     batch_size: int = choice(8, "Images a step.")
     learning_rate: float = choice(0.0005, "Of Adam.")
     blur_sigma: float = choice(2.0, "Of the map's Gaussian blur, in pixels of the network's input.")

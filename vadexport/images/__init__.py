@@ -1,18 +1,12 @@
 """Images in and out: which files IMAGES names, their pixels, generated ones, heatmaps.
 
-Pillow is imported only when a file is decoded or written, so importing this package costs no
-more than numpy does.
+Pillow and pydicom are imported only when a file is decoded or written, so importing this package
+costs no more than numpy does.
 """
 
-from vadexport.images.decoding import (
-    ImageHeader,
-    UnreadableImageError,
-    common_input,
-    decode,
-    load_images,
-    probe,
-)
+from vadexport.images.decoding import check_depth, common_input, decode, load_images, probe
 from vadexport.images.digests import image_digest
+from vadexport.images.headers import ImageHeader, UnreadableImageError
 from vadexport.images.listing import (
     IMAGE_SUFFIXES,
     ImageFile,
@@ -26,6 +20,7 @@ __all__ = [
     "ImageFile",
     "ImageHeader",
     "UnreadableImageError",
+    "check_depth",
     "common_input",
     "decode",
     "image_digest",

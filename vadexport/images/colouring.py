@@ -6,7 +6,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from vadexport.contract import UInt8Array
+from vadexport.contract import ImageArray, UInt8Array
 from vadexport.files import written_whole
 
 #: Matplotlib's viridis at 0, 1/8, …, 1 (by Smith and van der Walt, CC0): lightness grows
@@ -57,11 +57,33 @@ def colour(values: NDArray[np.float32], low: float, high: float) -> UInt8Array:
     return colours
 
 
-def overlay(image: UInt8Array, heat: UInt8Array, alpha: float) -> UInt8Array:
+def viewable(image: ImageArray) -> UInt8Array:
+    """An image as people see it on a screen, with 8 bits a channel; detectors never see it.
+
+    16 bits are stretched from the 0.1% to the 99.9% quantile of the image's own values: many
+    cameras and radiographs use a small part of the range, and a few dead pixels or a bright
+    marker should not make the rest dark.
+
+    Args:
+        image: `[H, W, C]`.
+
+    Returns:
+        The same shape; an image of 8 bits as it is.
+    """
+    if image.dtype == np.uint8:
+        return image.astype(np.uint8, copy=False)
+    low, high = np.quantile(image, (0.001, 0.999))
+    span = max(high - low, 1.0)
+    stretched = (np.clip(image, low, high) - low) * (255 / span)
+    seen: UInt8Array = np.rint(stretched).astype(np.uint8)
+    return seen
+
+
+def overlay(image: ImageArray, heat: UInt8Array, alpha: float) -> UInt8Array:
     """Lay a coloured map over its image.
 
     Args:
-        image: `[H, W, 1 or 3]`.
+        image: `[H, W, 1 or 3]`; 16 bits are shown as `viewable` has them.
         heat: `[H, W, 3]`, of the same size.
         alpha: share of the map, 0 (image only) to 1 (map only).
 
@@ -75,7 +97,7 @@ def overlay(image: UInt8Array, heat: UInt8Array, alpha: float) -> UInt8Array:
         raise ValueError(f"image {image.shape} and map {heat.shape} differ in size")
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha {alpha} is outside 0 … 1")
-    blended = image * (1 - alpha) + heat * alpha
+    blended = viewable(image) * (1 - alpha) + heat * alpha
     mixed: UInt8Array = np.rint(blended).astype(np.uint8)
     return mixed
 

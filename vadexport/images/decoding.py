@@ -1,86 +1,56 @@
-"""Image files to the bytes that a camera would have delivered: `uint8 [H, W, C]`.
+"""Image files to what a camera would have delivered: `uint8` or `uint16` `[H, W, C]`.
 
-The reference reads files with Pillow, so vadexport does too, and like it ignores EXIF
-orientation, colour profiles and all frames but the first. What the reference's loader would
-change without a word (16 bits cut to 8, a transparent part made opaque, a damaged part left
-gray) is refused here.
+What a reference's loader might change without a word (16 bits cut to 8, a transparent part made
+opaque, a damaged part left gray) is refused here.
 """
 
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from vadexport.contract import ImageInput, UInt8Array
+from vadexport.contract import Dtype, ImageArray, ImageInput
 from vadexport.errors import InputError
+from vadexport.images import dicom, raster
+from vadexport.images.headers import ImageHeader, UnreadableImageError, in_pixels
 from vadexport.images.listing import ImageFile
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-#: Pixels a side; the graph contract's limit.
-_MAX_SIDE: Final = 16384
-#: Pixels in all, 16384×8192 say: no industrial camera has more, and decoded they take 400 MB.
-_MAX_PIXELS: Final = 2**27
-_LIMITS: Final = f"at most {_MAX_SIDE} pixels a side and {_MAX_PIXELS} in all"
-#: The bytes of a file: what an uncompressed RGBA image of the largest size takes.
-_MAX_BYTES: Final = 4 * _MAX_PIXELS
-
-#: The only decoders that untrusted files reach, whatever their suffix says.
-_FORMATS: Final = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
-_GRAY_MODES: Final = ("1", "L", "LA")
-
-_TIFF_BITS_PER_SAMPLE: Final = 258
-
-
-class UnreadableImageError(InputError):
-    """One image file is missing, damaged, or of a kind that vadexport does not read."""
-
-
-@dataclass(frozen=True)
-class ImageHeader:
-    """Size and colour of an image, in pixels; `channels` is 1 for gray, 3 for colour."""
-
-    height: int
-    width: int
-    channels: int
 
 
 def probe(path: Path) -> ImageHeader:
-    """Read an image's size and colour without its pixels.
+    """Read an image's size, colour and bit depth without its pixels.
 
     Raises:
-        UnreadableImageError: no image, too large, or more than 8 bits a channel.
+        UnreadableImageError: no image, too large, or of a kind that is not read.
+        MissingPackageError: a DICOM file, and pydicom is not installed.
     """
-    with _opened(path) as image:
-        return ImageHeader(image.height, image.width, 1 if image.mode in _GRAY_MODES else 3)
+    return dicom.probe(path) if _is_dicom(path) else raster.probe(path)
 
 
-def decode(path: Path, channels: int) -> UInt8Array:
-    """Read an image as `uint8 [H, W, channels]`, RGB (3) or gray (1).
+def decode(path: Path, channels: int) -> ImageArray:
+    """Read an image as `[H, W, channels]`, RGB (3) or gray (1), with the bit depth that it has.
 
-    Gray files are repeated into RGB. A colour file becomes gray only if its three channels are
-    equal: weighing them would be a choice of preprocessing that is not vadexport's to make.
-    EXIF orientation is not applied, as PIL, torchvision and anomalib do not.
+    - Of 8 bits a channel and fewer: `uint8`. Black and white is 0 and 255, a palette gives its
+      colours, CMYK becomes RGB.
+    - Gray PNG and TIFF of 9 to 16 bits, and DICOM (`vadexport.images.dicom`): `uint16`, where
+      fewer bits than 16 are shifted up. Colour and signed numbers of more than 8 bits are
+      refused: Pillow would cut them.
+    - An alpha channel that is opaque everywhere is dropped; with any transparency the image is
+      refused, as the background it would be laid on is not known.
+    - Gray files are repeated into RGB. A colour file, or one with a palette, becomes gray only if
+      its three channels are equal: weighing them would be a choice of preprocessing that is not
+      vadexport's to make.
+    - EXIF orientation, colour profiles and all frames of a TIFF file but the first are ignored, as
+      PIL, torchvision and anomalib do.
 
     Raises:
-        UnreadableImageError: no image, damaged, too large, partly transparent, or more than 8
-            bits a channel.
+        UnreadableImageError: no image, damaged, too large, partly transparent, or of a kind that
+            is not read.
         InputError: a colour image, and `channels` is 1.
+        MissingPackageError: a DICOM file, and pydicom is not installed.
     """
-    with _opened(path) as image:
-        if not _is_opaque(image):
-            raise UnreadableImageError(
-                f"{path} has transparency: save it without, on the background it is meant for"
-            )
-        mode = "L" if image.mode in _GRAY_MODES else "RGB"
-        pixels: UInt8Array = np.array(image.convert(mode), dtype=np.uint8)
-    if mode == "L":
+    pixels = dicom.read(path) if _is_dicom(path) else raster.read(path)
+    if pixels.ndim == 2:
         return np.repeat(pixels[:, :, None], channels, axis=2)
     if channels == pixels.shape[2]:
         return pixels
@@ -89,8 +59,12 @@ def decode(path: Path, channels: int) -> UInt8Array:
     raise InputError(f"{path} is a colour image, the detector takes gray")
 
 
+def _is_dicom(path: Path) -> bool:
+    return path.suffix.lower() in dicom.DICOM_SUFFIXES
+
+
 def common_input(files: Sequence[ImageFile], *, skip_unreadable: bool = False) -> ImageHeader:
-    """The size that all images have; 3 channels if any of them is a colour image.
+    """Size and bit depth that all images have; 3 channels if any of them is a colour image.
 
     Args:
         files: the images; only their headers are read.
@@ -98,10 +72,12 @@ def common_input(files: Sequence[ImageFile], *, skip_unreadable: bool = False) -
 
     Raises:
         UnreadableImageError: a header cannot be read.
-        InputError: sizes differ, or there is no readable image.
+        InputError: sizes or bit depths differ, or there is no readable image.
+        MissingPackageError: there are DICOM files, and pydicom is not installed.
     """
     sizes: Counter[tuple[int, int]] = Counter()
     examples: dict[tuple[int, int], str] = {}
+    depths: dict[Dtype, str] = {}
     channels = 1
     for file in files:
         try:
@@ -113,17 +89,38 @@ def common_input(files: Sequence[ImageFile], *, skip_unreadable: bool = False) -
         size = (header.height, header.width)
         sizes[size] += 1
         examples.setdefault(size, file.name)
+        depths.setdefault(header.dtype, file.name)
         channels = max(channels, header.channels)
     if not sizes:
         raise _none_readable(files)
+    if len(depths) > 1:
+        raise InputError(
+            f"images differ in bit depth: {depths['uint8']} has 8 bits a channel, "
+            f"{depths['uint16']} has 16: give images of one depth"
+        )
     if len(sizes) > 1:
         most = " and ".join(
-            f"{count} of {_pixels(*size)} (like {examples[size]})"
+            f"{count} of {in_pixels(*size)} (like {examples[size]})"
             for size, count in sizes.most_common(2)
         )
         raise InputError(f"images differ in size, there are {most}: give images of one size")
-    (height, width) = next(iter(sizes))
-    return ImageHeader(height, width, channels)
+    (height, width), (dtype,) = next(iter(sizes)), depths
+    return ImageHeader(height, width, channels, dtype)
+
+
+def check_depth(name: str | Path, dtype: str, image_input: ImageInput) -> None:
+    """Raises InputError where images have another bit depth than the detector takes.
+
+    Args:
+        name: of the image.
+        dtype: of its pixels.
+        image_input: what the detector takes.
+    """
+    if dtype != image_input.dtype:
+        found, wanted = ("8", "16") if dtype == "uint8" else ("16", "8")
+        raise InputError(
+            f"{name} has {found} bits a channel, the detector takes {wanted}: wrong bit depth"
+        )
 
 
 def load_images(
@@ -132,20 +129,21 @@ def load_images(
     *,
     skip_unreadable: bool = False,
     on_skip: Callable[[ImageFile, str], None] | None = None,
-) -> Iterator[tuple[ImageFile, UInt8Array]]:
-    """Decode images one at a time, each `uint8 [H, W, C]` as the graph's input wants it.
+) -> Iterator[tuple[ImageFile, ImageArray]]:
+    """Decode images one at a time, each `[H, W, C]` as the graph's input wants it.
 
     Args:
         files: the images.
-        image_input: the size and channels that each must have.
+        image_input: the size, channels and bit depth that each must have.
         skip_unreadable: leave out files that cannot be read, instead of ending there. Images
             that can be read but do not fit the input are never left out.
         on_skip: called with each file left out and the reason.
 
     Raises:
         UnreadableImageError: a file cannot be read.
-        InputError: an image has another size or is a colour image where gray is wanted; or none
-            was left.
+        InputError: an image has another size or bit depth, or is a colour image where gray is
+            wanted; or none was left.
+        MissingPackageError: a DICOM file, and pydicom is not installed.
     """
     loaded = 0
     for file in files:
@@ -157,10 +155,13 @@ def load_images(
             if on_skip is not None:
                 on_skip(file, str(error))
             continue
+        check_depth(file.path, image.dtype.name, image_input)
         height, width, _ = image.shape
         if (height, width) != (image_input.height, image_input.width):
-            size, wanted = _pixels(height, width), _pixels(image_input.height, image_input.width)
-            raise InputError(f"{file.path} is {size}, the detector takes {wanted}")
+            wanted = in_pixels(image_input.height, image_input.width)
+            raise InputError(
+                f"{file.path} is {in_pixels(height, width)}, the detector takes {wanted}"
+            )
         yield file, image
         loaded += 1
     if not loaded:
@@ -173,92 +174,3 @@ def _with_advice(error: UnreadableImageError) -> UnreadableImageError:
 
 def _none_readable(files: Sequence[ImageFile]) -> InputError:
     return InputError(f"none of the {len(files)} images can be read")
-
-
-def _pixels(height: int, width: int) -> str:
-    return f"{height}×{width} pixels (height×width)"
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator["Image"]:
-    """Open an image, its header read and checked; whatever goes wrong names the file."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        _check_file(path)
-        with warnings.catch_warnings():
-            # Pillow warns of odd metadata, which does not touch the pixels, and of images larger
-            # than its own limit, which is below ours.
-            warnings.simplefilter("ignore")
-            with Image.open(path, formats=_FORMATS) as image:
-                _check_header(path, image)
-                yield image
-    except (InputError, MemoryError):
-        raise
-    except Image.DecompressionBombError as error:
-        # Raised beyond twice Pillow's limit, which is above ours: its message names another one.
-        raise UnreadableImageError(f"{path} is too large for an image: {_LIMITS}") from error
-    except UnidentifiedImageError as error:
-        formats = ", ".join(_FORMATS)
-        raise UnreadableImageError(
-            f"{path} is not an image, or damaged in its header; {formats} of 8 bits a "
-            "channel can be read"
-        ) from error
-    except OSError as error:
-        # Pillow's own have no errno; those of the file system do.
-        reason = f"cannot be read: {error.strerror}" if error.errno else _damaged(error)
-        raise UnreadableImageError(f"{path} {reason}") from error
-    except Exception as error:
-        # Pillow's decoders raise whatever the damage leads them to, from KeyError to struct.error.
-        raise UnreadableImageError(f"{path} {_damaged(error)}") from error
-
-
-def _damaged(error: Exception) -> str:
-    return f"is truncated or damaged: {str(error) or type(error).__name__}"
-
-
-def _check_file(path: Path) -> None:
-    if not path.is_file():
-        # Also what keeps a named pipe, which never ends, from being opened.
-        raise UnreadableImageError(f"{path} is not a file, or a link that leads nowhere")
-    size = path.stat().st_size
-    if not size:
-        raise UnreadableImageError(f"{path} is empty")
-    if size > _MAX_BYTES:
-        raise UnreadableImageError(f"{path} is too large: {size} bytes, at most {_MAX_BYTES}")
-
-
-def _check_header(path: Path, image: "Image") -> None:
-    if max(image.size) > _MAX_SIDE or image.width * image.height > _MAX_PIXELS:
-        size = _pixels(image.height, image.width)
-        raise UnreadableImageError(f"{path} is too large: {size}, {_LIMITS}")
-    if image.mode == "F":
-        raise UnreadableImageError(
-            f"{path} holds floating-point numbers, which do not say what is black and what is "
-            "white: save it with 8 bits a channel"
-        )
-    bits = _bits_per_channel(image)
-    if bits > 8:
-        raise UnreadableImageError(
-            f"{path} has {bits} bits a channel: more than 8 are not supported yet and would be "
-            "cut to 8 bits"
-        )
-
-
-def _bits_per_channel(image: "Image") -> int:
-    """Bits a channel in the file; more than 8 do not show in the mode of a colour image."""
-    from PIL.PngImagePlugin import PngImageFile
-    from PIL.TiffImagePlugin import TiffImageFile
-
-    if isinstance(image, TiffImageFile):
-        return int(max(image.tag_v2.get(_TIFF_BITS_PER_SAMPLE, (1,))))
-    if isinstance(image, PngImageFile):
-        # A tile's last field is the raw mode, such as "RGB;16B".
-        return 16 if any(";16" in str(tile[3]) for tile in image.tile) else 8
-    return 8
-
-
-def _is_opaque(image: "Image") -> bool:
-    if not image.has_transparency_data:
-        return True
-    return image.convert("RGBA").getchannel("A").getextrema() == (255, 255)

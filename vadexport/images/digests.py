@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import Final
 
-from vadexport.images.decoding import UnreadableImageError
+from vadexport.images.headers import UnreadableImageError
 
 #: Hexadecimal digits kept of the SHA-256: 64 bits, so a million images hardly ever collide.
 DIGEST_LENGTH: Final = 16

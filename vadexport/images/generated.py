@@ -10,14 +10,14 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from vadexport.contract import ImageInput, UInt8Array
+from vadexport.contract import ImageArray, ImageInput
 
 _Shape = tuple[int, int, int]
 _Kind = Callable[[np.random.Generator, _Shape], NDArray[np.float64]]
 
 
-def generated_images(image_input: ImageInput, count: int, seed: int) -> UInt8Array:
-    """Make `count` images that fit `image_input`, `uint8 [count, H, W, C]`.
+def generated_images(image_input: ImageInput, count: int, seed: int) -> ImageArray:
+    """Make `count` images that fit `image_input`, `[count, H, W, C]` of its dtype.
 
     Kinds of content take turns: flat, gradient, checkerboard, smooth noise, white noise, blobs.
     The same seed gives the same bytes on every platform: only integers and the four operations
@@ -25,16 +25,17 @@ def generated_images(image_input: ImageInput, count: int, seed: int) -> UInt8Arr
     fewer images are the first of more.
 
     Args:
-        image_input: size and channels; its batch does not matter.
+        image_input: size, channels and dtype; its batch does not matter.
         count: how many, at least 0.
         seed: at least 0.
     """
     shape = (image_input.height, image_input.width, image_input.channels)
-    images = np.empty((count, *shape), np.uint8)
+    images = np.empty((count, *shape), image_input.dtype)
+    largest = np.iinfo(images.dtype).max
     for index in range(count):
         random = np.random.Generator(np.random.PCG64([seed, index]))
         values = _KINDS[index % len(_KINDS)](random, shape)
-        images[index] = np.clip(np.rint(values), 0, 255)
+        images[index] = np.clip(np.rint(values * (largest // 255)), 0, largest)
     return images
 
 

@@ -18,7 +18,10 @@ from typing import Final
 from vadexport.errors import InputError
 
 #: Suffixes, in any case, of the files that count as images.
-IMAGE_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES: Final = (
+    *(".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"),
+    *(".dcm", ".dicom"),
+)
 _LIST_SUFFIXES: Final = (".txt", ".lst")
 
 #: Name of the folder of normal images in MVTec AD and the data sets laid out like it.

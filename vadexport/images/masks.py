@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vadexport.errors import InputError
-from vadexport.images.decoding import UnreadableImageError, decode, probe
+from vadexport.images.decoding import decode, probe
+from vadexport.images.headers import UnreadableImageError
 from vadexport.images.listing import MASK_FOLDER, ImageFile, list_images
 
 _MASK_ENDING: Final = "_mask"

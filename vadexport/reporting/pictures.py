@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vadexport.contract import UInt8Array
-from vadexport.images.colouring import colour
+from vadexport.images.colouring import colour, viewable
 from vadexport.verification.result import Exhibit
 
 #: Pixels of the long side.
@@ -21,7 +21,7 @@ class ExhibitPictures:
     """An exhibit's four pictures as data URIs, and what their colours mean.
 
     Attributes:
-        image: of the camera.
+        image: of the camera; 16 bits are stretched to the 8 of a screen.
         reference_map: coloured from `low` to `high`.
         anomaly_map: likewise, of the artifact.
         difference: of the maps, without sign, coloured from 0 to `difference_max`.
@@ -54,7 +54,7 @@ def exhibit_pictures(exhibit: Exhibit) -> ExhibitPictures:
     high = _finite_extreme(np.max, np.stack([expected, found]))
     difference_max = _finite_extreme(np.max, difference)
     return ExhibitPictures(
-        image=_data_uri(exhibit.image),
+        image=_data_uri(viewable(exhibit.image)),
         reference_map=_data_uri(_coloured(expected, low, high), colours=256),
         anomaly_map=_data_uri(_coloured(found, low, high), colours=256),
         difference=_data_uri(_coloured(difference, 0, difference_max), colours=256),

@@ -14,7 +14,7 @@ from vadexport import contract
 from vadexport.artifact import Manifest, find_artifacts, open_artifact
 from vadexport.backends.base import Execution, Runner, available_threads
 from vadexport.backends.registry import opener
-from vadexport.contract import ImageInput, UInt8Array
+from vadexport.contract import ImageArray, ImageInput
 from vadexport.errors import BackendError, CheckError, InputError, VadexportError
 
 
@@ -58,7 +58,8 @@ class LoadedDetector:
         """Score one image.
 
         Args:
-            image: `uint8 [H, W, C]` (gray also `[H, W]`), or the path of an image file.
+            image: `[H, W, C]` (gray also `[H, W]`) of the input's dtype, or the path of an image
+                file, which pydicom must be installed for if it is DICOM.
 
         Raises:
             InputError: not an image, or of another size, dtype or number of channels.
@@ -93,7 +94,7 @@ class LoadedDetector:
             for number in range(len(images))
         ]
 
-    def _array(self, image: NDArray[Any] | str | PathLike[str]) -> UInt8Array:
+    def _array(self, image: NDArray[Any] | str | PathLike[str]) -> ImageArray:
         if isinstance(image, np.ndarray):
             return self.image_input.check(image)
         from vadexport.images import decode

@@ -79,7 +79,8 @@ def trace(detector: Detector, image_input: ImageInput) -> TracedGraph:
     module = _Exportable(detector, image_input).eval()
     dynamic = image_input.batch is None
     # torch.export takes a first axis of one for a constant, whatever it is told.
-    example = torch.zeros((image_input.batch or 2, *image_input.shape[1:]), dtype=torch.uint8)
+    dtype = getattr(torch, image_input.dtype)
+    example = torch.zeros((image_input.batch or 2, *image_input.shape[1:]), dtype=dtype)
     with torch.inference_mode():
         count = len(detector.network(module.preprocessing(example[:1])))
     seams = ("preprocessed", *(f"feature_{number}" for number in range(count)))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vadexport.contract import ImageInput
-from vadexport.detectors.preprocessing import PreprocessingConfig
+from vadexport.detectors.preprocessing import PreprocessingConfig, in_unit_range
 
 
 def resize_matrix(source: int, target: int) -> Tensor:
@@ -40,8 +40,8 @@ class GraphPreprocessing(nn.Module):
         self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1))
 
     def forward(self, image: Tensor) -> Tensor:
-        """Preprocess `uint8 [N, H, W, C]` to `float32 [N, 3, h, w]`."""
-        x = image.permute(0, 3, 1, 2).to(torch.float32) / 255.0
+        """Preprocess `[N, H, W, C]`, uint8 or uint16, to `float32 [N, 3, h, w]`."""
+        x = in_unit_range(image)
         if self.resizes:
             x = self.rows @ x @ self.columns
         return (x - self.mean) / self.std

@@ -8,7 +8,7 @@ import numpy as np
 
 from vadexport.backends.base import Runner, RunnerOpener
 from vadexport.backends.child import Child
-from vadexport.contract import RAW_SCORE, ImageInput, Outputs, UInt8Array
+from vadexport.contract import RAW_SCORE, ImageArray, ImageInput, Outputs
 from vadexport.errors import InputError
 from vadexport.thresholds import Thresholds
 from vadexport.verification.limits import Check, Limits, parity_checks
@@ -48,7 +48,7 @@ class Ladder:
 
     Args:
         reference: the reference's inference.
-        images: check images, `uint8 [n, H, W, C]`.
+        images: check images, `[n, H, W, C]`.
         image_input: the graph's input.
         thresholds: the reference's.
 
@@ -59,7 +59,7 @@ class Ladder:
     def __init__(
         self,
         reference: Infer,
-        images: UInt8Array,
+        images: ImageArray,
         image_input: ImageInput,
         thresholds: Thresholds,
     ) -> None:
@@ -104,17 +104,17 @@ class Ladder:
         found = figures(records[name], unit)
         return Rung(name, found, tuple(parity_checks(found, Limits.of_rung(precision))))
 
-    def _remembered(self, call: UInt8Array) -> Outputs:
+    def _remembered(self, call: ImageArray) -> Outputs:
         key = call.tobytes()
         if key not in self._answers:
             self._answers[key] = self._reference(call)
         return self._answers[key]
 
 
-def child_inference(child: Child) -> Callable[[UInt8Array], Outputs]:
+def child_inference(child: Child) -> Callable[[ImageArray], Outputs]:
     """Inference by the runner that `child` holds."""
     return lambda image: child.apply(_infer, image)
 
 
-def _infer(runner: Runner, image: UInt8Array) -> Outputs:
+def _infer(runner: Runner, image: ImageArray) -> Outputs:
     return runner.infer(image)

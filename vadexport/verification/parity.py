@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vadexport import contract
-from vadexport.contract import ImageInput, Outputs, UInt8Array
+from vadexport.contract import ImageArray, ImageInput, Outputs
 from vadexport.errors import CheckError, InputError
 from vadexport.thresholds import Thresholds
 from vadexport.verification.statistics import auroc, spearman
@@ -14,7 +14,7 @@ from vadexport.verification.statistics import auroc, spearman
 #: Of `pred_score`, a few units in the last place of float32 at 1.
 _ROUNDING = 1e-6
 
-Infer = Callable[[UInt8Array], Outputs]
+Infer = Callable[[ImageArray], Outputs]
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class ParityFigures:
 def compare_images(
     reference: Infer,
     candidates: Mapping[str, Infer],
-    images: Iterable[tuple[str, bool | None, UInt8Array]],
+    images: Iterable[tuple[str, bool | None, ImageArray]],
     image_input: ImageInput,
     thresholds: Thresholds,
 ) -> dict[str, list[ImageRecord]]:
@@ -104,7 +104,7 @@ def compare_images(
     Args:
         reference: the reference's inference.
         candidates: inference of each candidate, by name.
-        images: name, label and pixels `uint8 [H, W, C]` of each; read lazily.
+        images: name, label and pixels `[H, W, C]` of each; read lazily.
         image_input: the candidates' input; its batch sizes the calls.
         thresholds: the reference's.
 
@@ -205,8 +205,8 @@ def _is_consistent(found: Outputs, thresholds: Thresholds) -> bool:
 
 
 def _calls(
-    images: Iterable[tuple[str, bool | None, UInt8Array]], size: int
-) -> Iterable[list[tuple[str, bool | None, UInt8Array]]]:
+    images: Iterable[tuple[str, bool | None, ImageArray]], size: int
+) -> Iterable[list[tuple[str, bool | None, ImageArray]]]:
     call = []
     for image in images:
         call.append(image)

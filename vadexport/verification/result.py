@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vadexport.contract import UInt8Array
+from vadexport.contract import ImageArray
 from vadexport.verification.latency import LatencyFigures, Speedup
 from vadexport.verification.limits import Check, Limits
 from vadexport.verification.parity import ImageRecord, ParityFigures
@@ -36,14 +36,14 @@ class Exhibit:
     Attributes:
         record: its scores.
         why: it was chosen, for a reader.
-        image: `uint8 [H, W, C]`.
+        image: `[H, W, C]`.
         reference_map: float32 [h, w].
         anomaly_map: float32 [h, w], of the artifact.
     """
 
     record: ImageRecord
     why: str
-    image: UInt8Array = field(repr=False)
+    image: ImageArray = field(repr=False)
     reference_map: NDArray[np.float32] = field(repr=False)
     anomaly_map: NDArray[np.float32] = field(repr=False)
 

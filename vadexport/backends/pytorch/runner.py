@@ -15,7 +15,7 @@ class PyTorchRunner:
     """The reference: float32, eager, `torch.inference_mode`.
 
     Args:
-        module: maps `uint8 [N, H, W, C]` to the contract's outputs by name.
+        module: maps `[N, H, W, C]` to the contract's outputs by name.
         threads: that PyTorch may use in this process.
     """
 
