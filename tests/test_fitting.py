@@ -152,3 +152,17 @@ class TestLabelled:
         detector = fit(replace(options, labelled=str(tmp_path / "labelled")), Told())
         assert detector.thresholds.rule == "largest F1 score on 6 labelled images"
         assert {path.name for path in tmp_path.iterdir()} == {"normal", "labelled", "d.safetensors"}
+
+
+@pytest.mark.parametrize(("shift", "warned"), [(4, True), (6, True), (7, False), (8, False)])
+def test_16_bit_images_that_leave_the_upper_bits_unused_are_told_of(
+    options, normal, crops, shift, warned
+):
+    for number, crop in enumerate(crops[:4]):
+        pixels = crop[:, :, 0].astype(np.uint16)
+        pixels[0, 0] = 255
+        save_png(pixels << shift, normal / f"{number}.png")
+    told = Told()
+    assert fit(options, told).image_input.dtype == "uint16"
+    words = f"use the lowest {8 + shift} of 16 bits"
+    assert any(words in warning for warning in told.warnings) == warned

@@ -64,7 +64,7 @@ class ImageInput:
         if self.batch is not None and not 0 < self.batch <= 1024:
             raise InputError(f"batch size {self.batch} is outside 1 … 1024")
         if self.dtype not in get_args(Dtype):
-            raise InputError(f"images are uint8 or uint16, not {self.dtype}")
+            raise InputError(f"images are uint8 or uint16, not {self.dtype!r}")
         if self.dtype == "uint16" and self.channels != 1:
             raise InputError("uint16 images are gray: colour has 8 bits a channel")
 

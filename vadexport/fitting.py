@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from vadexport.detectors.training import Training
 
 _FEW_IMAGES = 20
+#: Cameras of 14 bits and fewer are common; images of a whole set this dark are not.
+_FEW_BITS = 14
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ def fit(options: FitOptions, listener: Listener) -> Detector:
     digests = {image_digest(file.path) for file, _ in loaded}
     if len(images) < _FEW_IMAGES:
         listener.warn(f"{len(images)} normal images are few: thresholds will be rough")
+    _warn_of_unused_bits(images, listener)
     detector: Detector = family.load("fit")(
         images,
         options.config or family.load(family.config)(),
@@ -129,6 +132,18 @@ def _labelled_images(spec: str) -> list[ImageFile]:
             "folders of which one is named good"
         )
     return files
+
+
+def _warn_of_unused_bits(images: Sequence[ImageArray], listener: Listener) -> None:
+    """Tell of a camera that writes fewer bits into 16 without shifting them up."""
+    if images[0].dtype == np.uint8:
+        return
+    bits = max(int(image.max()) for image in images).bit_length()
+    if 0 < bits <= _FEW_BITS:  # 0 is black in any depth
+        listener.warn(
+            f"the images use the lowest {bits} of 16 bits, so to the network they are nearly "
+            f"black: shift their values up by {16 - bits} bits, here and wherever images are scored"
+        )
 
 
 def _check_labelled_size(

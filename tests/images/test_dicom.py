@@ -124,8 +124,8 @@ class TestRefused:
         ("elements", "words"),
         [
             ({"NumberOfFrames": 3}, "holds 3 frames"),
-            ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, "is RGB: only gray"),
-            ({"PhotometricInterpretation": "PALETTE COLOR"}, "is PALETTE COLOR: only gray"),
+            ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, "is 'RGB': only gray"),
+            ({"PhotometricInterpretation": "PALETTE COLOR"}, "is 'PALETTE COLOR': only gray"),
             ({"BitsAllocated": 32}, "has 32 bits allocated: DICOM images of 8 and 16 are read"),
             ({"BitsAllocated": 1}, "has 1 bits allocated"),
             ({"BitsStored": 17}, "stores 17 bits"),
@@ -165,6 +165,13 @@ class TestRefused:
         assert syntax.name in str(info.value)
         assert "\n" not in str(info.value)
 
+    def test_text_of_the_file_cannot_begin_another_line(self, write, dicom_bytes):
+        content = dicom_bytes(random_pixels(), 12)
+        path = write(content.replace(b"MONOCHROME2 ", b"RGB\rdone\x1b[J "))
+        with pytest.raises(UnreadableImageError, match="only gray") as info:
+            probe(path)
+        assert str(info.value).isprintable()
+
     def test_compressed_nonsense(self, write):
         path = write(random_pixels(), 12, uid.RLELossless, PixelData=encapsulate([b"1234" * 30]))
         with pytest.raises(UnreadableImageError, match="truncated or damaged") as info:
@@ -184,7 +191,7 @@ class TestRefused:
     def test_an_unknown_encoding(self, write, dicom_bytes):
         content = dicom_bytes(random_pixels(), 12)
         known, unknown = b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.9\0"
-        with pytest.raises(UnreadableImageError, match=r"is encoded as 1\.2\.840"):
+        with pytest.raises(UnreadableImageError, match=r"is encoded as '1\.2\.840"):
             decode(write(content.replace(known, unknown)), 1)
 
     @pytest.mark.parametrize("content", [b"text", b"\0" * 500, b"\x89PNG\r\n\x1a\n" * 50])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vadexport.contract import ImageInput, UInt8Array
+from vadexport.contract import ImageArray, ImageInput
 from vadexport.detectors.backbones import create_backbone
 from vadexport.detectors.base import Detector, choice
 from vadexport.detectors.denoising import SIDE_MULTIPLE, TIMES, Denoiser, WayBack
@@ -185,7 +185,7 @@ def _small(image_input: ImageInput) -> tuple[int, int]:
 
 
 def fit(  # noqa: PLR0913 - the call that all families share
-    images: Sequence[UInt8Array],
+    images: Sequence[ImageArray],
     config: DiffusionConfig,
     image_input: ImageInput,
     *,
@@ -201,7 +201,7 @@ def fit(  # noqa: PLR0913 - the call that all families share
     the backbone to the images; here it stays as ImageNet left it.
 
     Args:
-        images: normal images, each `uint8 [H, W, C]`.
+        images: normal images, each `[H, W, C]`.
         config: choices of the method.
         image_input: size and channels of the images.
         size: the networks' input, default the camera's, scaled to at most 96 pixels a side.

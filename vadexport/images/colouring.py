@@ -102,8 +102,8 @@ def overlay(image: ImageArray, heat: UInt8Array, alpha: float) -> UInt8Array:
     return mixed
 
 
-def save_png(array: UInt8Array, path: Path) -> None:
-    """Write `[H, W]`, `[H, W, 1]` or `[H, W, 3]` as PNG, the whole file or none.
+def save_png(array: ImageArray, path: Path) -> None:
+    """Write `[H, W]`, `[H, W, 1]` or `[H, W, 3]` as PNG of its bit depth, whole or not at all.
 
     Raises:
         InputError: the folder is missing or cannot be written to.

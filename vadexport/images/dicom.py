@@ -166,12 +166,12 @@ def _format(path: Path, dataset: "Dataset") -> _Format:
     for name in _REQUIRED:
         if name not in dataset:
             raise UnreadableImageError(f"{path} is truncated or damaged: it lacks {name}")
-    frames = dataset.get("NumberOfFrames") or 1
+    frames = int(dataset.get("NumberOfFrames") or 1)
     if frames != 1:
         raise UnreadableImageError(f"{path} holds {frames} frames: save each as a file of its own")
     colours = str(dataset.PhotometricInterpretation)
     if dataset.SamplesPerPixel != 1 or colours not in ("MONOCHROME1", "MONOCHROME2"):
-        raise UnreadableImageError(f"{path} is {colours}: only gray DICOM images are read")
+        raise UnreadableImageError(f"{path} is {colours!r}: only gray DICOM images are read")
     form = _Format(
         rows=int(dataset.Rows),
         columns=int(dataset.Columns),
@@ -186,9 +186,10 @@ def _format(path: Path, dataset: "Dataset") -> _Format:
         raise UnreadableImageError(
             f"{path} has {form.allocated} bits allocated: DICOM images of 8 and 16 are read"
         )
-    if not 1 <= form.stored <= form.allocated or dataset.HighBit != form.stored - 1:
+    highest = int(dataset.HighBit)
+    if not 1 <= form.stored <= form.allocated or highest != form.stored - 1:
         raise UnreadableImageError(
-            f"{path} stores {form.stored} bits up to number {dataset.HighBit} of "
+            f"{path} stores {form.stored} bits up to number {highest} of "
             f"{form.allocated}, which are not the lowest ones"
         )
     if dataset.PixelRepresentation not in (0, 1):
@@ -204,7 +205,7 @@ def _check_pixel_data(path: Path, dataset: "Dataset", form: _Format) -> None:
     if "PixelData" not in dataset:
         raise UnreadableImageError(f"{path} is truncated or damaged: it has no pixel data")
     if syntax.is_private or not syntax.is_transfer_syntax:
-        raise UnreadableImageError(f"{path} is encoded as {syntax}, which is not known")
+        raise UnreadableImageError(f"{path} is encoded as {str(syntax)!r}, which is not known")
     if not syntax.is_encapsulated:
         length = form.rows * form.columns * form.allocated // 8
         found = len(dataset.PixelData)
