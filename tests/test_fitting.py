@@ -154,15 +154,18 @@ class TestLabelled:
         assert {path.name for path in tmp_path.iterdir()} == {"normal", "labelled", "d.safetensors"}
 
 
-@pytest.mark.parametrize(("shift", "warned"), [(4, True), (6, True), (7, False), (8, False)])
-def test_16_bit_images_that_leave_the_upper_bits_unused_are_told_of(
-    options, normal, crops, shift, warned
+@pytest.mark.parametrize(
+    ("factor", "offset", "warned"),
+    [(16, 0, True), (64, 0, True), (16, 32768, True), (128, 0, False), (257, 0, False)],
+)
+def test_16_bit_images_that_hardly_use_them_are_told_of(
+    options, normal, crops, factor, offset, warned
 ):
     for number, crop in enumerate(crops[:4]):
         pixels = crop[:, :, 0].astype(np.uint16)
-        pixels[0, 0] = 255
-        save_png(pixels << shift, normal / f"{number}.png")
+        pixels[0, :2] = 0, 255
+        save_png(pixels * factor + offset, normal / f"{number}.png")
     told = Told()
     assert fit(options, told).image_input.dtype == "uint16"
-    words = f"use the lowest {8 + shift} of 16 bits"
+    words = f"all values lie between {offset} and {255 * factor + offset} of 65535"
     assert any(words in warning for warning in told.warnings) == warned

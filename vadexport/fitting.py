@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from vadexport.detectors.training import Training
 
 _FEW_IMAGES = 20
-#: Cameras of 14 bits and fewer are common; images of a whole set this dark are not.
-_FEW_BITS = 14
+#: A quarter of 16 bits: what cameras of 14 bits use, and a whole set of bright images does not.
+_NARROW_RANGE = 2**14
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def fit(options: FitOptions, listener: Listener) -> Detector:
     digests = {image_digest(file.path) for file, _ in loaded}
     if len(images) < _FEW_IMAGES:
         listener.warn(f"{len(images)} normal images are few: thresholds will be rough")
-    _warn_of_unused_bits(images, listener)
+    _warn_of_unused_range(images, listener)
     detector: Detector = family.load("fit")(
         images,
         options.config or family.load(family.config)(),
@@ -134,15 +134,16 @@ def _labelled_images(spec: str) -> list[ImageFile]:
     return files
 
 
-def _warn_of_unused_bits(images: Sequence[ImageArray], listener: Listener) -> None:
-    """Tell of a camera that writes fewer bits into 16 without shifting them up."""
+def _warn_of_unused_range(images: Sequence[ImageArray], listener: Listener) -> None:
+    """Tell of 16-bit images that hardly use them, such as 12 bits that are not shifted up."""
     if images[0].dtype == np.uint8:
         return
-    bits = max(int(image.max()) for image in images).bit_length()
-    if 0 < bits <= _FEW_BITS:  # 0 is black in any depth
+    lowest = min(int(image.min()) for image in images)
+    highest = max(int(image.max()) for image in images)
+    if 0 < highest - lowest < _NARROW_RANGE:  # 0 is one colour in any depth
         listener.warn(
-            f"the images use the lowest {bits} of 16 bits, so to the network they are nearly "
-            f"black: shift their values up by {16 - bits} bits, here and wherever images are scored"
+            f"all values lie between {lowest} and {highest} of 65535, so to the network the images "
+            "are nearly flat: spread them over the range, all images in the same way"
         )
 
 

@@ -84,12 +84,26 @@ def read(path: Path) -> ImageArray:
     with _opened(path, pixels=True) as dataset:
         form = _format(path, dataset)
         _check_pixel_data(path, dataset, form)
-        from pydicom.pixels.utils import pixel_array
-
-        values = pixel_array(dataset, raw=True)
+        values = _decoded(path, dataset)
         if values.shape != (form.rows, form.columns):
             raise UnreadableImageError(f"{path} is damaged: its pixels do not fill its size")
         return _scaled(values, form)
+
+
+def _decoded(path: Path, dataset: "Dataset") -> np.ndarray[Any, Any]:
+    from pydicom.pixels.utils import pixel_array
+
+    syntax = dataset.file_meta.TransferSyntaxUID
+    try:
+        return pixel_array(dataset, raw=True)
+    except RuntimeError as error:
+        # After all decoders failed, some of them because they know a part of the syntax only.
+        if not syntax.is_encapsulated:
+            raise
+        raise UnreadableImageError(
+            f"{path} is damaged, or compressed ({syntax.name}) as no decoder installed here reads "
+            "it: save it uncompressed"
+        ) from error
 
 
 def _scaled(values: np.ndarray[Any, Any], form: _Format) -> ImageArray:
@@ -165,7 +179,7 @@ def _format(path: Path, dataset: "Dataset") -> _Format:
     """Check what the header says of the image; an element that is missing counts as damage."""
     for name in _REQUIRED:
         if name not in dataset:
-            raise UnreadableImageError(f"{path} is truncated or damaged: it lacks {name}")
+            raise UnreadableImageError(f"{path} holds no image, or is damaged: it lacks {name}")
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frames != 1:
         raise UnreadableImageError(f"{path} holds {frames} frames: save each as a file of its own")
