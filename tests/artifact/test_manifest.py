@@ -54,7 +54,8 @@ def _sealed(value):
     """Entries that were changed, with a digest that fits them."""
     del value["manifest_sha256"]
     digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-    return json.dumps({**value, "manifest_sha256": digest})
+    whole = {**value, "manifest_sha256": digest}
+    return json.dumps(whole, indent=2, sort_keys=True) + "\n"
 
 
 @given(manifest=manifests)
@@ -107,6 +108,13 @@ class TestRefused:
         assert text.count(old) == 1
         with pytest.raises(InputError, match=r"manifest\.json was changed after it was built"):
             Manifest.from_json(text.replace(old, new))
+
+    @pytest.mark.parametrize(("old", "new"), [("\n", " "), ("1.5", "1.50"), ("S", "\\u0053")])
+    def test_the_same_entries_in_another_spelling(self, manifest, old, new):
+        text = manifest.to_json()
+        assert json.loads(text) == json.loads(text.replace(old, new, 1))
+        with pytest.raises(InputError, match=r"manifest\.json was changed after it was built"):
+            Manifest.from_json(text.replace(old, new, 1))
 
     def test_one_without_its_digest(self, manifest):
         value = json.loads(manifest.to_json())

@@ -123,3 +123,17 @@ def test_a_fit_that_kept_nothing(start, images, tmp_path):
             break
     status, line = stopped(process, signal.SIGTERM)
     assert (status, line) == (130, "vadexport: interrupted, nothing was written")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.5, 1, 2, 3, 4, 5, 6, 7])
+@BOTH
+def test_build_at_any_time(start, checkpoint, tmp_path, sent, seconds):
+    # While PyTorch's exporter is being imported it turns the interruption into an error of its own.
+    process = start("build", checkpoint, "-o", tmp_path / "a")
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        status, last = stopped(process, sent)
+        assert (status, last) == (130, "vadexport: interrupted, nothing was written")
+        assert names(tmp_path) == []

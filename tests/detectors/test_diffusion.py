@@ -179,7 +179,7 @@ class TestScores:
 
     @pytest.mark.parametrize(
         ("camera", "wanted"),
-        [((300, 300), (96, 96)), ((1080, 1920), (56, 96)), ((64, 40), (64, 40)), ((9, 3), (8, 4))],
+        [((300, 300), (64, 64)), ((1080, 1920), (36, 64)), ((64, 40), (64, 40)), ((9, 3), (8, 4))],
     )
     def test_large_cameras_are_scaled_down(self, camera, wanted):
         config = DiffusionConfig(width=8, blur_sigma=0.0, levels=(1,))

@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -32,3 +34,12 @@ def test_a_model_that_the_backend_cannot_load(artifacts, tmp_path, target):
     write_manifest(tmp_path, read_manifest(artifacts / target))
     with pytest.raises(BackendError, match=target.replace("-", ":") + " failed: "):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("target", ["onnxruntime-fp32", "openvino-fp32"])
+def test_threads_may_share_a_detector(artifacts, crops, target):
+    detector = load(artifacts / target, threads=1)
+    alone = [detector.predict(crop).raw_score for crop in crops]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda crop: detector.predict(crop).raw_score, crops * 4))
+    assert found == alone * 4

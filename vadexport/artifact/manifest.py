@@ -89,8 +89,8 @@ class Manifest:
             "map_size": list(value.pop("map_size")),
         }
         value["schema_version"] = SCHEMA_VERSION
-        whole = {**value, _SEAL: _digest(value)}
-        return json.dumps(whole, indent=2, sort_keys=True, allow_nan=False) + "\n"
+        json.dumps(value, allow_nan=False)  # a figure that is none is a defect: ValueError
+        return _sealed(value)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -102,7 +102,7 @@ class Manifest:
         """
         try:
             value = json.loads(text)
-            fits = isinstance(value, dict) and value.pop(_SEAL, None) == _digest(value)
+            unchanged = isinstance(value, dict) and _sealed(value) == text
         except (ValueError, RecursionError) as error:
             raise InputError(f"{MANIFEST_FILE} is no JSON: {error}") from None
         if not isinstance(value, dict) or "schema_version" not in value:
@@ -112,7 +112,7 @@ class Manifest:
                 f"{MANIFEST_FILE} has schema version {value['schema_version']!r}, this vadexport "
                 f"reads {SCHEMA_VERSION}: build again, or use the version that wrote it"
             )
-        if not fits:
+        if not unchanged:
             raise InputError(
                 f"{MANIFEST_FILE} was changed after it was built: its digest does not fit"
             )
@@ -156,8 +156,11 @@ class Manifest:
 _SEAL: Final = "manifest_sha256"
 
 
-def _digest(value: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+def _sealed(value: dict[str, Any]) -> str:
+    """The one text that entries have, with the digest of all others among them."""
+    others = {key: entry for key, entry in value.items() if key != _SEAL}
+    digest = hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**others, _SEAL: digest}, indent=2, sort_keys=True) + "\n"
 
 
 def _calibration(value: Any) -> CalibrationEntry | None:
@@ -191,7 +194,7 @@ def _text(value: Any, name: str) -> str:
 def _texts(value: Any, name: str) -> dict[str, str]:
     if type(value) is not dict:
         raise TypeError(f"{name} is no object")
-    return {key: _text(each, f"{name}.{key}") for key, each in value.items()}
+    return {key: _text(each, f"{name}.{key!r}") for key, each in value.items()}
 
 
 def _whole(value: Any, name: str, *, at_least: int) -> int:

@@ -9,7 +9,14 @@ from vadexport.calibration import CalibrationSet, choose_calibration_set
 from vadexport.calibration.sets import FEW_IMAGES
 from vadexport.contract import ImageArray, ImageInput
 from vadexport.errors import InputError
-from vadexport.images import ImageFile, UnreadableImageError, decode, load_images, training_images
+from vadexport.images import (
+    ImageFile,
+    UnreadableImageError,
+    common_input,
+    decode,
+    load_images,
+    training_images,
+)
 from vadexport.images.generated import generated_images
 from vadexport.listening import Listener
 
@@ -49,7 +56,8 @@ def build_images(options: BuildOptions, image_input: ImageInput, listener: Liste
         words = f"{len(checks)} generated images (no --calibration)"
         return BuildImages(None, checks, words, real=False)
     files = _readable(training_images(options.calibration), image_input, options, listener)
-    chosen = choose_calibration_set(files)
+    _check_sizes(files, image_input)
+    chosen = choose_calibration_set(files, calibrates=bool(int8))
     if int8 and len(chosen.calibrate) < FEW_IMAGES:
         listener.warn(
             f"{len(chosen.calibrate)} calibration images are few: INT8 ranges need at least "
@@ -61,6 +69,16 @@ def build_images(options: BuildOptions, image_input: ImageInput, listener: Liste
     if int8:
         words += " apart from calibration" if chosen.disjoint else ", which also calibrated"
     return BuildImages(chosen, checks, words, real=True)
+
+
+def _check_sizes(files: list[ImageFile], image_input: ImageInput) -> None:
+    """Refuse images of another size than the detector's, also those that are not chosen."""
+    found = common_input(files)
+    if (found.height, found.width) != (image_input.height, image_input.width):
+        raise InputError(
+            f"the normal images are {found.height}x{found.width}, the detector takes "
+            f"{image_input.height}x{image_input.width}"
+        )
 
 
 def _readable(

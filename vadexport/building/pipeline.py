@@ -12,6 +12,7 @@ from pathlib import Path
 import onnx
 
 from vadexport.artifact import (
+    MANIFEST_FILE,
     REPORT_FOLDER,
     Manifest,
     check_room,
@@ -51,6 +52,7 @@ def build(options: BuildOptions, listener: Listener) -> BuildResult:
     """
     if len(set(options.targets)) < len(options.targets) or not options.targets:
         raise InputError("name each target once, and at least one")
+    _refuse_to_remove(options)
     source = open_source(options.source)
     image_input = replace(source.detector.image_input, batch=options.batch)
     images = build_images(options, image_input, listener)
@@ -72,7 +74,9 @@ def build(options: BuildOptions, listener: Listener) -> BuildResult:
         if not any(one.folder for one in built):
             raise next(one.error for one in built if one.error)
         for one in built:
-            if one.folder:
+            if one.folder is None:
+                _keep_old(one.target, options, staging.result, listener)
+            else:
                 write_manifest(one.folder, builder.manifest(one))
                 _write_report(one, images.words)
     final = [
@@ -218,6 +222,32 @@ class _Builder:
         return path
 
 
+def _refuse_to_remove(options: BuildOptions) -> None:
+    """Artifacts of other targets, in the folder that this build replaces, would be lost."""
+    if (options.destination / MANIFEST_FILE).exists() or not options.destination.is_dir():
+        return
+    several = len(options.targets) > 1
+    replaced = {target.folder for target in options.targets} if several else set()
+    lost = sorted(
+        path.parent.name
+        for path in options.destination.glob(f"*/{MANIFEST_FILE}")
+        if path.parent.name not in replaced
+    )
+    if lost:
+        raise InputError(
+            f"{options.destination} holds artifacts that this build would remove "
+            f"({', '.join(lost)}): name a new folder, or build those targets as well"
+        )
+
+
+def _keep_old(target: Target, options: BuildOptions, result: Path, listener: Listener) -> None:
+    """A target that could not be built keeps the artifact that it had, if any."""
+    old = options.destination / target.folder
+    if (old / MANIFEST_FILE).exists():
+        shutil.copytree(old, result / target.folder, symlinks=True)
+        listener.warn(f"{old} is still the one of an earlier build")
+
+
 def _split_by_availability(
     targets: Sequence[Target], listener: Listener
 ) -> tuple[list[Target], list[BuiltTarget]]:
@@ -229,7 +259,8 @@ def _split_by_availability(
             if target.precision == "int8":
                 require_nncf()
         except MissingPackageError as error:
-            listener.warn(f"{target} is not built: {error}")
+            if len(targets) > 1:  # alone, it is the error that ends the command
+                listener.warn(f"{target} is not built: {error}")
             missing.append(BuiltTarget(target, None, (), error))
         else:
             available.append(target)

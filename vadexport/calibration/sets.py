@@ -43,10 +43,13 @@ class CalibrationSet:
         return CalibrationEntry(whole, self.seed, tuple(digests))
 
 
-def choose_calibration_set(images: Sequence[ImageFile], *, seed: int = 0) -> CalibrationSet:
+def choose_calibration_set(
+    images: Sequence[ImageFile], *, calibrates: bool = True, seed: int = 0
+) -> CalibrationSet:
     """Split normal images at random into calibration and check images.
 
-    A quarter of them, at most 16, check; of the rest at most 100 calibrate.
+    A quarter of them, at most 16, check; of the rest at most 100 calibrate. Where none needs to
+    calibrate, at most 16 check.
 
     Raises:
         InputError: there is no image.
@@ -55,6 +58,8 @@ def choose_calibration_set(images: Sequence[ImageFile], *, seed: int = 0) -> Cal
         raise InputError("the calibration set holds no normal image")
     order = np.random.default_rng(seed).permutation(len(images))
     shuffled = [images[index] for index in order]
+    if not calibrates:
+        return CalibrationSet((), tuple(shuffled[:MAX_CHECK_IMAGES]), seed)
     checks = min(MAX_CHECK_IMAGES, len(images) // 4)
     calibrate = tuple(shuffled[checks : checks + MAX_IMAGES])
     check = tuple(shuffled[:checks]) or calibrate[:MAX_CHECK_IMAGES]

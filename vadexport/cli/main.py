@@ -1,7 +1,6 @@
 """The `vadexport` command: finds its subcommands, and turns errors into lines and statuses."""
 
 import importlib
-import io
 import os
 import signal
 import sys
@@ -90,27 +89,26 @@ def cli() -> None:
 def main() -> NoReturn:
     """Run the command line and end the process with its status."""
     console = Console()
-    # What is half written is removed and children are ended, as at Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interruption = _Interruption()
     try:
         status = cli.main(prog_name="vadexport", standalone_mode=False, obj=console)
         sys.exit(status if isinstance(status, int) else 0)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        console.finish()
-        line = f"vadexport: interrupted, {console.when_interrupted()}"
-        click.echo(printable(line), err=True)
-        sys.exit(INTERRUPTED)
+        _end_interrupted(console)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(printable_lines(error.format_message()), err=True)
+        sys.exit(error.exit_code)
     except click.ClickException as error:
-        shown = io.StringIO()
-        error.show(shown)
-        click.echo(printable_lines(shown.getvalue()), nl=False, err=True)
+        click.echo(f"vadexport: error: {_usage_line(error)}", err=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(INTERRUPTED)
     except Exception as error:  # noqa: BLE001 - the last resort of a command line
+        if interruption.asked:
+            _end_interrupted(console)
         console.finish()
         if console.verbose:
             click.echo(printable_lines(traceback.format_exc()), nl=False, err=True)
@@ -122,11 +120,44 @@ def main() -> NoReturn:
         with os.fdopen(handle, "w") as log:
             traceback.print_exc(file=log)
         click.echo(
-            f"vadexport: unexpected error: {type(error).__name__}: {_one_line(str(error))} "
+            f"vadexport: unexpected error: {type(error).__name__}: {_first_line(str(error))} "
             f"(log: {Path(name)}; this is a defect of vadexport, please report it)",
             err=True,
         )
         sys.exit(UNEXPECTED)
+
+
+class _Interruption:
+    """Ctrl-C, and a request to end, raise KeyboardInterrupt: what is half written is removed.
+
+    A package that is just being imported may catch it and raise an error of its own, as PyTorch's
+    exporter does; so it is noted as well.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._ask)
+
+    def _ask(self, _number: int, _frame: object) -> NoReturn:
+        self.asked = True
+        raise KeyboardInterrupt
+
+
+def _end_interrupted(console: Console) -> NoReturn:
+    console.finish()
+    line = f"vadexport: interrupted, {console.when_interrupted()}"
+    click.echo(printable(line), err=True)
+    sys.exit(INTERRUPTED)
+
+
+def _usage_line(error: click.ClickException) -> str:
+    """What was wrong, and where to read how it is right."""
+    line = _one_line(error.format_message()).removesuffix(".")
+    if not isinstance(error, click.UsageError):
+        return line
+    command = error.ctx.command_path if error.ctx else "vadexport"
+    return f"{line} (see `{command} --help`)"
 
 
 def _user_error(error: Exception) -> VadexportError | None:
@@ -140,3 +171,9 @@ def _user_error(error: Exception) -> VadexportError | None:
 
 def _one_line(text: str) -> str:
     return printable(" ".join(text.split()))
+
+
+def _first_line(text: str) -> str:
+    """Of a stranger's error, which may be an essay; the log has all of it."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return printable(lines[0]) if lines else "no reason given"

@@ -30,7 +30,7 @@ from vadexport.detectors.training import (
 from vadexport.errors import InputError
 
 #: The network's longer side, where none is asked for.
-_DEFAULT_SIDE = 96
+_DEFAULT_SIDE = 64
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Diffusion(Detector):
             image_input: camera images.
             preprocessing: to the networks' input; made from the backbone's mean and std and
                 `size` where it is None.
-            size: the networks' input, default the camera's, scaled to at most 96 pixels a side.
+            size: the networks' input, default the camera's, scaled to at most 64 pixels a side.
             pretrained: load the backbone's ImageNet weights.
         """
         backbone = create_backbone(config.backbone, config.levels, pretrained=pretrained)
@@ -204,7 +204,7 @@ def fit(  # noqa: PLR0913 - the call that all families share
         images: normal images, each `[H, W, C]`.
         config: choices of the method.
         image_input: size and channels of the images.
-        size: the networks' input, default the camera's, scaled to at most 96 pixels a side.
+        size: the networks' input, default the camera's, scaled to at most 64 pixels a side.
         quantile: fraction of the held-out images that stays below the thresholds.
         progress: told about each step and its loss.
         training: time limit and resumption.

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -38,11 +39,12 @@ class Prediction:
 
 
 class LoadedDetector:
-    """An artifact, ready to score images."""
+    """An artifact, ready to score images; calls from several threads wait for each other."""
 
     def __init__(self, manifest: Manifest, runner: Runner) -> None:
         self.manifest = manifest
         self._runner = runner
+        self._lock = Lock()
 
     @property
     def image_input(self) -> ImageInput:
@@ -77,7 +79,7 @@ class LoadedDetector:
         stacked = np.concatenate([self._array(image) for image in images])
         if len(stacked) != len(images):
             raise InputError("give one image at a time, or a list of single images")
-        with _named(self.manifest):
+        with self._lock, _named(self.manifest):
             calls = [(self._runner.infer(c), n) for c, n in self.image_input.batches(stacked)]
         outputs = contract.join_outputs(calls)
         raw = outputs[contract.RAW_SCORE]
