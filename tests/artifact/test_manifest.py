@@ -13,7 +13,7 @@ from vadexport.targets import Target
 from vadexport.thresholds import Thresholds
 
 texts = st.text(max_size=8)
-numbers = st.floats(allow_nan=False, allow_infinity=False)
+numbers = st.floats(allow_nan=False, allow_infinity=False, width=32)
 paths = st.from_regex(r"[a-z]{1,5}(/[a-z]{1,5}){0,2}\.[a-z]{3}", fullmatch=True)
 digests = st.from_regex("[0-9a-f]{64}", fullmatch=True)
 manifests = st.builds(

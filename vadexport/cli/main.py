@@ -148,7 +148,10 @@ def _end_interrupted(console: Console) -> NoReturn:
     console.finish()
     line = f"vadexport: interrupted, {console.when_interrupted()}"
     click.echo(printable(line), err=True)
-    sys.exit(INTERRUPTED)
+    # Not sys.exit: where the interruption went through code of an extension module, Python would
+    # end by the signal instead, whose status callers see as another. All has been cleaned up.
+    sys.stdout.flush()
+    os._exit(INTERRUPTED)
 
 
 def _usage_line(error: click.ClickException) -> str:
