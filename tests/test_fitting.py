@@ -115,6 +115,25 @@ class TestRefusedAtOnce:
         assert told.steps == told.warnings == []
 
 
+class TestSpread:
+    def test_identical_images_are_warned_of(self, options, normal):
+        for number in range(1, 4):
+            shutil.copyfile(normal / "0.png", normal / f"{number}.png")
+        told = Told()
+        fit(options, told)
+        assert "the normal images all get the same score, so drift has no unit" in told.warnings[-1]
+
+    def test_one_image_is_warned_of(self, options, normal):
+        told = Told()
+        fit(replace(options, images=str(normal / "0.png")), told)
+        assert "so drift has no unit" in told.warnings[-1]
+
+    def test_images_that_differ_are_not(self, options):
+        told = Told()
+        fit(options, told)
+        assert not any("drift" in warning for warning in told.warnings)
+
+
 class TestFittedOn:
     def test_the_checkpoint_tells_which_images_it_was_fitted_on(self, options, normal):
         fit(options, Told())

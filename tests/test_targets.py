@@ -36,6 +36,8 @@ def test_folders_of_a_build_are_distinct_plain_names():
 @example("openvino:int8@sm86")
 @example("openvino:fp16")
 @example("tensorrt:fp32")
+@example("tensorrt-rtx:fp16@sm86")
+@example("tensorrt")
 def test_anything_else_is_refused_in_one_line_that_lists_the_targets(text):
     if text in map(str, all_targets()):
         return
@@ -50,3 +52,11 @@ def test_a_typing_error_and_an_unknown_target_are_told_apart():
         Target.parse("openvino/int8")
     with pytest.raises(InputError, match="unknown target 'openvino:fp64'"):
         Target.parse("openvino:fp64")
+
+
+@pytest.mark.parametrize("text", ["tensorrt-rtx:fp16@sm86", "tensorrt:fp16", "tensorrt"])
+def test_tensorrt_is_not_here_yet(text):
+    with pytest.raises(InputError, match=r"TensorRT targets .* not available in this version yet"):
+        Target.parse(text)
+    with pytest.raises(InputError, match="not of the form"):
+        Target.parse(f"x{text}@")

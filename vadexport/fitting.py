@@ -24,7 +24,7 @@ from vadexport.images import (
     training_images,
 )
 from vadexport.listening import Listener
-from vadexport.verification.statistics import best_f1_threshold
+from vadexport.verification.statistics import best_f1_threshold, interquartile_range
 
 if TYPE_CHECKING:
     from vadexport.detectors.training import Training
@@ -101,12 +101,25 @@ def fit(options: FitOptions, listener: Listener) -> Detector:
         **({} if training is None else {"training": training}),
     )
     detector.fitted_on = tuple(sorted(digests))
+    _warn_of_no_spread(detector, listener)
     if labelled:
         _set_threshold_from(labelled, detector, options, listener)
     save_detector(detector, options.destination)
     if training is not None:
         training.clear()
     return detector
+
+
+def _warn_of_no_spread(detector: Detector, listener: Listener) -> None:
+    """Say at once what `build` would refuse, after a training that may take an hour."""
+    scores = detector.normal_scores.numpy().astype(np.float64)
+    if len(scores) > 1 and interquartile_range(scores) > 0:
+        return
+    alike = "all get the same score" if len(scores) > 1 else "give no two scores"
+    listener.warn(
+        f"the normal images {alike}, so drift has no unit: `vadexport build` will need normal "
+        "images that differ (--calibration)"
+    )
 
 
 def _check_destination(path: Path) -> None:

@@ -8,6 +8,9 @@ from vadexport.errors import InputError
 
 _SYNTAX = re.compile(r"(?P<backend>[a-z][a-z0-9-]*):(?P<precision>[a-z][a-z0-9]*)")
 
+#: Backends that are designed, and that a later version will know.
+_PLANNED = ("tensorrt", "tensorrt-rtx")
+
 #: Precisions that each backend can be asked for, in the order they are listed to users.
 PRECISIONS: dict[str, tuple[str, ...]] = {
     "openvino": ("fp32", "int8"),
@@ -32,6 +35,11 @@ class Target:
         Raises:
             InputError: the text has another form, or names a target that does not exist.
         """
+        if text.partition(":")[0] in _PLANNED:
+            raise InputError(
+                f"TensorRT targets such as {text!r} are not available in this version yet; "
+                f"{_known()}"
+            )
         match = _SYNTAX.fullmatch(text)
         if match is None:
             raise InputError(f"target {text!r} is not of the form backend:precision; {_known()}")

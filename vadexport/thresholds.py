@@ -1,13 +1,14 @@
 """Where normal ends: the decision and the normalised score as functions of the raw score."""
 
-import math
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vadexport.errors import InputError
+
+_LARGEST: Final = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,12 @@ class Thresholds:
             if type(rule) is not str:
                 raise TypeError("their rule is no text")
             found = cls(**{name: float(number) for name, number in numbers.items()}, rule=rule)
-            if not all(map(math.isfinite, numbers.values())):
-                raise ValueError("one is not finite")
+            if not all(map(_is_float32, (*numbers.values(), found.spread))):
+                raise ValueError("one is not finite as float32, which graphs compute in")
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InputError(f"the thresholds are damaged: {error}") from None
         return found
+
+
+def _is_float32(number: float) -> bool:
+    return abs(number) <= _LARGEST  # false for NaN

@@ -35,6 +35,7 @@ REFERENCE = "reference"
 _TIMED_CALLS = 16
 _WORST_EXHIBITS = 4
 _NEAREST_EXHIBITS = 2
+_FEW_IMAGES = 20
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ def verify(options: VerifyOptions, listener: Listener) -> VerifyResult:
     _check_comparable(artifacts, source)
     image_input = artifacts[0].manifest.image_input
     files = images_to_test(options.images)
+    reports = [_report_folder(artifact, artifacts, options) for artifact in artifacts]
     listener.step("load", 0, 1)
     with ExitStack() as stack:
         contest = _Contest(stack, options, artifacts, image_input, files)
@@ -109,15 +111,26 @@ def verify(options: VerifyOptions, listener: Listener) -> VerifyResult:
             _judge(artifact, source, records[name], timed, contest, options)
             for name, artifact in contest.artifacts.items()
         ]
-    reports = []
-    for verification, artifact in zip(verifications, artifacts, strict=True):
-        folder = artifact.folder / REPORT_FOLDER
-        if options.report is not None:
-            folder = options.report / (artifact.folder.name if len(artifacts) > 1 else "")
+    for verification, folder in zip(verifications, reports, strict=True):
         for warning in (*verification.warnings, *write_reports(verification, folder)):
             listener.warn(warning)
-        reports.append(folder)
     return VerifyResult(tuple(verifications), tuple(reports))
+
+
+def _report_folder(
+    artifact: Artifact, artifacts: Sequence[Artifact], options: VerifyOptions
+) -> Path:
+    """Where the artifact's report goes; raises InputError where a file is in the way."""
+    folder = artifact.folder / REPORT_FOLDER
+    if options.report is not None:
+        folder = options.report / (artifact.folder.name if len(artifacts) > 1 else "")
+    try:
+        there = next((each for each in (folder, *folder.parents) if each.exists()), None)
+    except OSError as error:
+        raise InputError(f"cannot write the report {folder}: {error.strerror}") from None
+    if there is not None and not there.is_dir():
+        raise InputError(f"cannot write the report {folder}: {there} is a file")
+    return folder
 
 
 class _Contest:
@@ -202,6 +215,11 @@ def _judge(
         )
         checks += latency_checks(latency.artifact, latency.reference, latency.speedup, limits)
     warnings = _overlap_warnings(artifact, source, contest.digests(records))
+    if len(records) < _FEW_IMAGES:
+        few, them = (
+            ("1 image is", "it") if len(records) == 1 else (f"{len(records)} images are", "them")
+        )
+        warnings.append(f"{few} few: parity on {them} says little")
     if latency and (reason := disturbance(latency.artifact, latency.reference)):
         warnings.append(reason)
     if manifest.source.get("sha256") != source.sha256:

@@ -37,20 +37,31 @@ def test_a_package_that_works_and_one_that_does_not(run, broken):
 def test_a_backend_that_crashes(run, broken):
     path = broken(openvino="import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
     found = json.loads(run("doctor", "--json", PYTHONPATH=path).stdout)
-    assert found["targets"]["openvino:fp32"].startswith(
-        "broken: import of openvino crashed (SIGSEGV)"
-    )
-    assert found["targets"]["onnxruntime:fp32"].startswith("works, onnxruntime ")
-    # NNCF is not to blame, and works without OpenVINO or does not; what is not there is null.
-    assert "openvino" in found["broken"]
-    assert all(found["packages"][name] is None for name in found["broken"].keys() - {"openvino"})
+    crashed = found["targets"]["openvino:fp32"]
+    assert crashed.pop("reason").startswith("import of openvino crashed (SIGSEGV)")
+    assert crashed == {"status": "broken", "version": None, "runs": False}
+    works = found["targets"]["onnxruntime:fp32"]
+    assert works.pop("version")[0].isdigit()
+    assert works == {"status": "works", "reason": None, "runs": True}
 
 
 def test_a_package_that_is_not_there(run, tmp_path):
     # As an import of None in sys.modules: found by no one.
     (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['jinja2'] = None")
     found = json.loads(run("doctor", "--json", PYTHONPATH=str(tmp_path)).stdout)
-    assert found["packages"]["jinja2"] is None
-    assert "jinja2" not in found["broken"]
+    assert found["packages"]["jinja2"] == {
+        "status": "missing",
+        "version": None,
+        "reason": "jinja2 is not installed here: pip install 'vadexport[report]'",
+    }
     shown = run("doctor", PYTHONPATH=str(tmp_path)).stdout
     assert "jinja2 is not installed here: pip install 'vadexport[report]'" in shown
+
+
+def test_what_runs_but_cannot_be_built(run, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['nncf'] = None")
+    found = json.loads(run("doctor", "--json", PYTHONPATH=str(tmp_path)).stdout)
+    target = found["targets"]["onnxruntime:int8"]
+    assert (target["status"], target["runs"]) == ("missing", True)
+    assert target["version"] == found["targets"]["onnxruntime:fp32"]["version"]
+    assert target["reason"].startswith("nncf is not installed here")

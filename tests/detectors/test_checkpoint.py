@@ -213,6 +213,9 @@ class TestHeader:
             ("thresholds.image", float("nan")),
             ("thresholds.pixel", float("inf")),
             ("thresholds.maximum", float("nan")),
+            ("thresholds.image", 1e39),
+            ("thresholds.pixel", -1e39),
+            ("thresholds.maximum", 10**400),
         ],
         ids=str,
     )
@@ -499,3 +502,39 @@ class TestSaving:
         (tmp_path / "file").touch()
         with pytest.raises(InputError, match="cannot write"):
             save_detector(resizing, tmp_path / "file" / "d.safetensors")
+
+
+class TestOldPickles:
+    """Protocols 0 and 1 have no mark; only what is no safetensors file is asked for them."""
+
+    @pytest.mark.parametrize("protocol", [0, 1])
+    @pytest.mark.parametrize(
+        "value",
+        [{"state_dict": [1.0, 2.0], "epoch": 3}, [1, 2, 3], Path("x"), 119547037146038801333356],
+        ids=["dict", "list", "object", "number"],
+    )
+    def test_is_named_a_pickle(self, tmp_path, protocol, value):
+        path = tmp_path / "model.pt"
+        path.write_bytes(pickle.dumps(value, protocol=protocol))
+        assert_refused(path, "is a pickle")
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            b"0.5 is a score",
+            b"Name: model",
+            b"(see the other file).",
+            b"\x89PNG\r\n\x1a\n",
+            b"GIF89a\x01\x00",
+            b"",
+            bytes(100),
+        ],
+    )
+    def test_anything_else_is_not(self, tmp_path, content):
+        path = tmp_path / "model.pt"
+        path.write_bytes(content)
+        assert_refused(path, "not a safetensors file")
+
+    def test_a_cut_safetensors_file_is_not(self, saved):
+        saved.write_bytes(saved.read_bytes()[:-10])
+        assert_refused(saved, "truncated")

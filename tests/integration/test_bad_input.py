@@ -20,7 +20,9 @@ def assert_refused(result, status, *words):
     lines = [line for line in result.err.splitlines() if not line.startswith(("  ", "warning:"))]
     assert result.status == status, result.err
     assert "Traceback" not in result.err
-    assert len(lines) == 1 or lines[0].startswith("Usage:"), result.err
+    assert len(lines) == 1, result.err
+    if status == 2:
+        assert lines[0].startswith("vadexport: error: ")
     for word in words:
         assert str(word) in lines[-1]
 
@@ -95,6 +97,7 @@ def test_an_image_of_another_size_than_the_artifacts(vadexport, artifacts, tmp_p
     ("content", "word"),
     [
         (pickle.dumps({"state_dict": 1}), "pickle"),
+        (pickle.dumps({"state_dict": 1}, protocol=0), "pickle"),
         (b"PK\x03\x04 a zip", "pickle"),
         (b"\x00" * 100, "safetensors"),
         (b"", "safetensors"),
@@ -179,12 +182,14 @@ def test_a_missing_backend_fails_that_target_only(vadexport, checkpoint, tmp_pat
     monkeypatch.setitem(sys.modules, "openvino", None)
     alone = vadexport("build", checkpoint, "-o", tmp_path / "a", "--target", "openvino:fp32")
     assert_refused(alone, 3, "openvino", "pip install")
+    assert alone.err.count("pip install") == 1
     assert not (tmp_path / "a").exists()
     both = vadexport(
         *("build", checkpoint, "-o", tmp_path / "a"),
         *("--target", "openvino:fp32", "--target", "onnxruntime:fp32"),
     )
     assert both.status == 3
+    assert "warning: openvino:fp32 is not built" in both.err
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["onnxruntime-fp32"]
 
 
@@ -363,15 +368,31 @@ def test_one_normal_image_builds_only_with_others_to_set_the_unit(vadexport, goo
 @pytest.mark.parametrize(
     "words",
     [
-        ["fit", "patchcore", "x", "-o", "y", "--levels", "3,2"],
-        ["fit", "patchcore", "x", "-o", "y", "--size", "0x4"],
+        ["fit patchcore", "x", "-o", "y", "--levels", "3,2"],
+        ["fit patchcore", "x", "-o", "y", "--size", "0x4"],
         ["fit", "abacus", "x", "-o", "y"],
+        ["build", "x"],
         ["build", "x", "-o", "y", "--batch", "none"],
+        ["build", "x", "-o", "y", "--target", "tensorrt-rtx:fp16@sm86"],
+        ["build", "x", "-o", "y", "--bacth", "1"],
         ["verify", "x"],
-        ["abracadabra"],
+        ["", "abracadabra"],
+        ["", "-q", "fit"],
     ],
 )
 def test_wrong_usage(vadexport, words):
+    command, *rest = words
+    result = vadexport(*command.split(), *rest)
+    assert_refused(result, 2)
+    assert len(result.err.splitlines()) == 1
+    help_of = " ".join(["vadexport", *command.split(), "--help"])
+    assert result.err.endswith(f" (see `{help_of}`)\n")
+    assert ". (see" not in result.err
+
+
+@pytest.mark.parametrize("words", [[], ["fit"]])
+def test_a_command_that_is_not_finished_shows_its_help(vadexport, words):
     result = vadexport(*words)
     assert result.status == 2
-    assert "Traceback" not in result.err
+    assert result.err.startswith("Usage: vadexport")
+    assert "Example" in result.err

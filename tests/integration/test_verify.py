@@ -134,3 +134,35 @@ def test_a_limit_on_speed_without_a_measurement(vadexport, artifacts, checkpoint
     words = ("--reference", checkpoint, "--images", images, "--rounds", "0", limit, "1")
     result = vadexport("verify", artifacts / "openvino-fp32", *words)
     assert_refused(result, 2, "needs a measurement", "more than 0 rounds")
+
+
+@pytest.mark.parametrize("below", ["", "deeper"])
+def test_a_file_in_place_of_the_report_is_found_before_any_work(
+    vadexport, artifacts, checkpoint, images, tmp_path, below
+):
+    report = tmp_path / "report"
+    report.write_text("in the way")
+    result = vadexport(
+        *("verify", artifacts, "--reference", checkpoint, "--images", images),
+        *("--report", report / below),
+    )
+    assert_refused(result, 2, "cannot write the report", f"{report} is a file")
+    assert len(result.err.splitlines()) == 1
+    assert report.read_text() == "in the way"
+
+
+def test_few_images_are_warned_of(vadexport, artifacts, plain_words, images):
+    folder = artifacts / "onnxruntime-fp32"
+    few = vadexport("verify", folder, *plain_words)
+    assert "16 images are few: parity on them says little" in few.err
+    one = vadexport("verify", folder, *plain_words, "--images", images / "good" / "0.png")
+    assert "1 image is few" in one.err
+    assert "one image alone has no rank" in " ".join(one.out.split())
+
+
+def test_enough_images_are_not_warned_of(vadexport, artifacts, plain_words, images, tmp_path):
+    for number in range(20):
+        shutil.copyfile(images / "good" / f"{number % 12}.png", tmp_path / f"{number}.png")
+    folder = artifacts / "onnxruntime-fp32"
+    verified = vadexport("verify", folder, *plain_words, "--images", tmp_path)
+    assert "are few" not in verified.err

@@ -177,6 +177,37 @@ def test_inspect_and_doctor(vadexport, artifacts, checkpoint):
     assert set(doctor["targets"]) == set(TARGETS)
 
 
+def test_json_of_a_detector_is_data(vadexport, checkpoint, plain, images, tmp_path):
+    (found,) = json.loads(vadexport("inspect", checkpoint, "--json").out)
+    assert found["source"] == str(checkpoint)
+    assert found["size"] == checkpoint.stat().st_size
+    assert found["parameters"] == sum(each.numel() for each in plain.parameters())
+    assert found["input"]["height"] == found["input"]["width"] == 96
+    assert found["network_input"]["size"] == [96, 96]
+    assert found["thresholds"]["image"] == plain.thresholds.image
+    assert found["fitted"]["memory_bank"] == list(plain.memory_bank.shape)
+    assert found["targets"] == list(TARGETS)
+    fitted = vadexport(
+        *("fit", "patchcore", images / "good", "-o", tmp_path / "d.safetensors"),
+        *("--coreset", "0.05", "--json"),
+    )
+    told = json.loads(fitted.out)
+    (seen,) = json.loads(vadexport("inspect", tmp_path / "d.safetensors", "--json").out)
+    assert told.pop("checkpoint") == str(tmp_path / "d.safetensors")
+    assert told == {key: seen[key] for key in told}
+    assert told["config"]["coreset_ratio"] == 0.05
+    assert told["fitted_on"] == 12
+
+
+def test_json_of_an_artifact_is_its_manifest(vadexport, artifacts):
+    folder = artifacts / "openvino-fp32"
+    (found,) = json.loads(vadexport("inspect", folder, "--json").out)
+    assert found.pop("artifact") == str(folder)
+    assert found == json.loads((folder / "manifest.json").read_text())
+    assert type(found["drift_unit"]) is float
+    assert found["files"]["model.bin"]["size"] == (folder / "model.bin").stat().st_size
+
+
 @pytest.mark.parametrize(
     "command", [[], ["fit"], ["build"], ["verify"], ["predict"], ["inspect"], ["doctor"]]
 )

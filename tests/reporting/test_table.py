@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from vadexport.reporting import summary_table
 from vadexport.reporting.wording import measured, percent
-from vadexport.verification.limits import Check
+from vadexport.verification.limits import Check, Limits
 from vadexport.verification.parity import ParityFigures
 from vadexport.verification.statistics import Interval
 
@@ -89,6 +89,20 @@ class TestTable:
             "openvino:int8: not checked: speed-up, lower end of its 95% interval: "
             "latency was not measured"
         )
+
+    @pytest.mark.parametrize(
+        ("images", "not_finite", "reason"),
+        [
+            (1, 0, "one image alone has no rank"),
+            (3, 2, "one image alone has no rank"),
+            (4, 0, "reference or artifact gives all images the same score"),
+        ],
+    )
+    def test_why_there_is_no_rank_correlation(self, make, images, not_finite, reason):
+        v = make.verification(limits=Limits(min_spearman=0.9), checks=())
+        found = replace(v.figures, images=images, not_finite=not_finite, spearman=None)
+        shown = " ".join(" ".join(lines(replace(v, figures=found))).split())
+        assert shown.endswith(f"raw scores: {reason}")
 
     def test_several_references(self, make):
         found = lines(make.verification(), make.verification(source_name="other.pt"))

@@ -45,13 +45,12 @@ def command(console: Console, *, as_json: bool) -> None:
       vadexport doctor
     """
     packages = _try_all(console)
-    targets = {str(target): _state(target, packages) for target in all_targets()}
     if as_json:
-        console.result(json.dumps(_as_json(targets, packages), indent=2))
+        console.result(json.dumps(_as_json(packages), indent=2))
         return
     machine = f"{processor_name()}, {available_threads()} threads, {platform.platform()}"
     rows = [("vadexport", __version__), ("machine", machine)]
-    rows += targets.items()
+    rows += [(str(target), _state(target, packages)) for target in all_targets()]
     rows += [(words, _words(packages[name])) for name, (words, _) in _HELPERS.items()]
     console.result(
         columns([(f"{name}:" if ":" not in name else name, text) for name, text in rows])
@@ -64,15 +63,20 @@ class _Package:
 
     Attributes:
         name: of its module.
+        status: `works`, `missing` (it is not installed) or `broken`.
         version: None where it is missing or broken.
-        problem: None where it works.
-        is_missing: it is not installed.
+        reason: why it is; None where it works.
     """
 
     name: str
+    status: str
     version: str | None = None
-    problem: str | None = None
-    is_missing: bool = False
+    reason: str | None = None
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong, for a reader; None where it works."""
+        return f"broken: {self.reason}" if self.status == "broken" else self.reason
 
 
 def _try_all(console: Console) -> dict[str, _Package]:
@@ -91,12 +95,12 @@ def _try_all(console: Console) -> dict[str, _Package]:
 
 def _try(name: str, extra: str | None) -> _Package:
     if importlib.util.find_spec(name) is None:
-        return _Package(name, problem=str(MissingPackageError(name, extra)), is_missing=True)
+        return _Package(name, "missing", reason=str(MissingPackageError(name, extra)))
     try:
         with Child(f"import of {name}", timeout_s=_IMPORT_TIMEOUT_S) as child:
-            return _Package(name, version=child.run(_import, name))
+            return _Package(name, "works", version=child.run(_import, name))
     except VadexportError as error:
-        return _Package(name, problem=f"broken: {error}")
+        return _Package(name, "broken", reason=str(error))
 
 
 def _import(name: str) -> str:
@@ -112,7 +116,7 @@ def _import(name: str) -> str:
 def _state(target: Target, packages: dict[str, _Package]) -> str:
     backend, nncf = packages[get_backend(target.backend).PACKAGE], packages["nncf"]
     if backend.problem is not None:
-        return f"missing: {backend.problem}" if backend.is_missing else backend.problem
+        return f"missing: {backend.problem}" if backend.status == "missing" else backend.problem
     if target.precision == "int8" and nncf.problem is not None:
         return f"{target.backend} {backend.version} runs it; to build it: {nncf.problem}"
     return f"works, {target.backend} {backend.version}"
@@ -122,13 +126,30 @@ def _words(package: _Package) -> str:
     return package.problem or f"{package.name} {package.version}"
 
 
-def _as_json(targets: dict[str, str], packages: dict[str, _Package]) -> dict[str, object]:
-    """Versions are null where a package is missing or broken."""
-    broken = {
-        one.name: one.problem for one in packages.values() if one.problem and not one.is_missing
-    }
+def _as_json(packages: dict[str, _Package]) -> dict[str, object]:
     return {
-        "targets": targets,
-        "packages": {name: packages[name].version for name in _HELPERS},
-        "broken": broken,
+        "vadexport": __version__,
+        "machine": {
+            "processor": processor_name(),
+            "threads": available_threads(),
+            "system": platform.platform(),
+        },
+        "targets": {str(target): _target_json(target, packages) for target in all_targets()},
+        "packages": {name: _status_json(packages[name]) for name in _HELPERS},
     }
+
+
+def _target_json(target: Target, packages: dict[str, _Package]) -> dict[str, object]:
+    """Whether it can be built and run here; what is built elsewhere may run where INT8 is not."""
+    backend = packages[get_backend(target.backend).PACKAGE]
+    needed = [backend, packages["nncf"]] if target.precision == "int8" else [backend]
+    worst = next((one for one in needed if one.status != "works"), backend)
+    return {
+        **_status_json(worst),
+        "version": backend.version,
+        "runs": backend.status == "works",
+    }
+
+
+def _status_json(package: _Package) -> dict[str, object]:
+    return {"status": package.status, "version": package.version, "reason": package.reason}

@@ -132,6 +132,7 @@ def _help(family: Family) -> str:
 
 def _fit(console: Console, family: Family, arguments: dict[str, Any]) -> None:
     from vadexport.fitting import FitOptions, fit, training_kept_since
+    from vadexport.inspecting import detector_json
 
     output: Path = arguments["output"]
     start = time.time()
@@ -164,6 +165,7 @@ def _fit(console: Console, family: Family, arguments: dict[str, Any]) -> None:
         "checkpoint": str(output),
     }
     if arguments["as_json"]:
-        console.result(json.dumps({**facts, "thresholds": limits.to_json()}, indent=2))
+        described = {"checkpoint": str(output), **detector_json(detector)}
+        console.result(json.dumps(described, indent=2))
     else:
         console.result(columns(list(facts.items())))

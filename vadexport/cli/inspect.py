@@ -2,14 +2,19 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from vadexport.artifact import MANIFEST_FILE, find_artifacts, open_artifact
+from vadexport.artifact import MANIFEST_FILE, Artifact, find_artifacts, open_artifact
 from vadexport.cli.console import Console, columns
 from vadexport.cli.options import PATH, console_options, json_option
 from vadexport.contract import ImageInput
+from vadexport.inspecting import artifact_json, source_json
+from vadexport.targets import all_targets
+
+if TYPE_CHECKING:
+    from vadexport.sources import Source
 
 
 @click.command("inspect")
@@ -26,10 +31,18 @@ def command(console: Console, *, path: Path, as_json: bool) -> None:
       vadexport inspect detector.safetensors
       vadexport inspect artifact
     """
+    described: list[dict[str, Any]]
     if path.is_dir():
-        described = [_describe_artifact(folder) for folder in find_artifacts(path)]
+        opened = [open_artifact(folder) for folder in find_artifacts(path)]
+        described = [
+            artifact_json(one.folder, one.manifest) if as_json else _describe_artifact(one)
+            for one in opened
+        ]
     else:
-        described = [_describe_source(path)]
+        from vadexport.sources import open_source
+
+        source = open_source(path)
+        described = [source_json(source) if as_json else _describe_source(source)]
     if as_json:
         console.result(json.dumps(described, indent=2))
     else:
@@ -37,17 +50,13 @@ def command(console: Console, *, path: Path, as_json: bool) -> None:
         console.result("\n\n".join(texts))
 
 
-def _describe_source(path: Path) -> dict[str, Any]:
-    from vadexport.sources import open_source
-    from vadexport.targets import all_targets
-
-    source = open_source(path)
+def _describe_source(source: "Source") -> dict[str, str | int | float]:
     detector = source.detector
     image_input, preprocessing = detector.image_input, detector.preprocessing.config
     limits = detector.thresholds
     parameters = sum(parameter.numel() for parameter in detector.parameters())
     return {
-        "source": str(path),
+        "source": str(source.path),
         "kind": f"{source.kind}, holds no code",
         "family": detector.family,
         **detector.describe(),
@@ -62,13 +71,13 @@ def _describe_source(path: Path) -> dict[str, Any]:
     }
 
 
-def _describe_artifact(folder: Path) -> dict[str, Any]:
-    manifest = open_artifact(folder).manifest
+def _describe_artifact(artifact: Artifact) -> dict[str, str]:
+    manifest = artifact.manifest
     image_input, calibration = manifest.image_input, manifest.calibration
     batch = "any batch" if image_input.batch is None else f"batch {image_input.batch}"
     drift = manifest.parity[-1].get("drift_max") if manifest.parity else None
     return {
-        "artifact": str(folder),
+        "artifact": str(artifact.folder),
         "target": str(manifest.target),
         "precision": ", ".join(f"{part} {kind}" for part, kind in manifest.precision.items()),
         "built from": f"{manifest.source.get('family')} ({manifest.source.get('kind')}), "

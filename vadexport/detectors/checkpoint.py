@@ -1,6 +1,7 @@
 """Detectors on disk: safetensors, the configuration in the header. Never a pickle."""
 
 import json
+import pickletools
 import re
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ _SCHEMA_VERSION = 1
 _MOST_IMAGES = 1_000_000
 _DIGEST = re.compile(r"[0-9a-f]{16}")
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80")
+#: Opcodes and bytes that are looked at to tell an old pickle from anything else.
+_OPCODES, _OPCODES_WITHIN = 8, 4096
 
 
 def save_detector(detector: Detector, path: Path) -> None:
@@ -108,20 +111,19 @@ def _read_digests(value: Any) -> tuple[str, ...]:
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     try:
         with path.open("rb") as file:
-            start = file.read(9)
+            start = file.read(_OPCODES_WITHIN)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
     # A safetensors file starts with its header's length, which may look like a pickle, then "{".
-    if start.startswith(_PICKLE_STARTS) and start[8:] != b"{":
-        raise InputError(
-            f"{path} is a pickle (a PyTorch checkpoint), which can run code when it is loaded: "
-            "refused; vadexport reads detectors that `vadexport fit` wrote (.safetensors)"
-        )
+    if start.startswith(_PICKLE_STARTS) and start[8:9] != b"{":
+        raise _pickle_error(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
+        if _is_old_pickle(start):
+            raise _pickle_error(path) from None
         raise InputError(
             f"{path} is truncated, damaged or not a safetensors file: {error}"
         ) from None
@@ -137,3 +139,27 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     if not isinstance(header, dict):
         raise InputError(f"{path}: the header's vadexport entry is not an object")
     return header, state
+
+
+def _is_old_pickle(start: bytes) -> bool:
+    """Whether a file begins with opcodes of pickle's protocols 0 and 1, which have no mark.
+
+    They are read, never run. Other files may begin so by chance: ask only of one that is refused.
+    """
+    found = []
+    try:
+        for opcode, _, _ in pickletools.genops(start):
+            found.append(opcode)
+            if opcode.name == "STOP" or len(found) == _OPCODES:
+                is_first_fit = not found[0].stack_before
+                return is_first_fit and all(each.proto <= 1 for each in found)
+    except ValueError:
+        pass
+    return False
+
+
+def _pickle_error(path: Path) -> InputError:
+    return InputError(
+        f"{path} is a pickle (a PyTorch checkpoint), which can run code when it is loaded: "
+        "refused; vadexport reads detectors that `vadexport fit` wrote (.safetensors)"
+    )

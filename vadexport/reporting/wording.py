@@ -110,10 +110,13 @@ _LIMITS: Final[tuple[tuple[str, str, str, Callable[[float], str], str], ...]] = 
     ),
 )
 
+_ONE_IMAGE: Final = "one image alone has no rank"
+
 
 def limit_rows(verification: Verification) -> list[LimitRow]:
     """Every limit there can be, with what became of it."""
     checks = {check.name: check for check in verification.checks}
+    compared = verification.figures.images - verification.figures.not_finite
     rows = []
     for field, name, words, written, reason in _LIMITS:
         limit = getattr(verification.limits, field)
@@ -121,7 +124,8 @@ def limit_rows(verification: Verification) -> list[LimitRow]:
         if limit is None:
             rows.append(LimitRow(words, MISSING, "no limit", ""))
         elif check is None:
-            rows.append(LimitRow(words, written(limit), "not checked", reason))
+            why = _ONE_IMAGE if name == "spearman" and compared < 2 else reason
+            rows.append(LimitRow(words, written(limit), "not checked", why))
         else:
             rows.append(LimitRow(words, written(limit), verdict(check.held), check.line))
     return rows
