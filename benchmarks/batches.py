@@ -1,0 +1,117 @@
+"""Every family at batch 1, 8 and dynamic, at 256x256 and 320x192: image by image against PyTorch.
+
+Detectors are fitted for a few steps on noise, for agreement needs weights, not good ones. Each
+graph runs in ONNX Runtime and OpenVINO; the table holds the largest drift of a raw score, in units
+of the interquartile range of the reference's scores of the twelve images, and the largest
+difference of a map, as a fraction of the maps' mean range.
+
+    python benchmarks/batches.py [--families patchcore,…]
+"""
+
+import argparse
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+
+from vadexport.backends.onnxruntime import compile_graph as compile_onnx
+from vadexport.backends.onnxruntime import open_runner as open_onnx
+from vadexport.backends.openvino import compile_graph as compile_openvino
+from vadexport.backends.openvino import open_runner as open_openvino
+from vadexport.contract import ANOMALY_MAP, RAW_SCORE, ImageInput
+from vadexport.detectors.base import Detector
+from vadexport.detectors.families import FAMILIES
+from vadexport.passes import DEFAULT_PASSES, apply_passes
+from vadexport.telemetry import forbid_telemetry
+from vadexport.tracing.graph import simplify, trace
+from vadexport.verification.statistics import interquartile_range
+
+SIZES = ((256, 256), (320, 192))
+BATCHES = (1, 8, None)
+IMAGES = 12
+FEW_STEPS = {"steps": 3}
+CHOICES = {
+    "patchcore": {"coreset_ratio": 0.002},
+    "padim": {"channels": 20},
+    "student_teacher": FEW_STEPS,
+    "efficient_ad": {**FEW_STEPS, "teacher_steps": 3},
+    "autoencoder": FEW_STEPS,
+    "diffusion": FEW_STEPS,
+}
+BACKENDS = {
+    "onnxruntime": (compile_onnx, open_onnx),
+    "openvino": (compile_openvino, open_openvino),
+}
+
+
+def main() -> None:
+    """Print a row for each family, size and batch."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--families", default=",".join(FAMILIES))
+    forbid_telemetry()
+    print("| family | size | batch | drift, onnxruntime | openvino | map, onnxruntime | openvino |")
+    print("|---|---|---|---|---|---|---|")
+    for family in parser.parse_args().families.split(","):
+        for size in SIZES:
+            images = noise(size)
+            detector = fitted(family, images, size)
+            for batch in BATCHES:
+                found = differences(detector, images, batch)
+                drifts, maps = ([each[n] for each in found] for n in (0, 1))
+                figures = " | ".join(f"{each:.1e}" for each in (*drifts, *maps))
+                print(f"| {family} | {size[0]}x{size[1]} | {batch} | {figures} |", flush=True)
+
+
+def noise(size: tuple[int, int]) -> list[np.ndarray]:
+    """Images of coarse and fine noise, each with its own contrast, uint8 [h, w, 3]."""
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(IMAGES):
+        coarse = rng.normal(size=(size[0] // 16, size[1] // 16, 3)).repeat(16, 0).repeat(16, 1)
+        mixed = (
+            128 + rng.uniform(10, 40) * coarse + rng.uniform(5, 30) * rng.normal(size=(*size, 3))
+        )
+        found.append(mixed.clip(0, 255).astype(np.uint8))
+    return found
+
+
+def fitted(family: str, images: list[np.ndarray], size: tuple[int, int]) -> Detector:
+    """A detector of that family for images of that size, at that size."""
+    found = FAMILIES[family]
+    config = found.load(found.config)(**CHOICES[family])
+    detector: Detector = found.load("fit")(images, config, ImageInput(*size, 3), size=size)
+    return detector.eval()
+
+
+def differences(
+    detector: Detector, images: list[np.ndarray], batch: int | None
+) -> list[tuple[float, float]]:
+    """Largest drift and map difference of each backend; PyTorch scores each image alone."""
+    image_input = replace(detector.image_input, batch=batch)
+    model, _ = apply_passes(simplify(trace(detector, image_input)).model, DEFAULT_PASSES)
+    with torch.inference_mode():
+        alone = [detector(torch.from_numpy(image)[None]) for image in images]
+    expected = np.array([float(one[RAW_SCORE]) for one in alone])
+    expected_maps = np.concatenate([one[ANOMALY_MAP].numpy() for one in alone])
+    spread = float(np.ptp(expected_maps, axis=(1, 2, 3)).mean())
+    unit = interquartile_range(expected)
+    found = []
+    for compile_graph, open_runner in BACKENDS.values():
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            onnx.save(model, folder / "graph.onnx")
+            compile_graph(folder / "graph.onnx", folder)
+            runner = open_runner(folder, "fp32", 2)
+            parts = [(runner.infer(c), n) for c, n in image_input.batches(np.stack(images))]
+        raw = np.concatenate([outputs[RAW_SCORE][:count] for outputs, count in parts])
+        maps = np.concatenate([outputs[ANOMALY_MAP][:count] for outputs, count in parts])
+        drift, moved = np.abs(raw - expected).max(), np.abs(maps - expected_maps).max()
+        found.append((float(drift / unit), float(moved / spread)))
+    return found
+
+
+if __name__ == "__main__":
+    main()

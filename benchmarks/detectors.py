@@ -1,0 +1,177 @@
+"""Every family of detectors, the whole way, on solar cells and on woven cloth.
+
+Each is fitted on 100 normal images with its own defaults, built for three targets, verified and
+evaluated by the commands that users run. Families that train are stopped after --minutes. What was
+measured is kept in OUTPUT/results.json after each step, so a run that was stopped goes on; the
+table goes to standard output, and into a document between its two markers.
+
+    python benchmarks/detectors.py [--families patchcore,…] [--data mono,poly,cloth] [--minutes 2]
+        [--document docs/detectors.md]
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from textures import write_category
+
+from vadexport.backends.base import available_threads
+from vadexport.detectors.families import FAMILIES
+from vadexport.machine import processor_name, tool_versions
+
+OUTPUT = Path("benchmark-output")
+TARGETS = ("openvino:fp32", "openvino:int8", "onnxruntime:fp32")
+#: Images of each part of the solar cells; no image is in two of them.
+INTACT = {"train/good": 100, "calibration/good": 80, "test/good": 150}
+DEFECTIVE = {"test/defective": 150}
+MARKERS = ("<!-- table: begin -->\n", "<!-- table: end -->\n")
+
+
+def main() -> None:
+    """Measure what is not yet measured, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--families", default=",".join(FAMILIES))
+    parser.add_argument("--data", default="mono,poly,cloth")
+    parser.add_argument("--minutes", type=float, default=2.0, help="of training, at most")
+    parser.add_argument("--document", type=Path, help="whose table is replaced")
+    options = parser.parse_args()
+    OUTPUT.mkdir(exist_ok=True)
+    results = OUTPUT / "results.json"
+    found: dict[str, Any] = json.loads(results.read_text()) if results.exists() else {}
+    for data in options.data.split(","):
+        folder = lay_out(data)
+        for family in options.families.split(","):
+            key = f"{data}/{family}"
+            if key not in found:
+                found[key] = measure(folder, family, options.minutes)
+                results.write_text(json.dumps(found, indent=2) + "\n")
+            print(key, json.dumps(found[key]), flush=True)
+    table = as_table(found)
+    print(table)
+    if options.document is not None:
+        before, rest = options.document.read_text(encoding="utf-8").split(MARKERS[0])
+        after = rest.split(MARKERS[1])[1]
+        options.document.write_text(
+            f"{before}{MARKERS[0]}{table}{MARKERS[1]}{after}", encoding="utf-8"
+        )
+
+
+def lay_out(data: str) -> Path:
+    """The category folder of a data set."""
+    folder = OUTPUT / data
+    if folder.exists():
+        return folder
+    if data == "cloth":
+        write_category(folder)
+        return folder
+    spec = find_spec("elpv_dataset")
+    if spec is None or spec.origin is None:
+        sys.exit("the benchmark needs the package elpv-dataset: pip install 'vadexport[demo]'")
+    source = Path(spec.origin).parent / "data"
+    rows = [line.split() for line in (source / "labels.csv").read_text().splitlines()]
+    rng = np.random.default_rng(0)
+    for parts, probability in ((INTACT, 0.0), (DEFECTIVE, 1.0)):
+        names = [row[0] for row in rows if row[2] == data and float(row[1]) == probability]
+        chosen = iter(rng.permutation(names))
+        for part, count in parts.items():
+            (folder / part).mkdir(parents=True)
+            for _ in range(count):
+                shutil.copy(source / next(chosen), folder / part)
+    return folder
+
+
+def measure(data: Path, family: str, minutes: float) -> dict[str, Any]:
+    """Fit, build, verify and evaluate one family; figures by name."""
+    work = OUTPUT / "work"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    checkpoint, artifacts = work / "d.safetensors", work / "artifacts"
+    bound = ["--max-minutes", str(minutes)] if FAMILIES[family].trains else []
+    started = time.monotonic()
+    run("fit", family, data / "train", "-o", checkpoint, *bound)
+    seconds = time.monotonic() - started
+    targets = [word for target in TARGETS for word in ("--target", target)]
+    run(
+        *("build", checkpoint, "-o", artifacts, *targets),
+        *("--calibration", data / "calibration"),
+    )
+    verified = run("verify", artifacts, "--reference", checkpoint, "--images", data / "test")
+    evaluated = run("evaluate", checkpoint, data)["categories"][0]
+    return {
+        "fit_s": round(seconds),
+        "mb": round(checkpoint.stat().st_size / 1e6, 1),
+        "image_auroc": evaluated["image_auroc"],
+        "pixel_auroc": evaluated.get("pixel_auroc"),
+        "aupro": evaluated.get("aupro"),
+        "targets": {each["parity"]["target"]: figures_of(each) for each in verified},
+    }
+
+
+def figures_of(verified: dict[str, Any]) -> dict[str, Any]:
+    """What the table shows of one artifact."""
+    parity, latency = verified["parity"], verified["latency"]
+    return {
+        "drift": parity["figures"]["drift_max"],
+        "flips": parity["figures"]["flips"],
+        "images": parity["figures"]["images"],
+        "auroc": parity["figures"]["auroc"],
+        "spearman": parity["figures"]["spearman"],
+        "speedup": latency["speedup"]["ratio"],
+        "disturbed": max(latency[who]["disturbed_calls"] or 0 for who in ("artifact", "reference")),
+        "ms": latency["artifact"]["median_ms"],
+        "reference_ms": latency["reference"]["median_ms"],
+    }
+
+
+def run(*words: object) -> Any:
+    """Run a command of vadexport; what it prints as JSON."""
+    command = [sys.executable, "-m", "vadexport", *map(str, words), "--json", "-q"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode not in (0, 1):
+        sys.exit(f"{' '.join(command)} ended with {done.returncode}")
+    return json.loads(done.stdout)
+
+
+def as_table(found: dict[str, Any]) -> str:
+    """Two Markdown tables: the detectors, and what became of them on each target."""
+    lines = [
+        f"{processor_name()}, {available_threads()} threads; "
+        + ", ".join(f"{name} {version}" for name, version in tool_versions().items()),
+        "",
+        "| data | family | image AUROC | pixel AUROC | AUPRO | fit, s | checkpoint, MB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for key, one in found.items():
+        data, family = key.split("/")
+        quality = " | ".join(_three(one[name]) for name in ("image_auroc", "pixel_auroc", "aupro"))
+        lines.append(f"| {data} | {family} | {quality} | {one['fit_s']} | {one['mb']} |")
+    lines += [
+        "",
+        "| data | family | target | largest drift | Spearman | flips | AUROC | ms | speed-up |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for key, one in found.items():
+        data, family = key.split("/")
+        for target, each in one["targets"].items():
+            doubt = " (disturbed)" if each["disturbed"] > 0.1 else ""
+            lines.append(
+                f"| {data} | {family} | {target} | {each['drift']:.2g} | {each['spearman']:.4f} "
+                f"| {each['flips']}/{each['images']} | {_three(each['auroc'])} "
+                f"| {each['ms']:.1f} | {each['speedup']:.2f}{doubt} |"
+            )
+    return "\n".join([*lines, ""])
+
+
+def _three(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+if __name__ == "__main__":
+    main()
