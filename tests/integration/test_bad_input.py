@@ -44,6 +44,7 @@ def good(images, tmp_path):
         ["build", "nowhere.safetensors", "-o", "a"],
         ["verify", "nowhere", "--reference", "nowhere.safetensors", "--images", "nowhere"],
         ["predict", "nowhere", "nowhere"],
+        ["evaluate", "nowhere", "nowhere"],
         ["inspect", "nowhere"],
     ],
 )

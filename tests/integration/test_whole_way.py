@@ -209,7 +209,8 @@ def test_json_of_an_artifact_is_its_manifest(vadexport, artifacts):
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["fit"], ["build"], ["verify"], ["predict"], ["inspect"], ["doctor"]]
+    "command",
+    [[], ["fit"], ["build"], ["verify"], ["evaluate"], ["predict"], ["inspect"], ["doctor"]],
 )
 def test_every_command_has_help_with_an_example(vadexport, command):
     shown = vadexport(*command, "--help")

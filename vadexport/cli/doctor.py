@@ -27,6 +27,8 @@ _HELPERS = {
     "nncf": ("INT8", "int8"),
     "jinja2": ("HTML reports", "report"),
     "timm": ("backbones of timm", "timm"),
+    "diffusers": ("fit diffusion", "diffusion"),
+    "pydicom": ("DICOM images", "dicom"),
 }
 #: A disk that is read for the first time takes its time; an import that hangs must end.
 _IMPORT_TIMEOUT_S = 60

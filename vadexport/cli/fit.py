@@ -67,16 +67,20 @@ def _command_of(family: Family) -> click.Command:
     own = [_option(each, hints[each.name]) for each in dataclasses.fields(config)]
     decorated = click.command(family.name, help=_help(family))(run)
     training = _training_options() if family.trains else []
-    decorated.params = [*_common(), *training, *own, *decorated.params]
+    decorated.params = [*_common(family), *training, *own, *decorated.params]
     return decorated
 
 
-def _common() -> list[click.Parameter]:
+def _common(family: Family) -> list[click.Parameter]:
     @click.argument("images")
     @click.option(
         "-o", "--output", type=PATH, required=True, help="Checkpoint to write (safetensors)."
     )
-    @click.option("--size", type=SizeType(), help="The network's input. [default: the images']")
+    @click.option(
+        "--size",
+        type=SizeType(),
+        help=f"The network's input. [default: {family.default_size}]",
+    )
     @click.option(
         "--quantile",
         type=NumberType(0, 1, min_open=True),

@@ -22,6 +22,7 @@ class Family:
         detector: name of its class.
         config: name of the dataclass of its choices.
         trains: whether it trains by gradient descent.
+        default_size: of the network's input, in words.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Family:
     detector: str
     config: str
     trains: bool = False
+    default_size: str = "the images'"
 
     def load(self, name: str) -> Any:
         """Something of the family's module."""
@@ -82,6 +84,7 @@ _ALL = (
         "Diffusion",
         "DiffusionConfig",
         trains=True,
+        default_size="the images', scaled to at most 64 pixels a side",
     ),
 )
 
