@@ -13,10 +13,14 @@ from onnx import TensorProto, numpy_helper
 from vadexport.backends.child import Child
 from vadexport.backends.registry import get_backend
 from vadexport.calibration import quantise
+from vadexport.contract import ImageInput
+from vadexport.detectors.diffusion import DiffusionConfig
+from vadexport.detectors.diffusion import fit as fit_diffusion
 from vadexport.errors import BackendError, InputError, MissingPackageError
 from vadexport.images import ImageFile
 from vadexport.images.colouring import save_png
 from vadexport.passes import DEFAULT_PASSES, apply_passes
+from vadexport.tracing.graph import simplify, trace
 
 
 @dataclass
@@ -300,3 +304,32 @@ class TestRefused:
                 resizing.image_input,
                 print,
             )
+
+
+@pytest.mark.slow
+def test_every_denoising_step_gets_the_ranges_of_its_own_input(crops, files, tmp_path):
+    config = DiffusionConfig(width=8, steps=3, denoise_steps=3, blur_sigma=0.5)
+    detector = fit_diffusion(crops, config, ImageInput(96, 96, 1), size=(32, 32))
+    graph = simplify(trace(detector, detector.image_input))
+    _, model, _ = quantised(graph, files["plain"], detector.image_input, tmp_path)
+    reached = [0.0, 0.0, 0.0]
+    calls = []
+
+    def note(_module, inputs):
+        number = len(calls) % 3
+        calls.append(number)
+        reached[number] = max(reached[number], float(inputs[0].abs().max()))
+
+    detector.denoiser.unet.conv_in.register_forward_pre_hook(note)
+    with torch.inference_mode():
+        for crop in crops:
+            detector(torch.from_numpy(crop)[None])
+    producers = {name: node for node in model.graph.node for name in node.output}
+    values = {each.name: numpy_helper.to_array(each) for each in model.graph.initializer}
+    scales = []
+    for node in model.graph.node:
+        weight = producers.get(node.input[1]) if node.op_type == "Conv" else None
+        if weight is not None and "unet.conv_in" in weight.input[0]:
+            scales.append(float(values[producers[node.input[0]].input[1]]))
+    assert len(set(scales)) == 3
+    assert sorted(scales) == pytest.approx(sorted(each / 127 for each in reached), rel=0.02)
