@@ -162,7 +162,7 @@ def as_table(found: dict[str, Any]) -> str:
         for target, each in one["targets"].items():
             doubt = " (disturbed)" if each["disturbed"] > 0.1 else ""
             lines.append(
-                f"| {data} | {family} | {target} | {each['drift']:.2g} | {each['spearman']:.4f} "
+                f"| {data} | {family} | {target} | {each['drift']:.2g} | {_four(each['spearman'])} "
                 f"| {each['flips']}/{each['images']} | {_three(each['auroc'])} "
                 f"| {each['ms']:.1f} | {each['speedup']:.2f}{doubt} |"
             )
@@ -171,6 +171,10 @@ def as_table(found: dict[str, Any]) -> str:
 
 def _three(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
+
+
+def _four(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
 
 
 if __name__ == "__main__":

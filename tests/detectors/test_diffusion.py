@@ -120,17 +120,22 @@ def looped():
 
 
 class TestLoop:
-    @pytest.mark.slow
-    @pytest.mark.parametrize("batch", [1, 3, None])
-    @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-    def test_the_graph_loops_and_agrees(self, looped, tmp_path, batch, backend):
+    @pytest.fixture(scope="class", params=[3, None])
+    def graph(self, request, looped, tmp_path_factory):
+        """The looped detector's graph at a batch, and images for it."""
+        batch = request.param
         model = simplify(trace(looped, replace(looped.image_input, batch=batch))).model
         assert [node.op_type for node in model.graph.node].count("Loop") == 1
-        fed = np.stack(images()[: batch or 2])
+        path = tmp_path_factory.mktemp("loop") / "model.onnx"
+        path.write_bytes(model.SerializeToString())
+        return path, np.stack(images()[: batch or 2])
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+    def test_the_graph_loops_and_agrees(self, looped, graph, backend):
+        path, fed = graph
         with torch.inference_mode():
             expected = looped(torch.from_numpy(fed))
-        path = tmp_path / "model.onnx"
-        path.write_bytes(model.SerializeToString())
         if backend == "onnxruntime":
             session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
             names = [output.name for output in session.get_outputs()]
