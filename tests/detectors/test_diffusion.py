@@ -119,17 +119,18 @@ def looped():
     return fit(images(), config, ImageInput(*SIZE, 1), size=SIZE)
 
 
-class TestLoop:
-    @pytest.fixture(scope="class", params=[3, None])
-    def graph(self, request, looped, tmp_path_factory):
-        """The looped detector's graph at a batch, and images for it."""
-        batch = request.param
-        model = simplify(trace(looped, replace(looped.image_input, batch=batch))).model
-        assert [node.op_type for node in model.graph.node].count("Loop") == 1
-        path = tmp_path_factory.mktemp("loop") / "model.onnx"
-        path.write_bytes(model.SerializeToString())
-        return path, np.stack(images()[: batch or 2])
+@pytest.fixture(scope="module", params=[3, None])
+def graph(request, looped, tmp_path_factory):
+    """The looped detector's graph at a batch, and images for it."""
+    batch = request.param
+    model = simplify(trace(looped, replace(looped.image_input, batch=batch))).model
+    assert [node.op_type for node in model.graph.node].count("Loop") == 1
+    path = tmp_path_factory.mktemp("loop") / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path, np.stack(images()[: batch or 2])
 
+
+class TestLoop:
     @pytest.mark.slow
     @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
     def test_the_graph_loops_and_agrees(self, looped, graph, backend):
