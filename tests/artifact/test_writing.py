@@ -251,6 +251,21 @@ class TestRefused:
         assert tree(artifact) == {"half": b"written"}
         assert [path.name for path in artifact.parent.iterdir()] == ["artifact"]
 
+    def test_a_lock_file_that_its_owner_has_just_removed(self, tmp_path, monkeypatch):
+        fcntl = pytest.importorskip("fcntl")
+        lock = fcntl.flock
+
+        def late(descriptor, operation):
+            (tmp_path / ".artifact.lock").unlink()
+            lock(descriptor, operation)
+
+        monkeypatch.setattr(fcntl, "flock", late)
+        with (
+            pytest.raises(InputError, match=r"another process is writing .*artifact"),
+            written_atomically(tmp_path / "artifact"),
+        ):
+            pytest.fail("the block must not run")
+
     def test_writers_of_two_folders_do_not_meet(self, tmp_path):
         with writer(tmp_path / "one"), written_atomically(tmp_path / "two") as staging:
             (staging.result / "model").write_text("new")

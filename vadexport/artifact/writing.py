@@ -71,7 +71,7 @@ def written_atomically(destination: Path) -> Iterator[Staging]:
     except OSError as error:
         raise InputError(f"cannot write {destination}: {error.strerror}") from None
     with lock:
-        _lock(lock.fileno(), destination)
+        _lock(lock.fileno(), Path(lock.name), destination)
         try:
             _restore(destination, old)
             shutil.rmtree(partial, ignore_errors=True)
@@ -104,13 +104,18 @@ def _refuse_foreign(destination: Path) -> None:
         )
 
 
-def _lock(descriptor: int, destination: Path) -> None:
+def _lock(descriptor: int, path: Path, destination: Path) -> None:
     """Keep other builds out; on Windows two builds into one folder are not told apart."""
-    if sys.platform != "win32":
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"another process is writing {destination}") from None
+    if sys.platform == "win32":
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # A file that was opened before its last owner removed it locks nothing any more.
+        held = os.path.samestat(os.fstat(descriptor), path.stat())
+    except OSError:
+        held = False
+    if not held:
+        raise InputError(f"another process is writing {destination}")
 
 
 def _restore(destination: Path, old: Path) -> None:
