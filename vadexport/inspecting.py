@@ -23,6 +23,7 @@ def detector_json(detector: "Detector") -> dict[str, Any]:
             name: list(value.shape) for name, value in detector.named_buffers(recurse=False)
         },
         "fitted_on": len(detector.fitted_on),
+        "stages": [stage.to_json() for stage in detector.stages],
         "input": detector.image_input.to_json(),
         "network_input": {
             "size": list(preprocessing.size),

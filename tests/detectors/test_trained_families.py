@@ -11,7 +11,7 @@ from vadexport import contract
 from vadexport.contract import ImageInput
 from vadexport.detectors.checkpoint import load_detector, save_detector
 from vadexport.detectors.families import FAMILIES
-from vadexport.detectors.training import Training
+from vadexport.detectors.training import NormalImages, Training
 from vadexport.errors import InputError
 from vadexport.tracing.graph import simplify, trace
 
@@ -276,3 +276,23 @@ def test_wrong_choices(name, choices):
     family = FAMILIES[name]
     with pytest.raises(InputError):
         family.load(family.config)(**choices)
+
+
+@families
+def test_the_checkpoint_tells_how_training_ended(detectors, name, tmp_path):
+    save_detector(detectors(name), tmp_path / "d.safetensors")
+    loaded = load_detector(tmp_path / "d.safetensors")
+    assert loaded.stages == detectors(name).stages
+    assert [stage.name for stage in loaded.stages] == list(TINY[name][1])
+    for stage in loaded.stages:
+        assert (stage.steps, stage.ended) == (stage.of, "all steps")
+    assert f"{stage.of} of {stage.of} steps (all steps)" in loaded.facts()["training"]
+
+
+def test_the_channels_of_efficient_ads_teacher_count_alike(detectors):
+    detector = detectors("efficient_ad")
+    order = NormalImages(images_of(SHAPES["square"][0]), detector.preprocessing, seed=0)
+    with torch.inference_mode():
+        found = detector.teacher(order.batch(order.training)).double()
+    assert found.mean(dim=(0, 2, 3)).abs().max() < 1e-3
+    assert (found.square().mean(dim=(0, 2, 3)) - 1).abs().max() < 1e-2

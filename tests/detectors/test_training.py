@@ -1,3 +1,4 @@
+import itertools
 import json
 from dataclasses import replace
 
@@ -289,3 +290,37 @@ def test_a_family_that_does_not_train_takes_no_minutes(tmp_path):
     options = FitOptions("patchcore", "none", tmp_path / "x.safetensors", max_minutes=1.0)
     with pytest.raises(InputError, match="takes no --max-minutes"):
         fit(options, Listener())
+
+
+def test_a_stage_that_ran_out_of_time_goes_on_and_says_so(images, tmp_path):
+    training = Training(max_minutes=1e-9, state=tmp_path / "state")
+    _, first = run(images, training=training)
+    assert (first.steps, first.of, first.ended) == (1, 20, "out of time")
+    _, second = run(images, training=training)
+    assert second.steps == 2
+    _, third = run(images, training=replace(training, max_minutes=None))
+    assert (third.steps, third.ended) == (20, "all steps")
+
+
+def test_a_stage_without_a_better_loss_says_so(images):
+    # Nothing is learnt, so the loss on the held-out images never improves again.
+    _, stage = run(images, plan=replace(PLAN, steps=400, learning_rate=1e-30, patience=2))
+    assert stage.ended == "no better loss"
+    assert stage.steps < 400
+
+
+def test_a_time_limit_brings_the_learning_rate_down_with_it(images, monkeypatch):
+    clock = itertools.count(step=1.0)
+    monkeypatch.setattr(training_module.time, "monotonic", lambda: next(clock) * 3)
+    rates = []
+    step = torch.optim.Adam.step
+
+    def noted(self, *arguments):
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", noted)
+    _, stage = run(images, plan=replace(PLAN, steps=1000), training=Training(max_minutes=1.0))
+    assert stage.ended == "out of time"
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] < 0.1 * PLAN.learning_rate

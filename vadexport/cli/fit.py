@@ -165,6 +165,11 @@ def _fit(console: Console, family: Family, arguments: dict[str, Any]) -> None:
     facts = {
         "family": family.name,
         **detector.describe(),
+        **(
+            {"training": "; ".join(stage.words for stage in detector.stages)}
+            if detector.stages
+            else {}
+        ),
         "threshold": f"{limits.image:.4f} ({limits.rule})",
         "checkpoint": str(output),
     }

@@ -60,6 +60,11 @@ def _describe_source(source: "Source") -> dict[str, str | int | float]:
         "kind": f"{source.kind}, holds no code",
         "family": detector.family,
         **detector.describe(),
+        **(
+            {"training": "; ".join(stage.words for stage in detector.stages)}
+            if detector.stages
+            else {}
+        ),
         "parameters": f"{parameters:,}",
         "input": _input(image_input),
         "network input": f"{preprocessing.size[0]}×{preprocessing.size[1]}, "

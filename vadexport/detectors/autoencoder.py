@@ -253,7 +253,8 @@ def fit(  # noqa: PLR0913 - the call that all families share
         learning_rate=config.learning_rate,
         seed=config.seed,
     )
-    train(detector.autoencoder, loss, normal, plan, training or Training(), progress)
+    stage = train(detector.autoencoder, loss, normal, plan, training or Training(), progress)
+    detector.stages = (stage,)
     detector.cpu().eval().requires_grad_(requires_grad=False)
     set_thresholds(detector, normal, quantile, progress)
     return detector

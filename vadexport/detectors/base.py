@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vadexport import contract
 from vadexport.contract import ImageInput
 from vadexport.detectors.preprocessing import Preprocessing, PreprocessingConfig
+from vadexport.detectors.stages import Stage
 from vadexport.detectors.stored_config import as_json, read_config
 from vadexport.thresholds import Thresholds
 
@@ -44,6 +45,7 @@ class Detector(nn.Module, ABC):
         thresholds: set by fitting.
         normal_scores: float32 [n], raw scores of the normal images that set the thresholds;
             their spread is the unit of drift.
+        stages: what came of each stage of training; empty for families that do not train.
         fitted_on: `image_digest` of each image file it was fitted on, sorted; empty if unknown.
     """
 
@@ -62,6 +64,7 @@ class Detector(nn.Module, ABC):
         self.preprocessing = Preprocessing(preprocessing)
         self.thresholds = Thresholds(0.0, 0.0, 0.0, 1.0, "not fitted")
         self.fitted_on: tuple[str, ...] = ()
+        self.stages: tuple[Stage, ...] = ()
         self.register_buffer("normal_scores", torch.zeros(0))
 
     @abstractmethod
@@ -120,6 +123,11 @@ class Detector(nn.Module, ABC):
     def describe(self) -> dict[str, str | int | float]:
         """What `inspect` shows beyond the common facts."""
         return {}
+
+    def facts(self) -> dict[str, str | int | float]:
+        """`describe`, and how training ended where there was any."""
+        training = "; ".join(stage.words for stage in self.stages)
+        return {**self.describe(), **({"training": training} if training else {})}
 
     def postprocess(self, raw_score: Tensor, anomaly_map: Tensor) -> dict[str, Tensor]:
         """The contract's outputs; `pred_score` by anomalib's min–max rule, threshold at 0.5."""

@@ -14,6 +14,7 @@ from vadexport.contract import ImageInput
 from vadexport.detectors.base import Detector
 from vadexport.detectors.families import FAMILIES
 from vadexport.detectors.preprocessing import PreprocessingConfig
+from vadexport.detectors.stages import read_stages
 from vadexport.errors import InputError
 from vadexport.files import written_whole
 from vadexport.thresholds import Thresholds
@@ -42,6 +43,7 @@ def save_detector(detector: Detector, path: Path) -> None:
         "thresholds": detector.thresholds.to_json(),
         "config": detector.config(),
         "fitted_on": list(detector.fitted_on),
+        "stages": [stage.to_json() for stage in detector.stages],
     }
     state = {name: value.contiguous() for name, value in detector.state_dict().items()}
     try:
@@ -78,6 +80,7 @@ def _built(header: dict[str, Any], state: dict[str, torch.Tensor]) -> Detector:
         preprocessing = PreprocessingConfig.from_json(header["preprocessing"])
         thresholds = Thresholds.from_json(header["thresholds"])
         fitted_on = _read_digests(header.get("fitted_on", []))
+        stages = read_stages(header.get("stages", []))
     except (KeyError, TypeError) as error:
         raise InputError(f"it lacks {error} in its header") from None
     if not isinstance(family, str) or family not in FAMILIES:
@@ -94,7 +97,7 @@ def _built(header: dict[str, Any], state: dict[str, torch.Tensor]) -> Detector:
         first = str(error).splitlines()[-1].strip()
         raise InputError(f"it does not fit its own configuration: {first}") from None
     detector.thresholds = thresholds
-    detector.fitted_on = fitted_on
+    detector.fitted_on, detector.stages = fitted_on, stages
     return detector
 
 

@@ -228,7 +228,8 @@ def fit(  # noqa: PLR0913 - the call that all families share
         seed=config.seed,
         evaluate_every=50,
     )
-    train(detector.denoiser, loss, normal, plan, training or Training(), progress)
+    stage = train(detector.denoiser, loss, normal, plan, training or Training(), progress)
+    detector.stages = (stage,)
     detector.cpu().eval().requires_grad_(requires_grad=False)
     _weigh_pixels(detector, normal, progress)
     set_thresholds(detector, normal, quantile, progress)

@@ -147,7 +147,10 @@ def collages(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def other_light(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Normal images, a little brighter or darker and of other contrast, as the paper has it."""
+    """Normal images, a little brighter or darker and of other contrast.
+
+    The paper alters one of brightness, contrast and saturation, before the image is normalised.
+    """
     count = x.shape[0]
     gain = 0.8 + 0.4 * torch.rand(count, 1, 1, 1, generator=generator)
     offset = 0.4 * torch.rand(count, 1, 1, 1, generator=generator) - 0.2

@@ -186,7 +186,8 @@ def fit(  # noqa: PLR0913 - the call that all families share
         seed=config.seed,
         weight_decay=1e-5,
     )
-    train(detector.student, loss, normal, plan, training or Training(), progress)
+    stage = train(detector.student, loss, normal, plan, training or Training(), progress)
+    detector.stages = (stage,)
     detector.cpu().requires_grad_(requires_grad=False)
     set_thresholds(detector, normal, quantile, progress)
     return detector

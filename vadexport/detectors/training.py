@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from vadexport.contract import RAW_SCORE, ImageArray
 from vadexport.detectors.base import Detector, normal_thresholds
 from vadexport.detectors.preprocessing import Preprocessing
+from vadexport.detectors.stages import ALL_STEPS, NO_BETTER, OUT_OF_TIME, Stage
 from vadexport.detectors.training_state import State, read_state, remove_states, write_state
 from vadexport.errors import InputError
 
@@ -109,20 +110,6 @@ class Plan:
     weight_decay: float = 0.0
 
 
-class Trained(NamedTuple):
-    """What came of a stage.
-
-    Attributes:
-        steps: done, those before a resumption included.
-        best_step: whose weights the module has now.
-        loss: of those weights, on the held-out images.
-    """
-
-    steps: int
-    best_step: int
-    loss: float
-
-
 class NormalImages:
     """Normal images, preprocessed when they are asked for, split by a seed.
 
@@ -191,12 +178,13 @@ def train(
     plan: Plan,
     training: Training,
     progress: TrainingProgress,
-) -> Trained:
+) -> Stage:
     """Train `module` by Adam (Kingma & Ba 2015) on batches of normal images.
 
     Everything random follows from the plan's seed and the step's number, so that a resumed run
     gives what an uninterrupted one would have. The module ends up in evaluation mode with the
-    weights of the lowest loss on the held-out images.
+    weights of the lowest loss on the held-out images. A limit on time shortens the learning rate's
+    way to zero accordingly; what ran out of time goes on when it is resumed.
 
     Args:
         module: its parameters that require gradients are trained, on the device they are on.
@@ -240,36 +228,47 @@ class _Run:
             else None
         )
 
-    def go(self, progress: TrainingProgress) -> Trained:
+    def go(self, progress: TrainingProgress) -> Stage:
         self._resume()
         state, plan = self.state, self.plan
         started = saved = time.monotonic()
         limit = math.inf if self.training.max_minutes is None else self.training.max_minutes * 60
-        while not state.finished:
-            value = self._step()
+        out_of_time = False
+        while not (state.finished or out_of_time):
+            value = self._step((time.monotonic() - started) / limit)
             state.step += 1
             now = time.monotonic()
-            last = state.step >= plan.steps or now - started >= limit
-            if last or state.step % plan.evaluate_every == 0:
+            out_of_time = now - started >= limit
+            all_steps = state.step >= plan.steps
+            if out_of_time or all_steps or state.step % plan.evaluate_every == 0:
                 self._evaluate()
-            state.finished = last or state.stale >= plan.patience
-            if now - saved >= self.training.save_every_s or state.finished:
+            state.finished = all_steps or state.stale >= plan.patience
+            over = state.finished or out_of_time
+            if over or now - saved >= self.training.save_every_s:
                 self._save()
                 saved = now
-            total = state.step if state.finished else plan.steps
+            total = state.step if over else plan.steps
             progress(plan.name, state.step, total, f"loss {value:.4g}")
         self.module.load_state_dict(state.best)
         self.module.eval()
-        return Trained(state.step, state.best_step, state.best_loss)
+        return Stage(
+            plan.name, state.step, plan.steps, state.best_step, state.best_loss, self._ended()
+        )
 
-    def _step(self) -> float:
-        """One step of Adam; returns the loss before it."""
+    def _ended(self) -> str:
+        if not self.state.finished:
+            return OUT_OF_TIME
+        return ALL_STEPS if self.state.step >= self.plan.steps else NO_BETTER
+
+    def _step(self, time_share: float) -> float:
+        """One step of Adam, so much of the time being over; returns the loss before it."""
         plan, step = self.plan, self.state.step
         generator = seeded_generator(plan.seed, step + 1)
         pool = self.images.training
         drawn = torch.randperm(len(pool), generator=generator)[: plan.batch_size].tolist()
         for group in self.optimizer.param_groups:
-            group["lr"] = plan.learning_rate * (1 + math.cos(math.pi * step / plan.steps)) / 2
+            share = min(1.0, max(step / plan.steps, time_share))
+            group["lr"] = plan.learning_rate * (1 + math.cos(math.pi * share)) / 2
         self.module.train()
         self.optimizer.zero_grad()
         loss = self.loss(self._batch([pool[index] for index in drawn]), generator)

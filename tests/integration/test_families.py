@@ -1,0 +1,54 @@
+"""Every family, the whole way: fit, build for every target, verify, predict with a heatmap."""
+
+import json
+
+import pytest
+
+from vadexport.detectors.families import FAMILIES
+from vadexport.targets import all_targets
+
+#: Options small enough for a test.
+TINY = {
+    "patchcore": ["--coreset", "0.05"],
+    "padim": ["--channels", "8"],
+    "student_teacher": ["--levels", "1,2", "--steps", "20"],
+    "efficient_ad": ["--width", "8", "--teacher-steps", "10", "--steps", "20"],
+    "autoencoder": ["--width", "8", "--steps", "20"],
+    "diffusion": ["--width", "8", "--steps", "20", "--denoise-steps", "2", "--size", "32"],
+}
+
+
+def test_none_is_left_out():
+    assert set(TINY) == set(FAMILIES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_whole_way(vadexport, images, tmp_path, family):
+    detector, artifacts = tmp_path / "d.safetensors", tmp_path / "a"
+    fitted = vadexport("fit", family, images, "-o", detector, *TINY[family])
+    assert fitted.status == 0, fitted.err
+    targets = [word for target in all_targets() for word in ("--target", target)]
+    normal = images / "good"
+    built = vadexport("build", detector, "-o", artifacts, *targets, "--calibration", normal)
+    assert built.status in (0, 1), built.err  # of so few steps and images INT8 may fall short
+    verified = vadexport(
+        *("verify", artifacts, "--reference", detector, "--images", images),
+        *("--rounds", "0", "--json"),
+    )
+    assert verified.status in (0, 1), verified.err
+    found = {each["parity"]["target"]: each["parity"] for each in json.loads(verified.out)}
+    assert set(found) == set(map(str, all_targets()))
+    for target, parity in found.items():
+        checks = {check["name"]: check["held"] for check in parity["checks"]}
+        assert checks["finite"], target
+        assert checks["outputs"], target
+        if target.endswith("fp32"):
+            assert parity["held"], parity["checks"]
+            assert parity["figures"]["drift_max"] <= 1e-3
+            assert parity["figures"]["flips"] == 0
+    for target in ("openvino-fp32", "onnxruntime-int8"):
+        heat = tmp_path / f"heat-{target}"
+        predicted = vadexport("predict", artifacts / target, images, "--heatmaps", heat)
+        assert predicted.status == 0, predicted.err
+        assert len(list(heat.rglob("*.heatmap.png"))) == 16
