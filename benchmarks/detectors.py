@@ -45,12 +45,14 @@ def main() -> None:
     OUTPUT.mkdir(exist_ok=True)
     results = OUTPUT / "results.json"
     found: dict[str, Any] = json.loads(results.read_text()) if results.exists() else {}
+    now = conditions(options.minutes)
     for data in options.data.split(","):
         folder = lay_out(data)
         for family in options.families.split(","):
             key = f"{data}/{family}"
-            if key not in found:
-                found[key] = measure(folder, family, options.minutes)
+            # Rows of other versions, another processor or other minutes are measured again.
+            if found.get(key, {}).get("conditions") != now:
+                found[key] = {**measure(folder, family, options.minutes), "conditions": now}
                 results.write_text(json.dumps(found, indent=2) + "\n")
             print(key, json.dumps(found[key]), flush=True)
     table = as_table(found)
@@ -63,14 +65,27 @@ def main() -> None:
         )
 
 
+def conditions(minutes: float) -> dict[str, Any]:
+    """What figures hold for."""
+    return {
+        "minutes": minutes,
+        "processor": f"{processor_name()}, {available_threads()} threads",
+        "versions": tool_versions(),
+    }
+
+
 def lay_out(data: str) -> Path:
-    """The category folder of a data set."""
-    folder = OUTPUT / data
-    if folder.exists():
-        return folder
-    if data == "cloth":
-        write_category(folder)
-        return folder
+    """The category folder of a data set; it is there whole or not at all."""
+    folder, partial = OUTPUT / data, OUTPUT / f"{data}.partial"
+    if not folder.exists():
+        shutil.rmtree(partial, ignore_errors=True)
+        (write_category if data == "cloth" else write_cells)(partial)
+        partial.rename(folder)
+    return folder
+
+
+def write_cells(folder: Path) -> None:
+    """Solar cells of the kind that the folder's stem names: mono or poly."""
     spec = find_spec("elpv_dataset")
     if spec is None or spec.origin is None:
         sys.exit("the benchmark needs the package elpv-dataset: pip install 'vadexport[demo]'")
@@ -78,13 +93,12 @@ def lay_out(data: str) -> Path:
     rows = [line.split() for line in (source / "labels.csv").read_text().splitlines()]
     rng = np.random.default_rng(0)
     for parts, probability in ((INTACT, 0.0), (DEFECTIVE, 1.0)):
-        names = [row[0] for row in rows if row[2] == data and float(row[1]) == probability]
+        names = [row[0] for row in rows if row[2] == folder.stem and float(row[1]) == probability]
         chosen = iter(rng.permutation(names))
         for part, count in parts.items():
             (folder / part).mkdir(parents=True)
             for _ in range(count):
                 shutil.copy(source / next(chosen), folder / part)
-    return folder
 
 
 def measure(data: Path, family: str, minutes: float) -> dict[str, Any]:
@@ -95,7 +109,7 @@ def measure(data: Path, family: str, minutes: float) -> dict[str, Any]:
     checkpoint, artifacts = work / "d.safetensors", work / "artifacts"
     bound = ["--max-minutes", str(minutes)] if FAMILIES[family].trains else []
     started = time.monotonic()
-    run("fit", family, data / "train", "-o", checkpoint, *bound)
+    stages = run("fit", family, data / "train", "-o", checkpoint, *bound)["stages"]
     seconds = time.monotonic() - started
     targets = [word for target in TARGETS for word in ("--target", target)]
     run(
@@ -110,14 +124,25 @@ def measure(data: Path, family: str, minutes: float) -> dict[str, Any]:
         "image_auroc": evaluated["image_auroc"],
         "pixel_auroc": evaluated.get("pixel_auroc"),
         "aupro": evaluated.get("aupro"),
-        "targets": {each["parity"]["target"]: figures_of(each) for each in verified},
+        "stages": stages,
+        "targets": {
+            each["parity"]["target"]: {**figures_of(each), "mb": size_of(artifacts, each)}
+            for each in verified
+        },
     }
+
+
+def size_of(artifacts: Path, verified: dict[str, Any]) -> float:
+    """Megabytes of an artifact's model files."""
+    folder = artifacts / verified["parity"]["artifact_name"]
+    return round(sum(path.stat().st_size for path in folder.glob("model.*")) / 1e6, 1)
 
 
 def figures_of(verified: dict[str, Any]) -> dict[str, Any]:
     """What the table shows of one artifact."""
     parity, latency = verified["parity"], verified["latency"]
     return {
+        "held": parity["held"],
         "drift": parity["figures"]["drift_max"],
         "flips": parity["figures"]["flips"],
         "images": parity["figures"]["images"],
@@ -142,20 +167,28 @@ def run(*words: object) -> Any:
 def as_table(found: dict[str, Any]) -> str:
     """Two Markdown tables: the detectors, and what became of them on each target."""
     lines = [
-        f"{processor_name()}, {available_threads()} threads; "
-        + ", ".join(f"{name} {version}" for name, version in tool_versions().items()),
+        f"{where['processor']}; training at most {where['minutes']:g} minutes; "
+        + ", ".join(f"{name} {version}" for name, version in where["versions"].items())
+        for where in unlike([one["conditions"] for one in found.values()])
+    ]
+    lines += [
         "",
-        "| data | family | image AUROC | pixel AUROC | AUPRO | fit, s | checkpoint, MB |",
-        "|---|---|---|---|---|---|---|",
+        "| data | family | image AUROC | pixel AUROC | AUPRO | fit, s | training | MB |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for key, one in found.items():
         data, family = key.split("/")
         quality = " | ".join(_three(one[name]) for name in ("image_auroc", "pixel_auroc", "aupro"))
-        lines.append(f"| {data} | {family} | {quality} | {one['fit_s']} | {one['mb']} |")
+        ends = "; ".join(
+            f"{stage['steps']} of {stage['of']} steps, {stage['ended']}" for stage in one["stages"]
+        )
+        lines.append(
+            f"| {data} | {family} | {quality} | {one['fit_s']} | {ends or '–'} | {one['mb']} |"
+        )
     lines += [
         "",
-        "| data | family | target | largest drift | Spearman | flips | AUROC | ms | speed-up |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| data | family | target | drift | Spearman | flips | AUROC | limits | MB | ms | speed-up |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for key, one in found.items():
         data, family = key.split("/")
@@ -164,9 +197,15 @@ def as_table(found: dict[str, Any]) -> str:
             lines.append(
                 f"| {data} | {family} | {target} | {each['drift']:.2g} | {_four(each['spearman'])} "
                 f"| {each['flips']}/{each['images']} | {_three(each['auroc'])} "
+                f"| {'held' if each['held'] else 'fell short'} | {each['mb']} "
                 f"| {each['ms']:.1f} | {each['speedup']:.2f}{doubt} |"
             )
     return "\n".join([*lines, ""])
+
+
+def unlike(values: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each of the values once."""
+    return [value for number, value in enumerate(values) if value not in values[:number]]
 
 
 def _three(value: float | None) -> str:
