@@ -187,7 +187,7 @@ def as_table(found: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        "| data | family | target | drift | Spearman | flips | AUROC | limits | MB | ms | speed-up |",
+        "| data | family | target | drift | Spearman | flips | AUROC | held | MB | ms | speed-up |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for key, one in found.items():
@@ -197,7 +197,7 @@ def as_table(found: dict[str, Any]) -> str:
             lines.append(
                 f"| {data} | {family} | {target} | {each['drift']:.2g} | {_four(each['spearman'])} "
                 f"| {each['flips']}/{each['images']} | {_three(each['auroc'])} "
-                f"| {'held' if each['held'] else 'fell short'} | {each['mb']} "
+                f"| {'yes' if each['held'] else 'no'} | {each['mb']} "
                 f"| {each['ms']:.1f} | {each['speedup']:.2f}{doubt} |"
             )
     return "\n".join([*lines, ""])
