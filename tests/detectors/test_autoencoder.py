@@ -129,3 +129,11 @@ def test_wrong_choices(choices):
 def test_too_small():
     with pytest.raises(InputError, match="too small"):
         detector_of(size=(6, 64))
+
+
+@pytest.mark.parametrize(
+    ("size", "words"), [((64, 64), "0.99 quantile of the map"), ((1024, 1024), "0.9963 quantile")]
+)
+def test_the_quantile_that_a_large_map_really_gets_is_told(size, words):
+    detector = Autoencoder(AutoencoderConfig(width=4), ImageInput(*size, 1))
+    assert words in detector.describe()["score"]

@@ -168,3 +168,16 @@ def test_wrong_use(crops):
         fit(crops[:3], replace(CONFIG, channels=153), ImageInput(96, 96, 1))
     with pytest.raises(InputError, match="at least one"):
         PaDiMConfig(channels=0)
+
+
+def test_gaussians_that_no_graph_can_hold_are_refused_before_the_work(crops):
+    told = []
+    with pytest.raises(InputError, match=r"20736 Gaussians of 152 channels take 1\.9 GB.*--size"):
+        fit(
+            crops,
+            PaDiMConfig(channels=152),
+            ImageInput(96, 96, 1),
+            size=(1152, 1152),
+            progress=lambda *step: told.append(step),
+        )
+    assert told == []

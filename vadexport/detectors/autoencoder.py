@@ -1,5 +1,6 @@
 """Convolutional autoencoder trained with SSIM and L2 (Bergmann et al., VISAPP 2019)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -152,7 +153,11 @@ class Autoencoder(Detector):
     def describe(self) -> dict[str, str | int | float]:
         """See the base class."""
         height, width = (-(-size // 2 ** len(_WIDTHS)) for size in self.preprocessing.config.size)
-        return {"bottleneck": f"{height}×{width}×{self.method.latent}"}
+        pixels = math.prod(self.preprocessing.config.size)
+        return {
+            "bottleneck": f"{height}×{width}×{self.method.latent}",
+            "score": f"{1 - self.ranked / pixels:.4g} quantile of the map",
+        }
 
     def network(self, x: Tensor) -> tuple[Tensor, ...]:
         """The reconstruction `[N, C, h, w]` of the camera's C channels."""
@@ -174,7 +179,10 @@ class Autoencoder(Detector):
 
     @property
     def ranked(self) -> int:
-        """Pixels of the map from its maximum to the one whose value is the score."""
+        """Pixels of the map from its maximum to the one whose value is the score.
+
+        Large maps have more of them than backends sort: the quantile is then a higher one.
+        """
         height, width = self.preprocessing.config.size
         beyond = round((1 - self.method.score_quantile) * height * width)
         return min(max(1, beyond), _MOST_RANKED)

@@ -21,6 +21,8 @@ from vadexport.errors import InputError
 _REGULARISATION = 0.01
 #: Positions whose covariances are held in float64 at once.
 _POSITIONS_AT_ONCE = 256
+#: An ONNX file holds 2 GB, and not only the Gaussians.
+_MOST_BYTES = 1_900_000_000
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,19 @@ class PaDiM(PatchDetector):
         return anomaly_map.amax(dim=(1, 2, 3)), anomaly_map
 
 
+def _check_memory(detector: PaDiM, image: ImageArray) -> None:
+    """Refuse, before the work, Gaussians that no ONNX file can hold."""
+    channels = detector.method.channels
+    with torch.inference_mode():
+        positions = detector.embed_image(image)[0, 0].numel()
+    size = 4 * positions * channels**2
+    if size > _MOST_BYTES:
+        raise InputError(
+            f"{positions} Gaussians of {channels} channels take {size / 1e9:.1f} GB, more than an "
+            "ONNX file can hold: give a smaller --size or fewer --channels"
+        )
+
+
 def gaussians(patches: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and whitening matrix of the patches at each position, computed in float64.
 
@@ -195,6 +210,7 @@ def fit(
             f"PaDiM needs at least three normal images for its covariances, not {len(images)}"
         )
     detector = PaDiM(config, image_input, size=size, pretrained=True)
+    _check_memory(detector, images[0])
     patches = torch.cat(list(detector.embed_all(images, progress)))
     flat = patches.flatten(2)
     held_out_in = fold_of(len(images))

@@ -25,7 +25,7 @@ MAX_PATCHES = 2_000_000
 
 @dataclass(frozen=True)
 class PatchCoreConfig:
-    """Choices of the method; the defaults are the paper's where it names them.
+    """Choices of the method; the defaults are the paper's, but for re-weighting, which is off.
 
     Attributes:
         backbone: see `create_backbone`.
@@ -44,7 +44,7 @@ class PatchCoreConfig:
         0.01, "Fraction of the normal patches that the memory bank keeps.", "--coreset"
     )
     neighbours: int = choice(
-        0, "Neighbours of the paper's re-weighting of the score (9 there); 0 turns it off."
+        0, "Neighbours of the paper's re-weighting of the score, such as 9; 0 turns it off."
     )
     blur_sigma: float = choice(4.0, "Of the map's Gaussian blur, in pixels of the network's input.")
     seed: int = choice(0, "Of the random projection.")
