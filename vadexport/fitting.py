@@ -101,6 +101,9 @@ def fit(options: FitOptions, listener: Listener) -> Detector:
         **({} if training is None else {"training": training}),
     )
     detector.fitted_on = tuple(sorted(digests))
+    if all(np.array_equal(image, images[0]) for image in images):
+        # What their scores differ by comes from the fit's own folds, and is no spread.
+        detector.normal_scores = detector.normal_scores[:1].clone()
     _warn_of_no_spread(detector, listener)
     if labelled:
         _set_threshold_from(labelled, detector, options, listener)
@@ -115,10 +118,9 @@ def _warn_of_no_spread(detector: Detector, listener: Listener) -> None:
     scores = detector.normal_scores.numpy().astype(np.float64)
     if len(scores) > 1 and interquartile_range(scores) > 0:
         return
-    alike = "all get the same score" if len(scores) > 1 else "give no two scores"
     listener.warn(
-        f"the normal images {alike}, so drift has no unit: `vadexport build` will need normal "
-        "images that differ (--calibration)"
+        "the normal images have no spread of scores, so drift has no unit: `vadexport build` will "
+        "need normal images that differ (--calibration)"
     )
 
 

@@ -352,6 +352,20 @@ def test_several_artifacts_where_one_is_wanted(vadexport, artifacts, images):
     assert_refused(vadexport("predict", artifacts, images), 2, "openvino-fp32")
 
 
+@pytest.mark.parametrize("family", ["patchcore", "padim", "autoencoder"])
+def test_black_images_bring_no_drift_unit(vadexport, tmp_path, family):
+    black, detector = tmp_path / "black", tmp_path / "d.safetensors"
+    black.mkdir()
+    for number in range(12):
+        save_png(np.zeros((96, 96, 1), np.uint8), black / f"{number}.png")
+    few = ["--steps", "3"] if family == "autoencoder" else []
+    fitted = vadexport("fit", family, black, "-o", detector, *few)
+    assert fitted.status == 0
+    assert "drift has no unit" in fitted.err
+    result = vadexport("build", detector, "-o", tmp_path / "a")
+    assert_refused(result, 2, "give normal images")
+
+
 def test_one_normal_image_builds_only_with_others_to_set_the_unit(vadexport, good, tmp_path):
     detector = tmp_path / "d.safetensors"
     one = min(good.iterdir())
