@@ -24,7 +24,7 @@ from vadexport.backends.onnxruntime import compile_graph as compile_onnx
 from vadexport.backends.onnxruntime import open_runner as open_onnx
 from vadexport.backends.openvino import compile_graph as compile_openvino
 from vadexport.backends.openvino import open_runner as open_openvino
-from vadexport.contract import ANOMALY_MAP, PRED_LABEL, RAW_SCORE, ImageInput
+from vadexport.contract import ANOMALY_MAP, PRED_LABEL, RAW_SCORE, Dtype, ImageArray, ImageInput
 from vadexport.detectors.base import Detector
 from vadexport.detectors.families import FAMILIES
 from vadexport.passes import DEFAULT_PASSES, apply_passes
@@ -37,16 +37,32 @@ BATCHES = (1, 8, None)
 IMAGES = 12
 MOST_DRIFT = 1e-3
 FEW_STEPS = {"steps": 3}
-#: By row: the family and its choices.
+
+
+class Case(NamedTuple):
+    """A row: the family, its choices and its camera."""
+
+    family: str
+    choices: dict[str, Any]
+    dtype: Dtype = "uint8"
+
+    @property
+    def channels(self) -> int:
+        """Of the camera: 16 bits are gray."""
+        return 1 if self.dtype == "uint16" else 3
+
+
 CASES = {
-    "patchcore": ("patchcore", {"coreset_ratio": 0.002}),
-    "patchcore, re-weighted": ("patchcore", {"coreset_ratio": 0.002, "neighbours": 9}),
-    "padim": ("padim", {"channels": 20}),
-    "student_teacher": ("student_teacher", FEW_STEPS),
-    "efficient_ad": ("efficient_ad", {**FEW_STEPS, "teacher_steps": 3}),
-    "autoencoder": ("autoencoder", FEW_STEPS),
-    "diffusion, unrolled": ("diffusion", {**FEW_STEPS, "denoise_steps": 3}),
-    "diffusion, loop": ("diffusion", {**FEW_STEPS, "denoise_steps": 11}),
+    "patchcore": Case("patchcore", {"coreset_ratio": 0.002}),
+    "patchcore, uint16": Case("patchcore", {"coreset_ratio": 0.002}, "uint16"),
+    "patchcore, re-weighted": Case("patchcore", {"coreset_ratio": 0.002, "neighbours": 9}),
+    "padim": Case("padim", {"channels": 20}),
+    "student_teacher": Case("student_teacher", FEW_STEPS),
+    "efficient_ad": Case("efficient_ad", {**FEW_STEPS, "teacher_steps": 3}),
+    "autoencoder": Case("autoencoder", FEW_STEPS),
+    "autoencoder, uint16": Case("autoencoder", FEW_STEPS, "uint16"),
+    "diffusion, unrolled": Case("diffusion", {**FEW_STEPS, "denoise_steps": 3}),
+    "diffusion, loop": Case("diffusion", {**FEW_STEPS, "denoise_steps": 11}),
 }
 BACKENDS = {
     "onnxruntime": (compile_onnx, open_onnx),
@@ -73,8 +89,8 @@ def main() -> int:
     print("|---|---|---|---|---|---|---|")
     for case in chosen.split(";") if chosen else CASES:
         for size in SIZES:
-            detector = fitted(*CASES[case], noise(size, seed=0), size)
-            images = noise(size, seed=1)  # scores of fitted images may hardly differ
+            detector = fitted(CASES[case], size)
+            images = noise(CASES[case], size, seed=1)  # scores of fitted images may hardly differ
             for batch in BATCHES:
                 found = differences(detector, images, batch)
                 held &= all(each.drift <= MOST_DRIFT and each.flips == 0 for each in found)
@@ -86,31 +102,32 @@ def main() -> int:
     return 0 if held else 1
 
 
-def noise(size: tuple[int, int], seed: int) -> list[np.ndarray]:
-    """Images of coarse and fine noise, each with its own contrast, uint8 [h, w, 3]."""
+def noise(case: Case, size: tuple[int, int], seed: int) -> list[ImageArray]:
+    """Images of coarse and fine noise, each with its own contrast, [h, w, C]."""
     rng = np.random.default_rng(seed)
-    found = []
+    found, channels, white = [], case.channels, np.iinfo(case.dtype).max
     for _ in range(IMAGES):
-        coarse = rng.normal(size=(size[0] // 16, size[1] // 16, 3)).repeat(16, 0).repeat(16, 1)
-        mixed = (
-            128 + rng.uniform(10, 40) * coarse + rng.uniform(5, 30) * rng.normal(size=(*size, 3))
-        )
-        found.append(mixed.clip(0, 255).astype(np.uint8))
+        coarse = rng.normal(size=(size[0] // 16, size[1] // 16, channels))
+        fine = rng.normal(size=(*size, channels))
+        mixed = rng.uniform(0.04, 0.16) * coarse.repeat(16, 0).repeat(16, 1)
+        mixed += 0.5 + rng.uniform(0.02, 0.12) * fine
+        found.append((mixed.clip(0, 1) * white).astype(case.dtype))
     return found
 
 
-def fitted(
-    family: str, choices: dict[str, Any], images: list[np.ndarray], size: tuple[int, int]
-) -> Detector:
+def fitted(case: Case, size: tuple[int, int]) -> Detector:
     """A detector of that family for images of that size, at that size."""
-    found = FAMILIES[family]
-    config = found.load(found.config)(**choices)
-    detector: Detector = found.load("fit")(images, config, ImageInput(*size, 3), size=size)
+    found = FAMILIES[case.family]
+    config = found.load(found.config)(**case.choices)
+    image_input = ImageInput(*size, case.channels, dtype=case.dtype)
+    detector: Detector = found.load("fit")(
+        noise(case, size, seed=0), config, image_input, size=size
+    )
     return detector.eval()
 
 
 def differences(
-    detector: Detector, images: list[np.ndarray], batch: int | None
+    detector: Detector, images: list[ImageArray], batch: int | None
 ) -> list[Difference]:
     """Of each backend; PyTorch scores each image alone."""
     image_input = replace(detector.image_input, batch=batch)

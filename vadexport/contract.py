@@ -1,8 +1,10 @@
 """The graph contract: the one input and the outputs that every artifact has.
 
 Input `image`: `uint8 [N, H, W, C]`, RGB (C=3) or gray (C=1), or for gray cameras and radiographs
-of more than 8 bits `uint16 [N, H, W, 1]`; H×W the camera's size. Outputs are named as anomalib
-names them, so that code written for its exports keeps working.
+of more than 8 bits `uint16 [N, H, W, 1]`; H×W the camera's size. Where it is asked for, the input
+is what anomalib's own inferencers feed instead: `float32 [N, C, H, W]` from 0 to 1. Outputs are
+named as anomalib names them, so that code written for its exports keeps working; a graph has those
+that its detector has.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,7 +37,14 @@ Dtype = Literal["uint8", "uint16"]
 ImageArray = NDArray[np.uint8 | np.uint16]
 #: Pixels of a picture for people to look at.
 UInt8Array = NDArray[np.uint8]
+#: One call of a graph: camera pixels, or the same as float32 from 0 to 1.
+Call = NDArray[Any]
 Outputs = dict[str, NDArray[Any]]
+#: How a graph takes its images.
+Layout = Literal["nhwc", "float-nchw"]
+
+
+_LAYOUTS: Final[dict[str, Layout]] = {"NHWC": "nhwc", "NCHW": "float-nchw"}
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,8 @@ class ImageInput:
         width: pixels.
         channels: 3 for RGB, 1 for gray.
         batch: images a call; None for any number.
-        dtype: `uint16`, for gray only, where the camera gives more than 8 bits.
+        dtype: of the camera's values; `uint16`, for gray only, where it gives more than 8 bits.
+        layout: `nhwc`, the camera's values as they are; or `float-nchw`, float32 from 0 to 1.
     """
 
     height: int
@@ -55,6 +65,7 @@ class ImageInput:
     channels: int
     batch: int | None = 1
     dtype: Dtype = "uint8"
+    layout: Layout = "nhwc"
 
     def __post_init__(self) -> None:
         if not (0 < self.height <= 16384 and 0 < self.width <= 16384):
@@ -67,18 +78,28 @@ class ImageInput:
             raise InputError(f"images are uint8 or uint16, not {self.dtype!r}")
         if self.dtype == "uint16" and self.channels != 1:
             raise InputError("uint16 images are gray: colour has 8 bits a channel")
+        if self.layout not in get_args(Layout):
+            raise InputError(f"a graph takes images as nhwc or float-nchw, not {self.layout!r}")
 
     @property
     def shape(self) -> tuple[int | None, int, int, int]:
-        """`(N, H, W, C)`, N None where it is dynamic."""
+        """Of the graph's input: `(N, H, W, C)` or `(N, C, H, W)`, N None where it is dynamic."""
+        if self.layout == "float-nchw":
+            return (self.batch, self.channels, self.height, self.width)
         return (self.batch, self.height, self.width, self.channels)
+
+    @property
+    def graph_dtype(self) -> str:
+        """Of the graph's input."""
+        return "float32" if self.layout == "float-nchw" else self.dtype
 
     def to_json(self) -> dict[str, Any]:
         """The form that manifests and checkpoints hold."""
         return {
             "name": INPUT_NAME,
-            "dtype": self.dtype,
-            "layout": "NHWC",
+            "dtype": self.graph_dtype,
+            "camera_dtype": self.dtype,
+            "layout": "NCHW" if self.layout == "float-nchw" else "NHWC",
             "height": self.height,
             "width": self.width,
             "channels": self.channels,
@@ -94,13 +115,17 @@ class ImageInput:
         """
         try:
             height, width, channels = value["height"], value["width"], value["channels"]
-            batch, dtype = value["batch"], value["dtype"]
+            batch, layout = value["batch"], _LAYOUTS[value["layout"]]
+            dtype = value.get("camera_dtype", value["dtype"])
         except (KeyError, TypeError) as error:
             raise InputError(f"the image input lacks {error}") from None
         whole = all(type(size) is int for size in (height, width, channels))
         if not whole or type(batch) not in (int, type(None)):
             raise InputError("the image input's sizes are not whole numbers")
-        return cls(height, width, channels, batch, dtype)
+        found = cls(height, width, channels, batch, dtype, layout)
+        if value["dtype"] != found.graph_dtype:
+            raise InputError(f"images are uint8 or uint16, not {value['dtype']!r}")
+        return found
 
     def check(self, image: NDArray[Any]) -> ImageArray:
         """Return `image` as `[N, H, W, C]` of this input's dtype, or say what is wrong with it.
@@ -124,21 +149,25 @@ class ImageInput:
         # Another byte order is the same dtype to numpy, but not to a backend.
         return cast("ImageArray", image.astype(self.dtype, copy=False))
 
-    def batches(self, images: ImageArray) -> Iterator[tuple[ImageArray, int]]:
+    def batches(self, images: ImageArray) -> Iterator[tuple[Call, int]]:
         """Cut `[N, H, W, C]` into calls of the graph: `(call, images that count)`.
 
         A static batch is filled up by repeating the last image; dynamic takes all at once.
         """
         if self.batch is None:
-            yield images, len(images)
+            yield self._call(images), len(images)
             return
         for start in range(0, len(images), self.batch):
             part = images[start : start + self.batch]
             missing = self.batch - len(part)
-            if missing:
-                yield np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]), len(part)
-            else:
-                yield part, len(part)
+            filled = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)])
+            yield self._call(filled), len(part)
+
+    def _call(self, images: ImageArray) -> Call:
+        if self.layout == "nhwc":
+            return images
+        white = np.float32(np.iinfo(self.dtype).max)
+        return np.ascontiguousarray(images.transpose(0, 3, 1, 2)).astype(np.float32) / white
 
 
 def join_outputs(parts: Sequence[tuple[Outputs, int]]) -> Outputs:

@@ -13,19 +13,19 @@ from vadexport.artifact import find_artifacts, open_artifact
 from vadexport.backends.base import Execution, Runner, RunnerOpener, available_threads
 from vadexport.backends.child import Child
 from vadexport.backends.registry import opener
-from vadexport.contract import ANOMALY_MAP, RAW_SCORE, ImageArray, ImageInput, Outputs
+from vadexport.contract import ANOMALY_MAP, RAW_SCORE, Call, ImageArray, ImageInput, Outputs
 from vadexport.errors import CheckError, InputError
 from vadexport.images import ImageFile, check_depth, common_input, load_images
 from vadexport.images.listing import is_category
 from vadexport.images.listing import test_images as images_to_test
 from vadexport.images.masks import find_masks, load_mask
 from vadexport.listening import Listener
-from vadexport.sources import open_source, reference_opener
+from vadexport.sources import SourceSpec, open_source, reference_opener
 from vadexport.terminal import printable
 from vadexport.verification.evaluation import CategoryEvaluation, Evaluation, check_labels
 from vadexport.verification.segmentation import PixelScores, resized_map
 
-_Infer = Callable[[ImageArray], Outputs]
+_Infer = Callable[[Call], Outputs]
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,14 @@ class EvaluateOptions:
     """What to evaluate, on what.
 
     Attributes:
-        detector: file of a source, which runs in PyTorch as trained, or folder of an artifact.
+        detector: a source, which runs as trained, or the folder of an artifact.
         dataset: a category folder laid out like those of MVTec AD, a folder of such folders, or
             labelled IMAGES, which have no masks.
         threads: default all processors.
         skip_unreadable: leave out images that cannot be read.
     """
 
-    detector: Path
+    detector: SourceSpec | Path
     dataset: str
     threads: int | None = None
     skip_unreadable: bool = False
@@ -55,6 +55,7 @@ class _Subject:
     target: str | None
     sha256: str | None
     image_input: ImageInput
+    has_map: bool
     opener: RunnerOpener
 
 
@@ -97,8 +98,7 @@ def evaluate(options: EvaluateOptions, listener: Listener) -> Evaluation:
             execution=child.apply(_execution),
             dataset=options.dataset,
             categories=tuple(
-                _evaluate(category, infer, subject.image_input, options, listener)
-                for category in categories
+                _evaluate(category, infer, subject, options, listener) for category in categories
             ),
         )
 
@@ -107,12 +107,15 @@ def evaluate(options: EvaluateOptions, listener: Listener) -> Evaluation:
 
 
 def _subject(options: EvaluateOptions) -> _Subject:
-    path, threads = options.detector, options.threads or available_threads()
+    threads = options.threads or available_threads()
+    spec = SourceSpec.of(options.detector)
+    path = Path(spec.location)
     if not path.is_dir():
-        source = open_source(path)
+        source = open_source(spec)
         image_input = source.detector.image_input
-        opened = reference_opener(path, threads)
-        return _Subject(path.name, "source", None, source.sha256, image_input, opened)
+        opened = reference_opener(spec, threads)
+        has_map = source.detector.map_size is not None
+        return _Subject(source.name, "source", None, source.sha256, image_input, has_map, opened)
     found = find_artifacts(path)
     if len(found) > 1:
         names = ", ".join(folder.name for folder in found)
@@ -124,6 +127,7 @@ def _subject(options: EvaluateOptions) -> _Subject:
         str(manifest.target),
         manifest.source.get("sha256"),
         manifest.image_input,
+        manifest.map_size is not None,
         opener(manifest.target, found[0], threads),
     )
 
@@ -177,11 +181,12 @@ def _check_size(category: _Category, image_input: ImageInput, options: EvaluateO
 def _evaluate(
     category: _Category,
     infer: _Infer,
-    image_input: ImageInput,
+    subject: _Subject,
     options: EvaluateOptions,
     listener: Listener,
 ) -> CategoryEvaluation:
-    pixels = PixelScores() if category.masks else None
+    image_input, has_map = subject.image_input, subject.has_map
+    pixels = PixelScores() if category.masks and has_map else None
     size = (image_input.height, image_input.width)
     scores, anomalous = [], []
     loaded = load_images(
@@ -191,11 +196,11 @@ def _evaluate(
         on_skip=lambda _file, reason: listener.warn(f"left out: {reason}"),
     )
     for file, score, anomaly_map in _scored(loaded, infer, image_input):
-        if not (np.isfinite(score) and np.isfinite(anomaly_map).all()):
+        if not (np.isfinite(score) and (anomaly_map is None or np.isfinite(anomaly_map).all())):
             raise CheckError(f"{file.path}: the detector gave a score that is not finite")
         scores.append(score)
         anomalous.append(bool(file.label))
-        if pixels is not None:
+        if pixels is not None and anomaly_map is not None:
             # The map is resized, never the mask: that would move the edges of defects.
             pixels.add(resized_map(anomaly_map, size), _mask(file, category.masks, listener))
         listener.step(f"evaluate {category.name}", len(scores), len(category.files))
@@ -204,13 +209,14 @@ def _evaluate(
 
 def _scored(
     loaded: Iterator[tuple[ImageFile, ImageArray]], infer: _Infer, image_input: ImageInput
-) -> Iterator[tuple[ImageFile, float, NDArray[np.float32]]]:
-    """Each image's raw score and anomaly map `[h, w]`; as many images at once as a call takes."""
+) -> Iterator[tuple[ImageFile, float, NDArray[np.float32] | None]]:
+    """Each image's raw score and anomaly map `[h, w]`, if any; a call's images at once."""
     while call := list(islice(loaded, image_input.batch or 1)):
         filled, _ = next(image_input.batches(np.stack([image for _, image in call])))
         outputs = infer(filled)
         for number, (file, _) in enumerate(call):
-            yield file, float(outputs[RAW_SCORE][number]), outputs[ANOMALY_MAP][number, 0]
+            anomaly_map = outputs[ANOMALY_MAP][number, 0] if ANOMALY_MAP in outputs else None
+            yield file, float(outputs[RAW_SCORE][number]), anomaly_map
 
 
 def _mask(
@@ -230,7 +236,7 @@ def _mask(
     return mask
 
 
-def _infer(runner: Runner, image: ImageArray) -> Outputs:
+def _infer(runner: Runner, image: Call) -> Outputs:
     return runner.infer(image)
 
 

@@ -8,39 +8,39 @@ from vadexport.artifact import Manifest
 from vadexport.targets import all_targets
 
 if TYPE_CHECKING:
-    from vadexport.detectors.base import Detector
+    from vadexport.detectors.exportable import Exportable
     from vadexport.sources import Source
 
 
-def detector_json(detector: "Detector") -> dict[str, Any]:
-    """A fitted detector: numbers as they are, sizes and shapes as lists of whole numbers."""
-    preprocessing = detector.preprocessing.config
+def detector_json(detector: "Exportable") -> dict[str, Any]:
+    """A trained detector: numbers as they are, sizes and shapes as lists of whole numbers."""
+    from vadexport.detectors.steps import step_json
+
     return {
         "family": detector.family,
-        "config": detector.config(),
         "parameters": sum(parameter.numel() for parameter in detector.parameters()),
         "fitted": {
             name: list(value.shape) for name, value in detector.named_buffers(recurse=False)
         },
         "fitted_on": len(detector.fitted_on),
-        "stages": [stage.to_json() for stage in detector.stages],
         "input": detector.image_input.to_json(),
-        "network_input": {
-            "size": list(preprocessing.size),
-            "mean": list(preprocessing.mean),
-            "std": list(preprocessing.std),
-        },
-        "thresholds": detector.thresholds.to_json(),
+        "preprocessing": [step_json(step) for step in detector.steps],
+        "map_size": None if detector.map_size is None else list(detector.map_size),
+        "thresholds": None if detector.thresholds is None else detector.thresholds.to_json(),
+        "facts": detector.facts(),
+        **detector.details(),
     }
 
 
 def source_json(source: "Source") -> dict[str, Any]:
-    """A detector on disk."""
+    """A trained detector, of whatever source."""
     return {
-        "source": str(source.path),
+        "source": source.name,
         "kind": source.kind,
         "sha256": source.sha256,
-        "size": source.path.stat().st_size,
+        "size": source.size,
+        "options": source.options,
+        "runs_code": source.runs_code,
         **detector_json(source.detector),
         "targets": [str(target) for target in all_targets()],
     }

@@ -73,6 +73,8 @@ def predict(options: PredictOptions, listener: Listener) -> Generator[PredictedI
     files = list_images(options.images)
     heatmaps = _heatmap_paths(options.heatmaps, files) if options.heatmaps else {}
     detector = load(options.artifact, threads=options.threads)
+    if heatmaps and detector.manifest.map_size is None:
+        raise InputError("the detector gives no anomaly map, so there are no heatmaps")
     loaded = load_images(
         files,
         detector.image_input,
@@ -117,9 +119,12 @@ def _save_heatmap(
     path: Path, detector: LoadedDetector, found: PredictedImage, image: ImageArray
 ) -> None:
     """Overlay the map; from its minimum to the pixel threshold or beyond, so normal stays cool."""
-    anomaly_map = found.prediction.anomaly_map
-    low = float(anomaly_map.min())
-    high = max(float(anomaly_map.max()), float(detector.manifest.thresholds.pixel))
+    anomaly_map, thresholds = found.prediction.anomaly_map, detector.manifest.thresholds
+    if anomaly_map is None:
+        raise AssertionError("a detector without a map was refused")
+    low, high = float(anomaly_map.min()), float(anomaly_map.max())
+    if thresholds is not None:
+        high = max(high, thresholds.pixel)
     heat = _resized(colour(anomaly_map, low, max(high, low + 1e-6)), image.shape[:2])
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

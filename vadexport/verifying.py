@@ -17,14 +17,14 @@ from vadexport.artifact import REPORT_FOLDER, Artifact, find_artifacts, open_art
 from vadexport.backends.base import Execution, RunnerOpener, available_threads
 from vadexport.backends.child import Child
 from vadexport.backends.registry import opener
-from vadexport.contract import ImageArray, ImageInput, Outputs
+from vadexport.contract import Call, ImageArray, ImageInput, Outputs
 from vadexport.errors import InputError
 from vadexport.images import ImageFile, decode, image_digest, load_images
 from vadexport.images.listing import test_images as images_to_test
 from vadexport.listening import Listener
 from vadexport.machine import processor_name, tool_versions
 from vadexport.reporting import write_reports
-from vadexport.sources import Source, open_source, reference_opener
+from vadexport.sources import Source, SourceSpec, open_source, reference_opener
 from vadexport.verification.drift import DriftUnit, NormalScores, fitted_scores
 from vadexport.verification.latency import LatencyFigures, Stopwatch, measure, speedup
 from vadexport.verification.limits import Limits, disturbance, latency_checks, parity_checks
@@ -44,7 +44,8 @@ class VerifyOptions:
 
     Attributes:
         artifact: an artifact, or a build folder with several.
-        reference: file of the trained detector.
+        reference: the trained detector: its file, or a specification. What a specification
+            leaves open is as it was for the build.
         images: IMAGES that neither training nor calibration saw; of a category folder `test`.
         limits: that replace the defaults of a target's precision, by their name in `Limits`.
         rounds: of the latency measurement; 0 leaves it out.
@@ -55,7 +56,7 @@ class VerifyOptions:
     """
 
     artifact: Path
-    reference: Path
+    reference: SourceSpec | Path
     images: str
     limits: dict[str, float | None] = field(default_factory=dict)
     rounds: int = 100
@@ -90,14 +91,15 @@ def verify(options: VerifyOptions, listener: Listener) -> VerifyResult:
     ):
         raise InputError("a limit on speed needs a measurement: give it more than 0 rounds")
     artifacts = [open_artifact(folder) for folder in find_artifacts(options.artifact)]
-    source = open_source(options.reference)
+    spec = SourceSpec.of(options.reference).completed(artifacts[0].manifest.options)
+    source = open_source(spec)
     _check_comparable(artifacts, source)
     image_input = artifacts[0].manifest.image_input
     files = images_to_test(options.images)
     reports = [_report_folder(artifact, artifacts, options) for artifact in artifacts]
     listener.step("load", 0, 1)
     with ExitStack() as stack:
-        contest = _Contest(stack, options, artifacts, image_input, files)
+        contest = _Contest(stack, options, spec, artifacts, files)
         listener.step("load", 1, 1)
         records = compare_images(
             contest.inference(REFERENCE),
@@ -140,16 +142,16 @@ class _Contest:
         self,
         stack: ExitStack,
         options: VerifyOptions,
+        spec: SourceSpec,
         artifacts: Sequence[Artifact],
-        image_input: ImageInput,
         files: Sequence[ImageFile],
     ) -> None:
         threads = options.threads or available_threads()
         self.artifacts = {str(one.manifest.target): one for one in artifacts}
-        self.image_input = image_input
+        self.image_input = image_input = artifacts[0].manifest.image_input
         self._files = {file.name: file for file in files}
         calls = _timed_calls(files, image_input, options)
-        openers: dict[str, RunnerOpener] = {REFERENCE: reference_opener(options.reference, threads)}
+        openers: dict[str, RunnerOpener] = {REFERENCE: reference_opener(spec, threads)}
         for name, artifact in self.artifacts.items():
             openers[name] = opener(artifact.manifest.target, artifact.folder, threads)
         self._children = {name: stack.enter_context(Child(name)) for name in openers}
@@ -223,12 +225,13 @@ def _judge(
     if latency and (reason := disturbance(latency.artifact, latency.reference)):
         warnings.append(reason)
     if manifest.source.get("sha256") != source.sha256:
-        warnings.append(f"the artifact was built from another file than {source.path.name}")
-    threshold = source.detector.thresholds.image
+        warnings.append(f"the artifact was built from another file than {source.name}")
+    thresholds = source.detector.thresholds
+    threshold = None if thresholds is None else thresholds.decides_above
     return Verification(
         target=name,
         artifact_name=artifact.folder.absolute().name,
-        source_name=source.path.name,
+        source_name=source.name,
         threshold=threshold,
         drift_unit=unit.value,
         drift_unit_from=unit.words,
@@ -238,7 +241,9 @@ def _judge(
         limits=limits,
         checks=tuple(checks),
         exhibits=tuple(
-            contest.exhibit(name, record, why) for record, why in _to_exhibit(records, threshold)
+            contest.exhibit(name, record, why)
+            for record, why in _to_exhibit(records, threshold)
+            if manifest.map_size is not None
         ),
         ladder=tuple(manifest.parity),
         environment=_environment(options),
@@ -247,7 +252,7 @@ def _judge(
 
 
 def _to_exhibit(
-    records: Sequence[ImageRecord], threshold: float
+    records: Sequence[ImageRecord], threshold: float | None
 ) -> Iterator[tuple[ImageRecord, str]]:
     """The images that drifted most, then those whose decision is the closest call."""
 
@@ -257,6 +262,8 @@ def _to_exhibit(
     worst = sorted(records, key=drift, reverse=True)[:_WORST_EXHIBITS]
     yield from ((record, "largest drift") for record in worst)
     others = (record for record in records if record not in worst and record.finite)
+    if threshold is None:
+        return
     nearest = sorted(others, key=lambda record: abs(record.reference_raw - threshold))
     yield from ((record, "nearest to the threshold") for record in nearest[:_NEAREST_EXHIBITS])
 
@@ -274,22 +281,24 @@ def _check_comparable(artifacts: Sequence[Artifact], source: Source) -> None:
     if twice is not None:
         raise InputError(f"two of the artifacts are {twice}: verify them one by one")
     detector = source.detector
-    wanted = replace(detector.image_input, batch=manifests[0].image_input.batch)
-    size = detector.preprocessing.config.size
+    first = manifests[0].image_input
+    wanted = replace(detector.image_input, batch=first.batch, layout=first.layout)
+    size = detector.map_size
     for artifact in artifacts:
         manifest = artifact.manifest
         if manifest.image_input != wanted or manifest.map_size != size:
             raise InputError(
-                f"{artifact.folder} was not built from {source.path.name}: it takes "
+                f"{artifact.folder} was not built from {source.name}: it takes "
                 f"{_in_words(manifest.image_input, manifest.map_size)}, the reference "
                 f"{_in_words(wanted, size)}"
             )
 
 
-def _in_words(image_input: ImageInput, map_size: tuple[int, int]) -> str:
+def _in_words(image_input: ImageInput, map_size: tuple[int, int] | None) -> str:
     size = f"{image_input.height}x{image_input.width}x{image_input.channels}"
     camera = f"{image_input.dtype} images of {size}"
-    return f"{camera} and gives {map_size[0]}x{map_size[1]} maps"
+    maps = "no maps" if map_size is None else f"{map_size[0]}x{map_size[1]} maps"
+    return f"{camera} and gives {maps}"
 
 
 def _overlap_warnings(artifact: Artifact, source: Source, verified: frozenset[str]) -> list[str]:
@@ -324,7 +333,7 @@ def _named(
 
 def _timed_calls(
     files: Sequence[ImageFile], image_input: ImageInput, options: VerifyOptions
-) -> list[ImageArray]:
+) -> list[Call]:
     """Calls of the graph to time, on the first images, in memory."""
     size = image_input.batch or 1
     loaded = load_images(files, image_input, skip_unreadable=options.skip_unreadable)
@@ -344,7 +353,7 @@ def _environment(options: VerifyOptions) -> dict[str, Any]:
     }
 
 
-def _infer(stopwatch: Stopwatch, image: ImageArray) -> Outputs:
+def _infer(stopwatch: Stopwatch, image: Call) -> Outputs:
     return stopwatch.runner.infer(image)
 
 

@@ -11,8 +11,10 @@ def manifest():
     return Manifest(
         target=Target("openvino", "int8"),
         image_input=ImageInput(300, 280, 1, batch=None),
+        outputs=("pred_score", "raw_score", "pred_label", "anomaly_map", "pred_mask"),
         map_size=(256, 240),
         source={"kind": "native", "family": "patchcore", "name": "d.safetensors", "sha256": "ab"},
+        options={"image_size": [300, 280]},
         thresholds=Thresholds(1.5, 1.25, 0.5, 2.0, "0.95"),
         drift_unit=0.125,
         drift_unit_from="40 normal images",

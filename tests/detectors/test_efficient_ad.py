@@ -5,6 +5,7 @@ import torch
 from vadexport.contract import ImageInput
 from vadexport.detectors.backbones import create_backbone
 from vadexport.detectors.efficient_ad import EfficientAd, EfficientAdConfig, fit, hardest
+from vadexport.detectors.normal_images import NormalImages
 from vadexport.detectors.patch_description import (
     Teaching,
     collages,
@@ -13,7 +14,6 @@ from vadexport.detectors.patch_description import (
     other_light,
 )
 from vadexport.detectors.preprocessing import Preprocessing, PreprocessingConfig
-from vadexport.detectors.training import NormalImages
 from vadexport.errors import InputError
 
 SIZE = (80, 112)

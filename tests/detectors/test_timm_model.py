@@ -9,6 +9,7 @@ from vadexport.contract import RAW_SCORE, ImageInput
 from vadexport.detectors.checkpoint import load_detector, save_detector
 from vadexport.detectors.patchcore import PatchCore, PatchCoreConfig
 from vadexport.errors import MissingPackageError
+from vadexport.torchvision_operators import declare_torchvision_operators
 from vadexport.tracing.graph import simplify, trace
 
 PACKAGES = ("timm", "torchvision")
@@ -19,11 +20,7 @@ def timm():
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         pytest.skip(f"not installed: {', '.join(missing)}")
-    # torchvision's wheel is built for CUDA: beside a CPU torch its operators are not there, and
-    # importing it fails unless their schemas are.
-    library = torch.library.Library("torchvision", "DEF")
-    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    declare_torchvision_operators()
     return pytest.importorskip("timm")
 
 

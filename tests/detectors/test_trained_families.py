@@ -11,7 +11,8 @@ from vadexport import contract
 from vadexport.contract import ImageInput
 from vadexport.detectors.checkpoint import load_detector, save_detector
 from vadexport.detectors.families import FAMILIES
-from vadexport.detectors.training import NormalImages, Training
+from vadexport.detectors.normal_images import NormalImages
+from vadexport.detectors.training import Training
 from vadexport.errors import InputError
 from vadexport.tracing.graph import simplify, trace
 

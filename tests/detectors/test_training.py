@@ -12,8 +12,10 @@ from torch import nn
 
 from vadexport.detectors import training as training_module
 from vadexport.detectors.autoencoder import AutoencoderConfig
+from vadexport.detectors.normal_images import NormalImages
 from vadexport.detectors.preprocessing import Preprocessing, PreprocessingConfig
-from vadexport.detectors.training import NormalImages, Plan, Training, seeded_weights, train
+from vadexport.detectors.seeds import seeded_weights
+from vadexport.detectors.training import Plan, Training, train
 from vadexport.detectors.training_state import write_state
 from vadexport.errors import InputError
 from vadexport.fitting import FitOptions, fit

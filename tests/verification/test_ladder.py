@@ -100,7 +100,7 @@ def test_a_damaged_reference_is_refused(plain, crops):
     def damaged(images):
         return {"raw_score": np.full(len(images), np.nan, np.float32)}
 
-    with pytest.raises(InputError, match="in PyTorch, gives scores that are not finite"):
+    with pytest.raises(InputError, match="gives scores that are not finite"):
         Ladder(damaged, np.stack(crops[:2]), plain.image_input, plain.thresholds)
 
 

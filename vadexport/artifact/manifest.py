@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Final, Self
 
-from vadexport.contract import OUTPUT_NAMES, ImageInput
+from vadexport.contract import OUTPUT_NAMES, PRED_SCORE, RAW_SCORE, ImageInput
 from vadexport.errors import InputError
 from vadexport.targets import Target
 from vadexport.thresholds import Thresholds
@@ -51,9 +51,12 @@ class Manifest:
     Attributes:
         target: what it was compiled for.
         image_input: the graph's input.
-        map_size: height and width of `anomaly_map`.
-        source: kind, family, file name and SHA-256 of what it was built from.
-        thresholds: image and pixel threshold and the normalisation's range, raw score units.
+        outputs: names of the graph's outputs, in their order.
+        map_size: height and width of `anomaly_map`; None where there is none.
+        source: kind, family and SHA-256 of what it was built from.
+        options: that the source was read with, as JSON values; they open the reference alike.
+        thresholds: image and pixel threshold and the normalisation's range, raw score units; None
+            where the detector makes no decisions.
         drift_unit: interquartile range of the reference's raw scores on normal images.
         drift_unit_from: which images those were.
         precision: of each part of the graph.
@@ -66,9 +69,11 @@ class Manifest:
 
     target: Target
     image_input: ImageInput
-    map_size: tuple[int, int]
+    outputs: tuple[str, ...]
+    map_size: tuple[int, int] | None
     source: dict[str, str]
-    thresholds: Thresholds
+    options: dict[str, Any]
+    thresholds: Thresholds | None
     drift_unit: float
     drift_unit_from: str
     precision: dict[str, str]
@@ -85,8 +90,8 @@ class Manifest:
         del value["image_input"]
         value["graph"] = {
             "input": self.image_input.to_json(),
-            "outputs": list(OUTPUT_NAMES),
-            "map_size": list(value.pop("map_size")),
+            "outputs": value.pop("outputs"),
+            "map_size": value.pop("map_size"),
         }
         value["schema_version"] = SCHEMA_VERSION
         json.dumps(value, allow_nan=False)  # a figure that is none is a defect: ValueError
@@ -126,16 +131,19 @@ class Manifest:
     @classmethod
     def _from_value(cls, value: dict[str, Any]) -> Self:
         graph = value["graph"]
-        height, width = (_whole(size, "map_size", at_least=1) for size in graph["map_size"])
         unit = value["drift_unit"]
         if type(unit) not in (int, float) or not (0 < unit < math.inf):
             raise TypeError("drift_unit is no positive number")
         return cls(
             target=Target.parse(_text(value["target"], "target")),
             image_input=ImageInput.from_json(graph["input"]),
-            map_size=(height, width),
+            outputs=_outputs(graph["outputs"]),
+            map_size=_map_size(graph["map_size"]),
             source=_texts(value["source"], "source"),
-            thresholds=Thresholds.from_json(value["thresholds"]),
+            options=_object(value["options"], "options"),
+            thresholds=None
+            if value["thresholds"] is None
+            else Thresholds.from_json(value["thresholds"]),
             drift_unit=float(unit),
             drift_unit_from=_text(value["drift_unit_from"], "drift_unit_from"),
             precision=_texts(value["precision"], "precision"),
@@ -161,6 +169,25 @@ def _sealed(value: dict[str, Any]) -> str:
     others = {key: entry for key, entry in value.items() if key != _SEAL}
     digest = hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
     return json.dumps({**others, _SEAL: digest}, indent=2, sort_keys=True) + "\n"
+
+
+def _outputs(value: Any) -> tuple[str, ...]:
+    if type(value) is not list or not {PRED_SCORE, RAW_SCORE} <= set(value) <= set(OUTPUT_NAMES):
+        raise TypeError(f"the graph's outputs are not what they may be: {value!r}")
+    return tuple(value)
+
+
+def _map_size(value: Any) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    height, width = (_whole(size, "map_size", at_least=1) for size in value)
+    return height, width
+
+
+def _object(value: Any, name: str) -> dict[str, Any]:
+    if type(value) is not dict:
+        raise TypeError(f"{name} is no object")
+    return value
 
 
 def _calibration(value: Any) -> CalibrationEntry | None:

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from vadexport.contract import Layout
 from vadexport.errors import VadexportError
+from vadexport.sources import SourceSpec
 from vadexport.targets import Target
 from vadexport.verification.ladder import Rung
 
@@ -13,22 +15,24 @@ class BuildOptions:
     """What to build.
 
     Attributes:
-        source: file of the trained detector.
+        source: the trained detector: its file, or a specification.
         destination: the artifact; with several targets, the folder of their artifacts.
         targets: what to compile for.
         calibration: IMAGES; those that are not labelled as anomalous calibrate INT8 and check.
         batch: images a call; None for any number.
         threads: of the reference and of the checks; default all processors.
         skip_unreadable: leave out images that cannot be read.
+        layout: how the graph takes its images, see `ImageInput`.
     """
 
-    source: Path
+    source: SourceSpec | Path
     destination: Path
     targets: tuple[Target, ...]
     calibration: str | None = None
     batch: int | None = 1
     threads: int | None = None
     skip_unreadable: bool = False
+    layout: Layout = "nhwc"
 
 
 @dataclass(frozen=True)

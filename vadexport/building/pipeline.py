@@ -30,7 +30,7 @@ from vadexport.errors import InputError, MissingPackageError, VadexportError
 from vadexport.listening import Listener
 from vadexport.machine import processor_name, tool_versions
 from vadexport.passes import DEFAULT_PASSES, apply_passes
-from vadexport.sources import Source, open_source, reference_opener
+from vadexport.sources import Source, SourceSpec, open_source, reference_opener
 from vadexport.targets import Target
 from vadexport.tracing.graph import TracedGraph, simplify, trace
 from vadexport.verification.drift import DriftUnit, NormalScores, fitted_scores
@@ -53,15 +53,16 @@ def build(options: BuildOptions, listener: Listener) -> BuildResult:
     if len(set(options.targets)) < len(options.targets) or not options.targets:
         raise InputError("name each target once, and at least one")
     _refuse_to_remove(options)
-    source = open_source(options.source)
-    image_input = replace(source.detector.image_input, batch=options.batch)
+    spec = SourceSpec.of(options.source)
+    source = open_source(spec)
+    image_input = replace(source.detector.image_input, batch=options.batch, layout=options.layout)
     images = build_images(options, image_input, listener)
     available, built = _split_by_availability(options.targets, listener)
     threads = options.threads or available_threads()
     with written_atomically(options.destination) as staging:
         with Child("reference") as child:
             listener.step("reference", 0, 1)
-            child.open(reference_opener(options.source, threads))
+            child.open(reference_opener(spec, threads))
             ladder = Ladder(
                 child_inference(child), images.checks, image_input, source.detector.thresholds
             )
@@ -141,8 +142,10 @@ class _Builder:
         return Manifest(
             target=built.target,
             image_input=self.image_input,
-            map_size=detector.preprocessing.config.size,
+            outputs=tuple(output.name for output in self._float_graph[0].model.graph.output),
+            map_size=detector.map_size,
             source=self.source.to_json(),
+            options=self.source.options,
             thresholds=detector.thresholds,
             drift_unit=self.unit.value,
             drift_unit_from=self.unit.words,

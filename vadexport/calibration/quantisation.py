@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from vadexport.contract import INPUT_NAME, ImageArray, ImageInput
+from vadexport.contract import INPUT_NAME, Call, ImageInput
 from vadexport.errors import BackendError, InputError, MissingPackageError
 from vadexport.images import ImageFile, load_images
 
@@ -63,12 +63,13 @@ def quantise(
     nncf.set_log_level(logging.ERROR)
     graph = onnx.load(model)
 
-    def feed(start: int) -> dict[str, ImageArray]:
+    def feed(start: int) -> dict[str, Call]:
         """One call of the graph: image `start` and those after it, round to the first again."""
         call = [images[(start + offset) % len(images)] for offset in range(image_input.batch or 1)]
         arrays = [array for _, array in load_images(call, image_input, skip_unreadable=False)]
         progress(start + 1, len(images))
-        return {INPUT_NAME: np.stack(arrays)}
+        filled, _ = next(image_input.batches(np.stack(arrays)))
+        return {INPUT_NAME: filled}
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -109,7 +109,7 @@ def _as_text(result: "BuildResult") -> str:
                         name,
                         f"{found.drift_max:.2e}",
                         f"{found.drift_mean:.2e}",
-                        f"{found.flips}/{found.images}",
+                        "–" if found.flips is None else f"{found.flips}/{found.images}",
                         verdict,
                     )
                 )

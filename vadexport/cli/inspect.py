@@ -12,6 +12,7 @@ from vadexport.cli.options import PATH, console_options, json_option
 from vadexport.contract import ImageInput
 from vadexport.inspecting import artifact_json, source_json
 from vadexport.targets import all_targets
+from vadexport.thresholds import Thresholds
 
 if TYPE_CHECKING:
     from vadexport.sources import Source
@@ -52,28 +53,33 @@ def command(console: Console, *, path: Path, as_json: bool) -> None:
 
 def _describe_source(source: "Source") -> dict[str, str | int | float]:
     detector = source.detector
-    image_input, preprocessing = detector.image_input, detector.preprocessing.config
-    limits = detector.thresholds
     parameters = sum(parameter.numel() for parameter in detector.parameters())
     return {
-        "source": str(source.path),
-        "kind": f"{source.kind}, holds no code",
+        "source": source.name,
+        "kind": f"{source.kind}, {source.runs_code or 'holds no code'}",
         "family": detector.family,
-        **detector.describe(),
-        **(
-            {"training": "; ".join(stage.words for stage in detector.stages)}
-            if detector.stages
-            else {}
-        ),
+        **detector.facts(),
         "parameters": f"{parameters:,}",
-        "input": _input(image_input),
-        "network input": f"{preprocessing.size[0]}×{preprocessing.size[1]}, "
-        f"mean {_numbers(preprocessing.mean)}, std {_numbers(preprocessing.std)}",
-        "threshold": f"{limits.image:.4f} ({limits.rule})",
-        "pixel threshold": f"{limits.pixel:.4f}",
+        "input": _input(detector.image_input),
+        "preprocessing": ", ".join(map(str, detector.steps)) or "none",
+        **_thresholds(detector.thresholds),
+        "anomaly map": _map(detector.map_size),
         "sha256": source.sha256,
         "targets": ", ".join(map(str, all_targets())),
     }
+
+
+def _thresholds(limits: Thresholds | None) -> dict[str, str]:
+    if limits is None:
+        return {"threshold": "none: the detector makes no decisions"}
+    return {
+        "threshold": f"{limits.decides_above:.4f} ({limits.rule})",
+        "pixel threshold": f"{limits.pixel:.4f}",
+    }
+
+
+def _map(size: tuple[int, int] | None) -> str:
+    return "none" if size is None else f"{size[0]}×{size[1]}"
 
 
 def _describe_artifact(artifact: Artifact) -> dict[str, str]:
@@ -88,8 +94,8 @@ def _describe_artifact(artifact: Artifact) -> dict[str, str]:
         "built from": f"{manifest.source.get('family')} ({manifest.source.get('kind')}), "
         f"sha256 {manifest.source.get('sha256')}",
         "input": f"{_input(image_input)}, {batch}",
-        "anomaly map": f"{manifest.map_size[0]}×{manifest.map_size[1]}",
-        "threshold": f"{manifest.thresholds.image:.4f} ({manifest.thresholds.rule})",
+        "anomaly map": _map(manifest.map_size),
+        "threshold": _thresholds(manifest.thresholds)["threshold"],
         "calibration": f"{len(calibration.image_digests)} images" if calibration else "none",
         "drift unit": f"{manifest.drift_unit:.4f}, from {manifest.drift_unit_from}",
         "drift when built": f"{drift:.2e} at most" if drift is not None else "not measured",
@@ -104,7 +110,3 @@ def _describe_artifact(artifact: Artifact) -> dict[str, str]:
 def _input(image_input: ImageInput) -> str:
     size = f"{image_input.height}×{image_input.width} pixels"
     return f"{image_input.dtype}, {size}, {'gray' if image_input.channels == 1 else 'RGB'}"
-
-
-def _numbers(values: tuple[float, ...]) -> str:
-    return "/".join(f"{value:.3f}" for value in values)

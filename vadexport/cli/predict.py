@@ -47,15 +47,20 @@ def command(
     options = PredictOptions(artifact, images, heatmaps, jsonl, threads, skip_unreadable)
     if heatmaps is not None:
         console.when_interrupted = lambda: f"heatmaps made so far stay in {heatmaps}"
-    count = anomalous = 0
+    count = decided = anomalous = 0
     with closing(predict(options, console)) as predicted:
         for found in predicted:
             count += 1
-            anomalous += found.prediction.label
+            decided += found.prediction.label is not None
+            anomalous += bool(found.prediction.label)
             console.result(json.dumps(found.to_json()) if as_json else _line(found))
-    console.note(f"{anomalous} of {count} images are anomalous")
+    console.note(
+        f"{anomalous} of {count} images are anomalous"
+        if decided or not count
+        else f"{count} images scored; the detector makes no decisions"
+    )
 
 
 def _line(found: PredictedImage) -> str:
-    label = "anomalous" if found.prediction.label else "normal"
+    label = {True: "anomalous", False: "normal", None: "–"}[found.prediction.label]
     return f"{found.prediction.pred_score:.4f}  {label:<9}  {printable(found.file.name)}"

@@ -12,15 +12,16 @@ from torch.nn import functional
 from vadexport.contract import ImageArray, ImageInput
 from vadexport.detectors.base import Detector, choice
 from vadexport.detectors.maps import gaussian_kernel
+from vadexport.detectors.normal_images import NormalImages
 from vadexport.detectors.preprocessing import PreprocessingConfig
 from vadexport.detectors.ranges import check_seed, check_training
+from vadexport.detectors.seeds import seeded_weights
 from vadexport.detectors.training import (
-    NormalImages,
     Plan,
     Training,
     TrainingProgress,
+    finish,
     no_progress,
-    seeded_weights,
     set_thresholds,
     train,
     training_device,
@@ -253,16 +254,8 @@ def fit(  # noqa: PLR0913 - the call that all families share
     def loss(x: Tensor, _generator: torch.Generator) -> Tensor:
         return detector.score(x, detector.network(x))[1].mean()
 
-    plan = Plan(
-        name="train",
-        identity=detector.identity(),
-        steps=config.steps,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        seed=config.seed,
-    )
+    plan = Plan.of(detector, "train", config)
     stage = train(detector.autoencoder, loss, normal, plan, training or Training(), progress)
-    detector.stages = (stage,)
-    detector.cpu().eval().requires_grad_(requires_grad=False)
+    finish(detector, stage)
     set_thresholds(detector, normal, quantile, progress)
     return detector

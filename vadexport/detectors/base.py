@@ -1,17 +1,19 @@
 """What all reference detectors share: camera bytes in, the contract's outputs out."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vadexport import contract
 from vadexport.contract import ImageInput
+from vadexport.detectors.exportable import Exportable, Scores
 from vadexport.detectors.preprocessing import Preprocessing, PreprocessingConfig
 from vadexport.detectors.stages import Stage
+from vadexport.detectors.steps import Step
 from vadexport.detectors.stored_config import as_json, read_config
 from vadexport.thresholds import Thresholds
 
@@ -30,8 +32,8 @@ def choice(default: Any, help: str, option: str | None = None) -> Any:  # noqa: 
     return field(default=default, metadata={"help": help, "option": option})
 
 
-class Detector(nn.Module, ABC):
-    """A trained detector: the reference of everything that is built from it.
+class Detector(Exportable):
+    """A detector that vadexport fits: the reference of everything that is built from it.
 
     It falls into parts so that an exporter can treat each on its own: `preprocessing`, `network`
     (the convolutions, which INT8 may take), `score` (distances and maps, which stay in float).
@@ -50,6 +52,7 @@ class Detector(nn.Module, ABC):
     """
 
     family: ClassVar[str]
+    thresholds: Thresholds
     config_class: ClassVar[type[Any]]
     label: ClassVar[str]
     method: Any
@@ -120,9 +123,34 @@ class Detector(nn.Module, ABC):
         """
         del state  # a family without such buffers has nothing to do
 
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """See the base class."""
+        return self.preprocessing.config.steps
+
+    @property
+    def map_size(self) -> tuple[int, int]:
+        """See the base class; maps have the size of the network's input."""
+        return self.preprocessing.config.size
+
+    def scores(self, x: Tensor) -> Scores:
+        """See the base class."""
+        features = self.network(x)
+        return Scores(*self.score(x, features), tuple(features))
+
+    def outputs(self, scores: Scores) -> dict[str, Tensor]:
+        """See the base class."""
+        if scores.anomaly_map is None:
+            raise AssertionError("every family gives a map")
+        return self.postprocess(scores.raw_score, scores.anomaly_map)
+
     def describe(self) -> dict[str, str | int | float]:
         """What `inspect` shows beyond the common facts."""
         return {}
+
+    def details(self) -> dict[str, Any]:
+        """See the base class; its choices, and how each stage of training ended."""
+        return {"config": self.config(), "stages": [stage.to_json() for stage in self.stages]}
 
     def facts(self) -> dict[str, str | int | float]:
         """`describe`, and how training ended where there was any."""
@@ -143,9 +171,7 @@ class Detector(nn.Module, ABC):
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Score camera images `[N, H, W, C]`; returns the contract's outputs by name."""
-        x = self.preprocessing(image)
-        features = self.network(x)
-        return self.postprocess(*self.score(x, features))
+        return self.outputs(self.scores(self.preprocessing(image)))
 
 
 def normal_thresholds(scores: Tensor, map_maxima: Tensor, quantile: float) -> Thresholds:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vadexport.errors import InputError, MissingPackageError
+from vadexport.torchvision_operators import declare_torchvision_operators
 
 #: Times of the noise schedule (Ho et al. 2020): 0 is almost clean, 999 almost only noise.
 TIMES: Final = 1000
@@ -25,6 +26,7 @@ def signal_shares() -> Tensor:
 
 
 def _diffusers() -> Any:
+    declare_torchvision_operators()
     try:
         import diffusers
     except ImportError:

@@ -9,20 +9,20 @@ from torch import Tensor
 from torch.nn import functional
 
 from vadexport.contract import ImageArray, ImageInput
-from vadexport.detectors.backbones import create_backbone
-from vadexport.detectors.base import Detector, choice
+from vadexport.detectors.backbone_based import BackboneDetector
+from vadexport.detectors.base import choice
 from vadexport.detectors.denoising import SIDE_MULTIPLE, TIMES, Denoiser, WayBack
-from vadexport.detectors.maps import blur, blur_kernel
+from vadexport.detectors.maps import blur
+from vadexport.detectors.normal_images import NormalImages
 from vadexport.detectors.preprocessing import PreprocessingConfig
 from vadexport.detectors.ranges import check_blur, check_seed, check_training
+from vadexport.detectors.seeds import seeded_generator, seeded_weights
 from vadexport.detectors.training import (
-    NormalImages,
     Plan,
     Training,
     TrainingProgress,
+    finish,
     no_progress,
-    seeded_generator,
-    seeded_weights,
     set_thresholds,
     train,
     training_device,
@@ -80,14 +80,13 @@ class DiffusionConfig:
             raise InputError(f"the guidance is in [0, 100], not {self.guidance}")
 
 
-class Diffusion(Detector):
+class Diffusion(BackboneDetector):
     """What differs between an image and its denoised self, in pixels and in features."""
 
     family: ClassVar[str] = "diffusion"
     config_class: ClassVar[type[Any]] = DiffusionConfig
     label: ClassVar[str] = "diffusion"
     method: DiffusionConfig
-    blur_kernel: Tensor
     pixel_weight: Tensor
 
     def __init__(
@@ -99,30 +98,24 @@ class Diffusion(Detector):
         size: tuple[int, int] | None = None,
         pretrained: bool = False,
     ) -> None:
-        """Make an untrained detector.
-
-        Args:
-            config: choices of the method.
-            image_input: camera images.
-            preprocessing: to the networks' input; made from the backbone's mean and std and
-                `size` where it is None.
-            size: the networks' input, default the camera's, scaled to at most 64 pixels a side.
-            pretrained: load the backbone's ImageNet weights.
-        """
-        backbone = create_backbone(config.backbone, config.levels, pretrained=pretrained)
-        if preprocessing is None:
-            size = size or _small(image_input)
-            preprocessing = PreprocessingConfig.of_network(backbone, image_input, size)
-        super().__init__(config, image_input, preprocessing)
-        self.backbone = backbone
-        shape = (1, image_input.channels, *preprocessing.size)
+        """Make an untrained detector; arguments as the base class's."""
+        super().__init__(config, image_input, preprocessing, size=size, pretrained=pretrained)
+        shape = (1, image_input.channels, *self.preprocessing.config.size)
         noise = torch.randn(shape, generator=seeded_generator(config.seed, 0))
         with seeded_weights(config.seed):
             way = WayBack(config.start, config.denoise_steps, config.guidance)
             self.denoiser = Denoiser(noise, way, width=config.width)
-        kernel = blur_kernel(config.blur_sigma, preprocessing.size)
-        self.register_buffer("blur_kernel", kernel, persistent=False)
         self.register_buffer("pixel_weight", torch.ones(()))
+
+    @staticmethod
+    def default_size(image_input: ImageInput) -> tuple[int, int]:
+        """The camera's, scaled to at most 64 pixels a side, in steps that the U-Net takes."""
+        scale = min(1.0, _DEFAULT_SIDE / max(image_input.height, image_input.width))
+        height, width = (
+            max(SIDE_MULTIPLE, round(side * scale / SIDE_MULTIPLE) * SIDE_MULTIPLE)
+            for side in (image_input.height, image_input.width)
+        )
+        return height, width
 
     def describe(self) -> dict[str, str | int | float]:
         """See the base class."""
@@ -174,16 +167,6 @@ class Diffusion(Detector):
         return of_pixels, of_features
 
 
-def _small(image_input: ImageInput) -> tuple[int, int]:
-    """The camera's size, scaled down to the default side, in steps that the U-Net takes."""
-    scale = min(1.0, _DEFAULT_SIDE / max(image_input.height, image_input.width))
-    height, width = (
-        max(SIDE_MULTIPLE, round(side * scale / SIDE_MULTIPLE) * SIDE_MULTIPLE)
-        for side in (image_input.height, image_input.width)
-    )
-    return height, width
-
-
 def fit(  # noqa: PLR0913 - the call that all families share
     images: Sequence[ImageArray],
     config: DiffusionConfig,
@@ -219,18 +202,9 @@ def fit(  # noqa: PLR0913 - the call that all families share
     def loss(x: Tensor, generator: torch.Generator) -> Tensor:
         return detector.denoiser.loss(detector.to_pixels(x), generator)
 
-    plan = Plan(
-        name="train",
-        identity=detector.identity(),
-        steps=config.steps,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        seed=config.seed,
-        evaluate_every=50,
-    )
+    plan = Plan.of(detector, "train", config, evaluate_every=50)
     stage = train(detector.denoiser, loss, normal, plan, training or Training(), progress)
-    detector.stages = (stage,)
-    detector.cpu().eval().requires_grad_(requires_grad=False)
+    finish(detector, stage)
     _weigh_pixels(detector, normal, progress)
     set_thresholds(detector, normal, quantile, progress)
     return detector

@@ -23,6 +23,7 @@ from torch.nn import functional
 from vadexport.contract import ImageArray, ImageInput
 from vadexport.detectors.backbones import Backbone, create_backbone
 from vadexport.detectors.base import Detector, choice
+from vadexport.detectors.normal_images import NormalImages
 from vadexport.detectors.patch_description import (
     BORDER,
     Teaching,
@@ -34,15 +35,15 @@ from vadexport.detectors.patch_description import (
 )
 from vadexport.detectors.preprocessing import PreprocessingConfig
 from vadexport.detectors.ranges import check_seed, check_training
+from vadexport.detectors.seeds import seeded_weights
 from vadexport.detectors.stages import Stage
 from vadexport.detectors.stored_config import read_config
 from vadexport.detectors.training import (
-    NormalImages,
     Plan,
     Training,
     TrainingProgress,
+    finish,
     no_progress,
-    seeded_weights,
     set_thresholds,
     train,
     training_device,
@@ -54,6 +55,7 @@ _LOW, _HIGH = 0.9, 0.995
 _HIGH_VALUE = 0.1
 #: Share of the minutes that the teacher's distillation may take.
 _TEACHER_SHARE = 0.4
+_WEIGHT_DECAY = 1e-5
 #: Normal images that the teacher is normalised by, at most.
 _MEASURED = 64
 #: More map values than this are thinned out evenly before their quantiles are taken.
@@ -225,8 +227,7 @@ def fit(  # noqa: PLR0913 - the call that all families share
     taught = _distil(detector, backbone.to(device), normal, training, progress)
     _normalise_teacher(detector, normal)
     learnt = _train_student(detector, normal, training.part(1 - _TEACHER_SHARE), progress)
-    detector.stages = (taught, learnt)
-    detector.cpu().eval().requires_grad_(requires_grad=False)
+    finish(detector, taught, learnt)
     detector.quantiles = _map_quantiles(detector, normal)
     set_thresholds(detector, normal, quantile, progress)
     return detector
@@ -246,7 +247,10 @@ def _distil(
         altered = collages(x, generator)
         return functional.mse_loss(detector.teacher(altered), teaching.of(altered))
 
-    plan = _plan(detector, "teacher", detector.method.teacher_steps)
+    method = detector.method
+    plan = Plan.of(
+        detector, "teacher", method, steps=method.teacher_steps, weight_decay=_WEIGHT_DECAY
+    )
     stage = train(detector.teacher, loss, normal, plan, training.part(_TEACHER_SHARE), progress)
     detector.teacher.requires_grad_(requires_grad=False)
     return stage
@@ -289,7 +293,7 @@ def _train_student(
         return hard + functional.mse_loss(rebuilt, taught) + functional.mse_loss(followed, rebuilt)
 
     share = detector.method.hard_share
-    plan = _plan(detector, "student", detector.method.steps)
+    plan = Plan.of(detector, "student", detector.method, weight_decay=_WEIGHT_DECAY)
     return train(pair, loss, normal, plan, training, progress)
 
 
@@ -297,19 +301,6 @@ def hardest(differences: Tensor, share: float) -> Tensor:
     """Mean of the largest `share` of the values: the hard feature loss (paper, eq. 1)."""
     flat = differences.flatten()
     return flat.topk(max(1, round(flat.numel() * share))).values.mean()
-
-
-def _plan(detector: EfficientAd, name: str, steps: int) -> Plan:
-    config = detector.method
-    return Plan(
-        name=name,
-        identity=detector.identity(),
-        steps=steps,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        seed=config.seed,
-        weight_decay=1e-5,
-    )
 
 
 @torch.inference_mode()

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vadexport.detectors.backbones import Backbone
-from vadexport.detectors.training import NormalImages
+from vadexport.detectors.normal_images import NormalImages
 from vadexport.errors import InputError
 
 #: A description covers the image but for a border, this wide in pixels of the description.

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vadexport.contract import ImageInput
+from vadexport.detectors.steps import Normalise, Resize, Step, in_unit_range
 from vadexport.errors import InputError
 
 #: Largest height and width of a network's input, as of a camera's image.
@@ -76,6 +77,11 @@ class PreprocessingConfig:
         """For a network's input of `size`, default the camera's, normalised as it was trained."""
         return cls(size or (image_input.height, image_input.width), network.mean, network.std)
 
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The same as steps, which graphs take."""
+        return (Resize(self.size), Normalise(self.mean, self.std))
+
     def to_json(self) -> dict[str, Any]:
         """The form that checkpoints hold."""
         return asdict(self)
@@ -92,11 +98,6 @@ class PreprocessingConfig:
             raise InputError(f"the preprocessing configuration is damaged: {error}") from None
 
 
-def in_unit_range(image: Tensor) -> Tensor:
-    """Camera values `[N, H, W, C]`, uint8 or uint16, to float32 `[N, C, H, W]` from 0 to 1."""
-    return image.permute(0, 3, 1, 2).to(torch.float32) / float(torch.iinfo(image.dtype).max)
-
-
 class Preprocessing(nn.Module):
     """Camera image to network input: scale to [0, 1], resize, normalise."""
 
@@ -110,9 +111,9 @@ class Preprocessing(nn.Module):
         self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Preprocess `[N, H, W, C]` to `float32 [N, 3, h, w]`; gray is repeated thrice.
+        """Preprocess a call, as `in_unit_range` takes it, to `float32 [N, 3, h, w]`.
 
-        The values are divided by the largest that their dtype, uint8 or uint16, has.
+        Gray is repeated thrice.
         """
         x = in_unit_range(image)
         if tuple(x.shape[-2:]) != self.config.size:

@@ -9,18 +9,20 @@ from torch import Tensor
 from torch.nn import functional
 
 from vadexport.contract import ImageArray, ImageInput
-from vadexport.detectors.backbones import create_backbone
-from vadexport.detectors.base import Detector, choice
-from vadexport.detectors.maps import blur, blur_kernel
+from vadexport.detectors.backbone_based import BackboneDetector
+from vadexport.detectors.backbones import Backbone, create_backbone
+from vadexport.detectors.base import choice
+from vadexport.detectors.maps import blur
+from vadexport.detectors.normal_images import NormalImages
 from vadexport.detectors.preprocessing import PreprocessingConfig
 from vadexport.detectors.ranges import check_blur, check_seed, check_training
+from vadexport.detectors.seeds import seeded_weights
 from vadexport.detectors.training import (
-    NormalImages,
     Plan,
     Training,
     TrainingProgress,
+    finish,
     no_progress,
-    seeded_weights,
     set_thresholds,
     train,
     training_device,
@@ -61,14 +63,13 @@ class StudentTeacherConfig:
         check_blur(self.blur_sigma, optional=True)
 
 
-class StudentTeacher(Detector):
+class StudentTeacher(BackboneDetector):
     """Where the student's features differ from the teacher's, it has seen nothing alike."""
 
     family: ClassVar[str] = "student_teacher"
     config_class: ClassVar[type[Any]] = StudentTeacherConfig
     label: ClassVar[str] = "student-teacher"
     method: StudentTeacherConfig
-    blur_kernel: Tensor
 
     def __init__(
         self,
@@ -79,25 +80,15 @@ class StudentTeacher(Detector):
         size: tuple[int, int] | None = None,
         pretrained: bool = False,
     ) -> None:
-        """Make a detector whose student is untrained.
-
-        Args:
-            config: choices of the method.
-            image_input: camera images.
-            preprocessing: to the networks' input; made from the backbone's mean and std and
-                `size` where it is None.
-            size: the networks' input, default the camera's size.
-            pretrained: load the teacher's ImageNet weights.
-        """
-        teacher = create_backbone(config.backbone, config.levels, pretrained=pretrained)
-        if preprocessing is None:
-            preprocessing = PreprocessingConfig.of_network(teacher, image_input, size)
-        super().__init__(config, image_input, preprocessing)
-        self.teacher = teacher
+        """Make a detector whose student is untrained; arguments as the base class's."""
+        super().__init__(config, image_input, preprocessing, size=size, pretrained=pretrained)
         with seeded_weights(config.seed):
             self.student = create_backbone(config.backbone, config.levels, pretrained=False)
-        kernel = blur_kernel(config.blur_sigma, preprocessing.size)
-        self.register_buffer("blur_kernel", kernel, persistent=False)
+
+    @property
+    def teacher(self) -> Backbone:
+        """The pretrained backbone."""
+        return self.backbone
 
     def describe(self) -> dict[str, str | int | float]:
         """See the base class."""
@@ -177,17 +168,8 @@ def fit(  # noqa: PLR0913 - the call that all families share
         levels = zip(taught, detector.student(x), strict=True)
         return torch.stack([feature_difference(*level).mean() for level in levels]).sum()
 
-    plan = Plan(
-        name="train",
-        identity=detector.identity(),
-        steps=config.steps,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        seed=config.seed,
-        weight_decay=1e-5,
-    )
+    plan = Plan.of(detector, "train", config, weight_decay=1e-5)
     stage = train(detector.student, loss, normal, plan, training or Training(), progress)
-    detector.stages = (stage,)
-    detector.cpu().requires_grad_(requires_grad=False)
+    finish(detector, stage)
     set_thresholds(detector, normal, quantile, progress)
     return detector

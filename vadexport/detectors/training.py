@@ -4,27 +4,22 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vadexport.contract import RAW_SCORE, ImageArray
+from vadexport.contract import RAW_SCORE
 from vadexport.detectors.base import Detector, normal_thresholds
-from vadexport.detectors.preprocessing import Preprocessing
+from vadexport.detectors.normal_images import NormalImages
+from vadexport.detectors.seeds import seeded_generator
 from vadexport.detectors.stages import ALL_STEPS, NO_BETTER, OUT_OF_TIME, Stage
 from vadexport.detectors.training_state import State, read_state, remove_states, write_state
 from vadexport.errors import InputError
 
-#: Share of the normal images that is kept from training, for early stop and for thresholds.
-HELD_OUT = 0.2
-#: With fewer normal images than this, none is held out: all train, and all judge.
-FEWEST_TO_SPLIT = 5
 #: Held-out images that each evaluation looks at, at most.
 _EVALUATED = 64
 
@@ -82,6 +77,22 @@ class Training:
             remove_states(self.state)
 
 
+class Trained(Protocol):
+    """What the configurations of families that train have in common; see `Plan`."""
+
+    @property
+    def steps(self) -> int: ...  # noqa: D102 - the class says it
+
+    @property
+    def batch_size(self) -> int: ...  # noqa: D102
+
+    @property
+    def learning_rate(self) -> float: ...  # noqa: D102
+
+    @property
+    def seed(self) -> int: ...  # noqa: D102
+
+
 @dataclass(frozen=True)
 class Plan:
     """What one stage of training does.
@@ -109,61 +120,17 @@ class Plan:
     patience: int = 8
     weight_decay: float = 0.0
 
-
-class NormalImages:
-    """Normal images, preprocessed when they are asked for, split by a seed.
-
-    Attributes:
-        training: indices of the images to train on.
-        held_out: indices of those kept for early stop and thresholds; all of them where there
-            are fewer than `FEWEST_TO_SPLIT`.
-        digest: of all pixels.
-    """
-
-    def __init__(
-        self, images: Sequence[ImageArray], preprocessing: Preprocessing, *, seed: int
-    ) -> None:
-        if not images:
-            raise InputError("training needs at least one normal image")
-        self._images = images
-        self._preprocessing = preprocessing
-        count = len(images)
-        if count < FEWEST_TO_SPLIT:
-            self.training = self.held_out = tuple(range(count))
-        else:
-            order = torch.randperm(count, generator=seeded_generator(seed, 0)).tolist()
-            kept = round(count * HELD_OUT)
-            self.held_out = tuple(sorted(order[:kept]))
-            self.training = tuple(sorted(order[kept:]))
-        digest = hashlib.sha256()
-        for image in images:
-            digest.update(repr((image.shape, image.dtype.str)).encode())
-            digest.update(image.tobytes())
-        self.digest = digest.hexdigest()
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def batch(self, indices: Sequence[int]) -> Tensor:
-        """The network's input `[B, 3, h, w]`, on the device that the preprocessing is on."""
-        stacked = torch.from_numpy(np.stack([self._images[index] for index in indices]))
-        with torch.no_grad():
-            x: Tensor = self._preprocessing(stacked.to(self._preprocessing.mean.device))
-        return x
-
-
-def seeded_generator(seed: int, step: int) -> torch.Generator:
-    """A CPU generator for one step, the same whatever was drawn in the steps before."""
-    words = np.random.SeedSequence([seed % 2**64, step]).generate_state(2)
-    return torch.Generator().manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
-
-
-@contextmanager
-def seeded_weights(seed: int) -> Iterator[None]:
-    """Modules made inside get the same random weights every time; the caller's seed stays."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed % 2**63)
-        yield
+    @classmethod
+    def of(cls, detector: Detector, name: str, config: Trained, **others: Any) -> Self:
+        """The plan of `detector`'s stage `name` by its `config`; `others` are further fields."""
+        fields: dict[str, Any] = {
+            "steps": config.steps,
+            "batch_size": config.batch_size,
+            "learning_rate": config.learning_rate,
+            "seed": config.seed,
+            **others,
+        }
+        return cls(name=name, identity=detector.identity(), **fields)
 
 
 def training_device() -> torch.device:
@@ -346,6 +313,12 @@ class _Run:
 
 def _copy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in state.items()}
+
+
+def finish(detector: Detector, *stages: Stage) -> None:
+    """Bring a detector that went through `stages` to the CPU, in evaluation mode and frozen."""
+    detector.stages = stages
+    detector.cpu().eval().requires_grad_(requires_grad=False)
 
 
 def set_thresholds(

@@ -137,7 +137,7 @@ def _headlines(v: Verification) -> list[_Headline]:
         ),
         _Headline(
             "flips",
-            f"{found.flips} of {found.images}",
+            MISSING if found.flips is None else f"{found.flips} of {found.images}",
             "images whose decision differs from the reference's",
         ),
         _Headline(

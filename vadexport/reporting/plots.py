@@ -49,37 +49,41 @@ class _Point:
     flipped: bool = False
 
 
-def score_plot(records: Sequence[ImageRecord], threshold: float) -> Plot:
+def score_plot(records: Sequence[ImageRecord], threshold: float | None) -> Plot:
     """Raw score of the artifact against that of the reference, on equal axes."""
     points = _points([(record, record.raw) for record in records])
     if not points:
         return _nothing(records)
     both = _array([point.x for point in points] + [point.y for point in points])
-    x = Axis.linear(both, (_LEFT, _RIGHT), lines=[threshold])
-    y = Axis.linear(both, (_TOP + _RIGHT - _LEFT, _TOP), lines=[threshold])
+    lines = [] if threshold is None else [threshold]
+    x = Axis.linear(both, (_LEFT, _RIGHT), lines=lines)
+    y = Axis.linear(both, (_TOP + _RIGHT - _LEFT, _TOP), lines=lines)
     drawing = svg.canvas(_WIDTH, 474, "Raw score of the artifact against the reference's, by image")
     svg.x_axis(drawing, x, "raw score of the reference", (_TOP, y.start))
     svg.y_axis(drawing, y, "raw score of the artifact", (_LEFT, _RIGHT))
     svg.line(drawing, (x.start, y.start), (x.end, y.end), "identity")
     notes = _left_out(records, points)
-    if x.holds(threshold):
+    if threshold is not None and x.holds(threshold):
         svg.line(drawing, (x.at(threshold), y.start), (x.at(threshold), y.end), "limit")
         svg.line(drawing, (x.start, y.at(threshold)), (x.end, y.at(threshold)), "limit")
         svg.text(drawing, "threshold", x.end - 4, y.at(threshold) - 5, "end", "tick")
         notes.append("Upper left and lower right of the threshold's dotted lines are flips.")
-    else:
+    elif threshold is not None:
         notes.append(f"The threshold, {figure(threshold, '.4g')}, lies outside the axes.")
     return _finished(drawing, points, x, y, notes)
 
 
 def drift_plot(
-    records: Sequence[ImageRecord], threshold: float, drift_unit: float, limit: float | None
+    records: Sequence[ImageRecord],
+    threshold: float | None,
+    drift_unit: float,
+    limit: float | None,
 ) -> Plot:
     """Signed drift in drift units against the reference's raw score.
 
     Args:
         records: of all images.
-        threshold: raw score units.
+        threshold: raw score units; None where none is decided on.
         drift_unit: raw score units.
         limit: of the largest drift, in drift units; None without one.
     """
@@ -87,14 +91,15 @@ def drift_plot(
     if not points:
         return _nothing(records)
     limits = [] if limit is None else [-limit, limit]
-    x = Axis.linear(_array([point.x for point in points]), (_LEFT, _RIGHT), lines=[threshold])
+    lines = [] if threshold is None else [threshold]
+    x = Axis.linear(_array([point.x for point in points]), (_LEFT, _RIGHT), lines=lines)
     y = Axis.linear(_array([point.y for point in points]), (286, _TOP), origin=0, lines=limits)
     drawing = svg.canvas(_WIDTH, 328, "Drift of the artifact against the reference's score")
     svg.x_axis(drawing, x, "raw score of the reference", (_TOP, y.start))
     svg.y_axis(drawing, y, "drift (drift units)", (_LEFT, _RIGHT))
     svg.line(drawing, (x.start, y.at(0)), (x.end, y.at(0)), "identity")
     notes = _left_out(records, points)
-    if x.holds(threshold):
+    if threshold is not None and x.holds(threshold):
         svg.line(drawing, (x.at(threshold), y.start), (x.at(threshold), y.end), "limit")
         svg.text(drawing, "threshold", x.at(threshold), _TOP - 3, "middle", "tick")
     drawn = [value for value in limits if y.holds(value)]

@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Final
 
-from vadexport.reporting.wording import MISSING, figure, measured, unchecked, verdict
+from vadexport.reporting.wording import MISSING, figure, flips, measured, unchecked, verdict
 from vadexport.terminal import printable
 from vadexport.verification.result import Verification
 
@@ -75,7 +75,7 @@ def _parity(v: Verification) -> Row:
         figure(found.drift_max, ".2g"),
         figure(found.map_max, ".2g"),
         figure(found.spearman, ".5f"),
-        f"{found.flips}/{found.images}",
+        flips(found.flips, found.images),
     )
 
 

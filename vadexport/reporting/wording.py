@@ -43,6 +43,11 @@ def kind(anomalous: bool | None) -> str:  # noqa: FBT001 (a label or a decision,
     return {None: "unknown", False: "normal", True: "anomalous"}[anomalous]
 
 
+def flips(count: int | None, images: int) -> str:
+    """Flipped decisions among `images`; None where there are no decisions."""
+    return MISSING if count is None else f"{count}/{images}"
+
+
 def verdict(held: bool) -> str:  # noqa: FBT001 (the verdict itself, no flag)
     """What became of a check or of all."""
     return "held" if held else "fell short"
@@ -72,7 +77,7 @@ def _share(limit: float) -> str:
 #: Field of `Limits`, name of its check, what it limits, how it is written, why a check is missing.
 _LIMITS: Final[tuple[tuple[str, str, str, Callable[[float], str], str], ...]] = (
     ("max_drift", "drift", "largest drift", "≤ {:g} drift units".format, "drift was not measured"),
-    ("max_flips", "flips", "flips", _share, "flips were not counted"),
+    ("max_flips", "flips", "flips", _share, "the detector makes no decisions"),
     (
         "min_spearman",
         "spearman",
@@ -85,7 +90,7 @@ _LIMITS: Final[tuple[tuple[str, str, str, Callable[[float], str], str], ...]] = 
         "map",
         "largest difference of a map, of the maps' mean range",
         lambda limit: f"≤ {percent(limit)}",
-        "maps were not compared",
+        "the detector gives no map",
     ),
     (
         "max_auroc_loss",

@@ -24,18 +24,20 @@ class Prediction:
     """What the detector says of one image.
 
     Attributes:
-        pred_score: normalised to [0, 1], threshold at 0.5.
+        pred_score: normalised to [0, 1], threshold at 0.5; the raw score where the detector does
+            not normalise.
         raw_score: before normalisation.
-        label: True where the image is anomalous.
-        anomaly_map: float32 [h, w], raw score units.
-        mask: bool [h, w], True where the map is above the pixel threshold.
+        label: True where the image is anomalous; None where the detector makes no decisions.
+        anomaly_map: float32 [h, w], in the units that the trained detector gives; None where it
+            gives no map.
+        mask: bool [h, w], True where the map is above the pixel threshold; None likewise.
     """
 
     pred_score: float
     raw_score: float
-    label: bool
-    anomaly_map: NDArray[np.float32]
-    mask: NDArray[np.bool_]
+    label: bool | None
+    anomaly_map: NDArray[np.float32] | None
+    mask: NDArray[np.bool_] | None
 
 
 class LoadedDetector:
@@ -85,13 +87,17 @@ class LoadedDetector:
         raw = outputs[contract.RAW_SCORE]
         if not np.isfinite(raw).all():
             raise CheckError("the detector gave a score that is not finite")
+        labels, maps, masks = (
+            outputs.get(name)
+            for name in (contract.PRED_LABEL, contract.ANOMALY_MAP, contract.PRED_MASK)
+        )
         return [
             Prediction(
                 pred_score=float(outputs[contract.PRED_SCORE][number]),
                 raw_score=float(raw[number]),
-                label=bool(outputs[contract.PRED_LABEL][number]),
-                anomaly_map=outputs[contract.ANOMALY_MAP][number, 0],
-                mask=outputs[contract.PRED_MASK][number, 0],
+                label=None if labels is None else bool(labels[number]),
+                anomaly_map=None if maps is None else maps[number, 0],
+                mask=None if masks is None else masks[number, 0],
             )
             for number in range(len(images))
         ]

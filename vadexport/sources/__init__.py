@@ -2,5 +2,6 @@
 
 from vadexport.sources.base import Source
 from vadexport.sources.registry import open_source, reference_opener
+from vadexport.sources.spec import SourceSpec
 
-__all__ = ["Source", "open_source", "reference_opener"]
+__all__ = ["Source", "SourceSpec", "open_source", "reference_opener"]

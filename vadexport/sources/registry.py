@@ -1,33 +1,86 @@
-"""From a path to the source that reads it."""
+"""From a specification to the source that reads it."""
 
+import zipfile
 from functools import partial
 from pathlib import Path
 
-from vadexport.artifact import file_digest
 from vadexport.backends.base import Runner, RunnerOpener
-from vadexport.detectors.checkpoint import load_detector
 from vadexport.errors import InputError
 from vadexport.sources.base import Source
+from vadexport.sources.spec import SourceSpec
+
+#: What a location starts with that names a function instead of a file.
+FACTORY = "python:"
 
 
-def open_source(path: Path) -> Source:
-    """Read the trained detector at `path`.
+def open_source(given: SourceSpec | Path) -> Source:
+    """Read a trained detector, whatever kind of source it is.
+
+    Args:
+        given: its file, or a specification.
 
     Raises:
-        InputError: there is no file, or none that holds a detector.
+        InputError: there is no file, or none that holds a detector, or it must not be trusted.
+        MissingPackageError: a package that the source needs is not installed.
     """
+    spec = SourceSpec.of(given)
+    if spec.location.startswith(FACTORY):
+        from vadexport.sources.factory import open_factory
+
+        return open_factory(spec)
+    path = spec.path
     if path.is_dir():
-        raise InputError(f"{path} is a folder; a source is the file that `vadexport fit` wrote")
-    detector = load_detector(path)
-    return Source("native", path, file_digest(path), detector)
+        raise InputError(f"{path} is a folder; a source is a file: `vadexport build --help`")
+    match _kind_of(path):
+        case "onnx":
+            from vadexport.sources.onnx import open_onnx
+
+            return open_onnx(spec)
+        case "exported program":
+            from vadexport.sources.exported_program import open_exported_program
+
+            return open_exported_program(spec)
+        case "torchscript":
+            from vadexport.sources.torchscript import open_torchscript
+
+            return open_torchscript(spec)
+        case "pickle":
+            from vadexport.sources.anomalib import open_anomalib
+
+            return open_anomalib(spec)
+        case _:
+            from vadexport.sources.native import open_native
+
+            return open_native(spec)
 
 
-def reference_opener(path: Path, threads: int) -> RunnerOpener:
-    """A function, fit for a child process, that opens the reference of the source at `path`."""
-    return partial(_open_reference, path, threads)
+def reference_opener(spec: SourceSpec, threads: int) -> RunnerOpener:
+    """A function, fit for a child process, that opens the reference of a source."""
+    return partial(_open_reference, spec, threads)
 
 
-def _open_reference(path: Path, threads: int) -> Runner:
-    from vadexport.backends.pytorch import PyTorchRunner
+def _open_reference(spec: SourceSpec, threads: int) -> Runner:
+    return open_source(spec).open_reference(threads)
 
-    return PyTorchRunner(open_source(path).detector, threads)
+
+def _kind_of(path: Path) -> str:
+    """By what the file holds, as far as that tells; never by its name where it does."""
+    if not path.exists():
+        return "native"  # whose error says that there is no such file
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                return _kind_of_archive(archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        pass
+    return "onnx" if path.suffix == ".onnx" else "native"
+
+
+def _kind_of_archive(names: list[str]) -> str:
+    """The kind of a ZIP archive by the files that PyTorch puts into one of each kind."""
+    ends = {name.split("/", 1)[-1] for name in names}
+    if "archive_format" in ends or any(name.startswith("models/") for name in ends):
+        return "exported program"
+    if "constants.pkl" in ends or any(name.startswith("code/") for name in ends):
+        return "torchscript"
+    return "pickle" if "data.pkl" in ends else "native"

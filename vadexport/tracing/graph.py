@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from vadexport import contract
 from vadexport.contract import ImageInput
-from vadexport.detectors.base import Detector
+from vadexport.detectors.exportable import Exportable
+from vadexport.detectors.steps import GraphPreprocessing
 from vadexport.errors import InputError
-from vadexport.tracing.preprocessing import GraphPreprocessing
 
 #: Newest opset that OpenVINO, ONNX Runtime and TensorRT all read.
 OPSET = 20
@@ -51,22 +51,27 @@ class TracedGraph:
         return frozenset(found)
 
 
-class _Exportable(nn.Module):
+class _Graph(nn.Module):
     """The detector with preprocessing for graphs; the outputs in order, then the seams."""
 
-    def __init__(self, detector: Detector, image_input: ImageInput) -> None:
+    def __init__(self, detector: Exportable, image_input: ImageInput) -> None:
         super().__init__()
         self.detector = detector
-        self.preprocessing = GraphPreprocessing(detector.preprocessing.config, image_input)
+        self.preprocessing = GraphPreprocessing(detector.steps, image_input)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         preprocessed = self.preprocessing(image)
-        features = self.detector.network(preprocessed)
-        outputs = self.detector.postprocess(*self.detector.score(preprocessed, features))
-        return (*(outputs[name] for name in contract.OUTPUT_NAMES), preprocessed, *features)
+        scores = self.detector.scores(preprocessed)
+        outputs = self.detector.outputs(scores)
+        return (*(outputs[name] for name in _names(outputs)), preprocessed, *scores.features)
 
 
-def trace(detector: Detector, image_input: ImageInput) -> TracedGraph:
+def _names(outputs: Iterable[str]) -> list[str]:
+    """Of the outputs, in the contract's order."""
+    return [name for name in contract.OUTPUT_NAMES if name in set(outputs)]
+
+
+def trace(detector: Exportable, image_input: ImageInput) -> TracedGraph:
     """Trace `detector` with `torch.export` into ONNX, its preprocessing included.
 
     Args:
@@ -76,14 +81,15 @@ def trace(detector: Detector, image_input: ImageInput) -> TracedGraph:
     Raises:
         InputError: the graph would outgrow the 2 GB that one ONNX file may have.
     """
-    module = _Exportable(detector, image_input).eval()
+    module = _Graph(detector, image_input).eval()
     dynamic = image_input.batch is None
     # torch.export takes a first axis of one for a constant, whatever it is told.
-    dtype = getattr(torch, image_input.dtype)
+    dtype = getattr(torch, image_input.graph_dtype)
     example = torch.zeros((image_input.batch or 2, *image_input.shape[1:]), dtype=dtype)
     with torch.inference_mode():
-        count = len(detector.network(module.preprocessing(example[:1])))
-    seams = ("preprocessed", *(f"feature_{number}" for number in range(count)))
+        scores = detector.scores(module.preprocessing(example[:1]))
+        names = _names(detector.outputs(scores))
+    seams = ("preprocessed", *(f"feature_{number}" for number in range(len(scores.features))))
     if sum(t.numel() * t.element_size() for t in module.state_dict().values()) > _PROTOBUF_LIMIT:
         raise InputError("the detector is larger than the 2 GB that one ONNX file can hold")
     with _quiet_export():
@@ -92,7 +98,7 @@ def trace(detector: Detector, image_input: ImageInput) -> TracedGraph:
             (example,),
             dynamo=True,
             input_names=[contract.INPUT_NAME],
-            output_names=[*contract.OUTPUT_NAMES, *seams],
+            output_names=[*names, *seams],
             dynamic_shapes=({0: torch.export.Dim.DYNAMIC},) if dynamic else None,
             opset_version=OPSET,
             external_data=False,

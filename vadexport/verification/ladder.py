@@ -8,7 +8,7 @@ import numpy as np
 
 from vadexport.backends.base import Runner, RunnerOpener
 from vadexport.backends.child import Child
-from vadexport.contract import RAW_SCORE, ImageArray, ImageInput, Outputs
+from vadexport.contract import RAW_SCORE, Call, ImageArray, ImageInput, Outputs
 from vadexport.errors import InputError
 from vadexport.thresholds import Thresholds
 from vadexport.verification.limits import Check, Limits, parity_checks
@@ -50,7 +50,7 @@ class Ladder:
         reference: the reference's inference.
         images: check images, `[n, H, W, C]`.
         image_input: the graph's input.
-        thresholds: the reference's.
+        thresholds: the reference's; None where it makes no decisions.
 
     Raises:
         InputError: the reference gives an image a score that is not finite.
@@ -61,7 +61,7 @@ class Ladder:
         reference: Infer,
         images: ImageArray,
         image_input: ImageInput,
-        thresholds: Thresholds,
+        thresholds: Thresholds | None,
     ) -> None:
         self._images = images
         self._image_input = image_input
@@ -74,8 +74,8 @@ class Ladder:
         self.reference_scores = np.concatenate(scores).astype(np.float64)
         if not np.isfinite(self.reference_scores).all():
             raise InputError(
-                "the detector itself, in PyTorch, gives scores that are not finite: its weights "
-                "or its memory bank are damaged"
+                "the detector itself gives scores that are not finite: its weights or its memory "
+                "bank are damaged"
             )
 
     def climb(
@@ -104,17 +104,17 @@ class Ladder:
         found = figures(records[name], unit)
         return Rung(name, found, tuple(parity_checks(found, Limits.of_rung(precision))))
 
-    def _remembered(self, call: ImageArray) -> Outputs:
+    def _remembered(self, call: Call) -> Outputs:
         key = call.tobytes()
         if key not in self._answers:
             self._answers[key] = self._reference(call)
         return self._answers[key]
 
 
-def child_inference(child: Child) -> Callable[[ImageArray], Outputs]:
+def child_inference(child: Child) -> Callable[[Call], Outputs]:
     """Inference by the runner that `child` holds."""
     return lambda image: child.apply(_infer, image)
 
 
-def _infer(runner: Runner, image: ImageArray) -> Outputs:
+def _infer(runner: Runner, image: Call) -> Outputs:
     return runner.infer(image)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vadexport.backends.base import Execution, Runner, RunnerOpener
-from vadexport.contract import ImageArray
+from vadexport.contract import Call
 from vadexport.machine import seconds_waited
 from vadexport.verification.statistics import Interval, median_interval
 
@@ -40,7 +40,7 @@ class Timing:
 class Stopwatch:
     """A runner and the calls it is timed on, in the process where it runs."""
 
-    def __init__(self, open_runner: RunnerOpener, calls: Sequence[ImageArray]) -> None:
+    def __init__(self, open_runner: RunnerOpener, calls: Sequence[Call]) -> None:
         self.runner: Runner = open_runner()
         self._calls = calls
         for call in calls[:_WARM_UP_CALLS]:

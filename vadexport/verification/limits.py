@@ -98,7 +98,7 @@ def parity_checks(found: ParityFigures, limits: Limits) -> list[Check]:
     ]
     if limits.max_drift is not None:
         checks.append(_at_most("drift", "largest drift", found.drift_max, limits.max_drift))
-    if limits.max_flips is not None:
+    if limits.max_flips is not None and found.flips is not None:
         share = found.flips / found.images
         checks.append(
             Check(
@@ -116,7 +116,7 @@ def parity_checks(found: ParityFigures, limits: Limits) -> list[Check]:
                 f"Spearman {found.spearman:.5f}, limit {limits.min_spearman:g}",
             )
         )
-    if limits.max_map_drift is not None:
+    if limits.max_map_drift is not None and found.map_max is not None:
         checks.append(
             _at_most(
                 "map",

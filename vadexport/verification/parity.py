@@ -11,9 +11,6 @@ from vadexport.errors import CheckError, InputError
 from vadexport.thresholds import Thresholds
 from vadexport.verification.statistics import auroc, spearman
 
-#: Of `pred_score`, a few units in the last place of float32 at 1.
-_ROUNDING = 1e-6
-
 Infer = Callable[[ImageArray], Outputs]
 
 
@@ -26,9 +23,10 @@ class ImageRecord:
         anomalous: the label; None where unknown.
         reference_raw: raw score of the reference.
         raw: raw score of the candidate.
-        reference_label: decision of the reference.
-        label: decision of the candidate.
-        map_max: largest absolute difference of the anomaly maps, raw score units.
+        reference_label: decision of the reference; None where the detector makes none.
+        label: decision of the candidate, likewise.
+        map_max: largest absolute difference of the anomaly maps, in their units; None where the
+            detector gives no map, as in the next two.
         map_mean: mean absolute difference of the anomaly maps.
         map_range: largest minus smallest value of the reference's map.
         consistent: whether the candidate's `pred_score`, `pred_label` and `pred_mask` follow from
@@ -39,17 +37,17 @@ class ImageRecord:
     anomalous: bool | None
     reference_raw: float
     raw: float
-    reference_label: bool
-    label: bool
-    map_max: float
-    map_mean: float
-    map_range: float
+    reference_label: bool | None
+    label: bool | None
+    map_max: float | None
+    map_mean: float | None
+    map_range: float | None
     consistent: bool
 
     @property
     def finite(self) -> bool:
         """Whether scores and maps of both are numbers."""
-        return bool(np.isfinite([self.reference_raw, self.raw, self.map_max]).all())
+        return bool(np.isfinite([self.reference_raw, self.raw, self.map_max or 0.0]).all())
 
     @property
     def flipped(self) -> bool:
@@ -68,8 +66,9 @@ class ParityFigures:
         drift_median: 0.5 quantile.
         drift_p95: 0.95 quantile.
         spearman: rank correlation of raw scores; None where one side is constant.
-        flips: images whose decision differs.
-        map_max: largest difference of the maps, as a fraction of the mean range of the maps.
+        flips: images whose decision differs; None where the detector makes none.
+        map_max: largest difference of the maps, as a fraction of the mean range of the maps; None
+            where the detector gives no map.
         map_mean: mean difference of the maps, likewise.
         auroc_reference: image AUROC of the reference; None without labels of both kinds.
         auroc: image AUROC of the candidate.
@@ -83,9 +82,9 @@ class ParityFigures:
     drift_median: float
     drift_p95: float
     spearman: float | None
-    flips: int
-    map_max: float
-    map_mean: float
+    flips: int | None
+    map_max: float | None
+    map_mean: float | None
     auroc_reference: float | None
     auroc: float | None
     not_finite: int
@@ -97,7 +96,7 @@ def compare_images(
     candidates: Mapping[str, Infer],
     images: Iterable[tuple[str, bool | None, ImageArray]],
     image_input: ImageInput,
-    thresholds: Thresholds,
+    thresholds: Thresholds | None,
 ) -> dict[str, list[ImageRecord]]:
     """Score images with the reference and each candidate, one call of the graph at a time.
 
@@ -106,7 +105,7 @@ def compare_images(
         candidates: inference of each candidate, by name.
         images: name, label and pixels `[H, W, C]` of each; read lazily.
         image_input: the candidates' input; its batch sizes the calls.
-        thresholds: the reference's.
+        thresholds: the reference's; None where it makes no decisions.
 
     Returns:
         The records of each candidate, in the order of `images`.
@@ -148,7 +147,11 @@ def figures(records: Sequence[ImageRecord], drift_unit: float) -> ParityFigures:
     drift = np.abs(raw - reference) / drift_unit
     labelled = np.array([record.anomalous is not None for record in kept])
     truth = np.array([bool(record.anomalous) for record in kept])[labelled]
-    map_range = float(np.mean([record.map_range for record in kept])) or 1.0
+    largest = [record.map_max for record in kept if record.map_max is not None]
+    means = [record.map_mean for record in kept if record.map_mean is not None]
+    ranges = [record.map_range for record in kept if record.map_range is not None]
+    map_range = (float(np.mean(ranges)) if ranges else 0.0) or 1.0
+    decided = any(record.reference_label is not None for record in kept)
     return ParityFigures(
         images=len(records),
         drift_max=float(drift.max()),
@@ -156,9 +159,9 @@ def figures(records: Sequence[ImageRecord], drift_unit: float) -> ParityFigures:
         drift_median=float(np.quantile(drift, 0.5)),
         drift_p95=float(np.quantile(drift, 0.95)),
         spearman=spearman(reference, raw),
-        flips=sum(record.flipped for record in kept),
-        map_max=max(record.map_max for record in kept) / map_range,
-        map_mean=float(np.mean([record.map_mean for record in kept])) / map_range,
+        flips=sum(record.flipped for record in kept) if decided else None,
+        map_max=max(largest) / map_range if largest else None,
+        map_mean=float(np.mean(means)) / map_range if means else None,
         auroc_reference=auroc(reference[labelled], truth),
         auroc=auroc(raw[labelled], truth),
         not_finite=len(records) - len(kept),
@@ -171,37 +174,35 @@ def _one(outputs: Outputs, number: int) -> Outputs:
 
 
 def _record(
-    image: tuple[str, bool | None], expected: Outputs, found: Outputs, thresholds: Thresholds
+    image: tuple[str, bool | None],
+    expected: Outputs,
+    found: Outputs,
+    thresholds: Thresholds | None,
 ) -> ImageRecord:
     name, anomalous = image
-    reference_map = expected[contract.ANOMALY_MAP].astype(np.float64)
-    with np.errstate(invalid="ignore"):  # infinity on both sides; counted as not finite
-        difference = np.abs(found[contract.ANOMALY_MAP] - reference_map)
-        map_range = float(np.ptp(reference_map))
+    map_max = map_mean = map_range = None
+    if contract.ANOMALY_MAP in expected:
+        reference_map = expected[contract.ANOMALY_MAP].astype(np.float64)
+        with np.errstate(invalid="ignore"):  # infinity on both sides; counted as not finite
+            difference = np.abs(found[contract.ANOMALY_MAP] - reference_map)
+            map_range = float(np.ptp(reference_map))
+        map_max, map_mean = float(difference.max()), float(difference.mean())
     return ImageRecord(
         name=name,
         anomalous=anomalous,
         reference_raw=float(expected[contract.RAW_SCORE]),
         raw=float(found[contract.RAW_SCORE]),
-        reference_label=bool(expected[contract.PRED_LABEL]),
-        label=bool(found[contract.PRED_LABEL]),
-        map_max=float(difference.max()),
-        map_mean=float(difference.mean()),
+        reference_label=_label(expected),
+        label=_label(found),
+        map_max=map_max,
+        map_mean=map_mean,
         map_range=map_range,
-        consistent=_is_consistent(found, thresholds),
+        consistent=thresholds is None or not thresholds.contradicted_by(found),
     )
 
 
-def _is_consistent(found: Outputs, thresholds: Thresholds) -> bool:
-    """Comparisons are exact; the normalised score may differ by float32's rounding."""
-    raw, score = found[contract.RAW_SCORE], float(found[contract.PRED_SCORE])
-    rounding = _ROUNDING * max(1.0, abs(float(raw)) / thresholds.spread)
-    mask = found[contract.ANOMALY_MAP] > np.float32(thresholds.pixel)
-    return bool(
-        abs(score - float(thresholds.normalised(raw))) <= rounding
-        and bool(found[contract.PRED_LABEL]) == bool(raw > np.float32(thresholds.image))
-        and np.array_equal(found[contract.PRED_MASK], mask)
-    )
+def _label(outputs: Outputs) -> bool | None:
+    return bool(outputs[contract.PRED_LABEL]) if contract.PRED_LABEL in outputs else None
 
 
 def _calls(

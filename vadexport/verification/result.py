@@ -56,7 +56,7 @@ class Verification:
         target: of the artifact, such as `openvino:int8`.
         artifact_name: name of its folder.
         source_name: file name of the reference.
-        threshold: raw score above which an image is anomalous.
+        threshold: raw score above which an image is anomalous; None where none is decided on.
         drift_unit: in raw score units.
         drift_unit_from: which normal images it was taken from.
         figures: parity.
@@ -73,7 +73,7 @@ class Verification:
     target: str
     artifact_name: str
     source_name: str
-    threshold: float
+    threshold: float | None
     drift_unit: float
     drift_unit_from: str
     figures: ParityFigures

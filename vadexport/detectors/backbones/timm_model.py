@@ -4,6 +4,7 @@ from torch import Tensor
 
 from vadexport.detectors.backbones.base import Backbone
 from vadexport.errors import InputError, MissingPackageError
+from vadexport.torchvision_operators import declare_torchvision_operators
 
 
 class TimmBackbone(Backbone):
@@ -11,6 +12,7 @@ class TimmBackbone(Backbone):
 
     def __init__(self, name: str, levels: tuple[int, ...], *, pretrained: bool) -> None:
         super().__init__()
+        declare_torchvision_operators()
         try:
             import timm
         except ImportError as error:  # of timm, or of torchvision, which it imports

@@ -7,13 +7,18 @@ from PIL import Image
 from torch.nn import functional
 
 from vadexport.contract import ImageInput
-from vadexport.detectors.preprocessing import Preprocessing, PreprocessingConfig, in_unit_range
-from vadexport.tracing.preprocessing import GraphPreprocessing, resize_matrix
+from vadexport.detectors.preprocessing import Preprocessing, PreprocessingConfig
+from vadexport.detectors.steps import GraphPreprocessing, Resize, in_unit_range
+from vadexport.detectors.steps import resize_matrix as step_matrix
 
 EPS = float(np.finfo(np.float32).eps)
 sides = st.integers(1, 130)
 # PyTorch 2.13's antialiased resize of a contiguous tensor to width 1 repeats the first row.
 wide = st.integers(2, 130)
+
+
+def resize_matrix(source, target):
+    return step_matrix(source, target, Resize((target, source)))
 
 
 class TestResizeMatrix:
@@ -95,7 +100,7 @@ class TestGraphPreprocessing:
         shape = (count, *source, channels)
         image = torch.from_numpy(np.random.default_rng(seed).integers(0, 256, shape, np.uint8))
         expected = Preprocessing(config)(image)
-        found = GraphPreprocessing(config, ImageInput(*source, channels))(image)
+        found = GraphPreprocessing(config.steps, ImageInput(*source, channels))(image)
         assert found.shape == expected.shape == (count, 3, *target)
         assert found.dtype == torch.float32
         # The reference takes its weights from positions in float32: off by the side times ε.
@@ -106,7 +111,7 @@ class TestGraphPreprocessing:
     def test_gives_the_references_bits_where_nothing_is_resized(self, channels):
         config = PreprocessingConfig((40, 56), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
         image = torch.randint(0, 256, (2, 40, 56, channels), dtype=torch.uint8)
-        found = GraphPreprocessing(config, ImageInput(40, 56, channels))(image)
+        found = GraphPreprocessing(config.steps, ImageInput(40, 56, channels))(image)
         assert torch.equal(found, Preprocessing(config)(image))
 
 
@@ -119,7 +124,7 @@ class TestBitDepth:
         shallow, deep = image.to(torch.uint8), (image * 257).to(torch.uint16)
         for preprocessing in (
             Preprocessing(self.CONFIG),
-            GraphPreprocessing(self.CONFIG, ImageInput(*size, 1, dtype="uint16")),
+            GraphPreprocessing(self.CONFIG.steps, ImageInput(*size, 1, dtype="uint16")),
         ):
             torch.testing.assert_close(
                 preprocessing(deep), preprocessing(shallow), rtol=0, atol=4 * EPS / 0.224
@@ -127,7 +132,7 @@ class TestBitDepth:
 
     def test_the_graph_gives_the_references_bits(self):
         image = torch.randint(0, 65536, (2, 24, 40, 1)).to(torch.uint16)
-        found = GraphPreprocessing(self.CONFIG, ImageInput(24, 40, 1, dtype="uint16"))(image)
+        found = GraphPreprocessing(self.CONFIG.steps, ImageInput(24, 40, 1, dtype="uint16"))(image)
         assert torch.equal(found, Preprocessing(self.CONFIG)(image))
 
     def test_every_16_bit_value_stays_apart_from_the_next(self):
