@@ -58,6 +58,9 @@ class Thresholds:
         """`pred_score` by anomalib's min-max rule: in [0, 1], the threshold at 0.5."""
         if not self.normalises:
             return np.asarray(raw_score, np.float64)
+        if self.label_above is not None and self.minimum == self.maximum:
+            # anomalib's rule where all images of the validation had the same score.
+            return 0.5 + 0.5 * np.sign(np.asarray(raw_score, np.float64) - self.image)
         centred = (np.asarray(raw_score, np.float64) - self.image) / self.spread
         return np.clip(centred + 0.5, 0.0, 1.0)
 

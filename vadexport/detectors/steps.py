@@ -106,12 +106,21 @@ class SwapChannels:
         return "RGB to BGR"
 
 
-Step = Resize | CenterCrop | Normalise | SwapChannels
+@dataclass(frozen=True)
+class SquarePad:
+    """Repeat the border along the shorter sides until the image is square."""
+
+    def __str__(self) -> str:
+        return "pad to a square"
+
+
+Step = Resize | CenterCrop | SquarePad | Normalise | SwapChannels
 
 
 _NAMES: Final[dict[str, type[Any]]] = {
     "resize": Resize,
     "crop": CenterCrop,
+    "square_pad": SquarePad,
     "normalise": Normalise,
     "swap_channels": SwapChannels,
 }
@@ -180,6 +189,8 @@ def _taken(step: Step, x: Tensor) -> Tensor:
             return _interpolated(x, size, step)
         case CenterCrop():
             return _cropped(x, step)
+        case SquarePad():
+            return _padded(x)
         case Normalise():
             mean, std = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in _both(step))
             return (x - mean) / std
@@ -197,6 +208,13 @@ def _interpolated(x: Tensor, size: tuple[int, int], step: Resize) -> Tensor:
             x, size, mode=step.interpolation, align_corners=False, antialias=step.antialias
         )
     return functional.interpolate(x, size, mode=step.interpolation)
+
+
+def _padded(x: Tensor) -> Tensor:
+    height, width = x.shape[-2:]
+    rows, columns = max(0, width - height), max(0, height - width)
+    borders = [columns // 2, columns - columns // 2, rows // 2, rows - rows // 2]
+    return functional.pad(x, borders, mode="replicate") if rows or columns else x
 
 
 def _cropped(x: Tensor, step: CenterCrop) -> Tensor:
@@ -229,6 +247,9 @@ class GraphPreprocessing(nn.Module):
                 case CenterCrop():
                     parts.append(_Crop(step))
                     size = step.size
+                case SquarePad():
+                    parts.append(_Pad())
+                    size = (max(size), max(size))
                 case Normalise():
                     parts.append(_Affine(step))
                 case SwapChannels():
@@ -271,6 +292,11 @@ class _Crop(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return _cropped(x, self.step)
+
+
+class _Pad(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return _padded(x)
 
 
 class _Affine(nn.Module):

@@ -1,0 +1,229 @@
+"""Read a checkpoint of anomalib without running what it may carry, and without any download."""
+
+import importlib
+import inspect
+import pickle
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from vadexport.errors import InputError, MissingPackageError, VadexportError
+from vadexport.torchvision_operators import declare_torchvision_operators
+
+_HYPER_PARAMETERS = "hyper_parameters"
+#: What anomalib 2.7 and later leave in a checkpoint.
+_PRE_PROCESSOR = "anomalib_pre_processor_config"
+
+
+def load_module(path: Path, model: str | None, *, trust_pickle: bool) -> Any:
+    """Build the `AnomalibModule` of a checkpoint, in evaluation mode, all its state loaded.
+
+    Args:
+        path: of the checkpoint.
+        model: name of its class, such as `Patchcore`; found out where it is None.
+        trust_pickle: unpickle what may run code.
+
+    Raises:
+        InputError: no checkpoint of anomalib, truncated, one that carries code, of a class that
+            cannot be told, or whose state does not fit the class.
+        MissingPackageError: anomalib is not installed.
+    """
+    models = _anomalib_models()
+    checkpoint = _read(path, models, trust_pickle=trust_pickle)
+    if "state_dict" not in checkpoint or "pytorch-lightning_version" not in checkpoint:
+        raise InputError(f"{path} is no checkpoint of anomalib: it holds no Lightning state")
+    classes = _classes(models)
+    if model is not None and model not in classes:
+        raise InputError(f"--model {model} is no image model of anomalib: {', '.join(classes)}")
+    candidates = [classes[model]] if model else _candidates(checkpoint, classes)
+    errors = {}
+    fitting = []
+    for each in candidates:
+        try:
+            fitting.append(_built(each, checkpoint))
+        except VadexportError:
+            raise
+        except Exception as error:  # noqa: BLE001 - constructors of any model
+            errors[each.__name__] = (
+                str(error).strip().splitlines()[0] if str(error) else repr(error)
+            )
+    if len(fitting) == 1:
+        return fitting[0]
+    if model is not None:
+        raise InputError(f"{path} does not fit anomalib's {model}: {errors[model]}")
+    if len(fitting) > 1:
+        names = ", ".join(type(each).__name__ for each in fitting)
+        raise InputError(f"{path} may be of several classes of anomalib ({names}): give --model")
+    raise InputError(
+        f"{path} does not say which model of anomalib it is, and its state fits none: give --model, "
+        "such as --model Patchcore, if it is one"
+    )
+
+
+def _anomalib_models() -> Any:
+    declare_torchvision_operators()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return importlib.import_module("anomalib.models.image")
+    except ImportError as error:
+        raise MissingPackageError(error.name or "anomalib", "anomalib") from None
+
+
+def _classes(models: Any) -> dict[str, type[Any]]:
+    """Every image model of the installed anomalib, by name."""
+    from anomalib.models.components import AnomalibModule
+
+    found = {name: getattr(models, name) for name in models.__all__}
+    return {
+        name: each
+        for name, each in sorted(found.items())
+        if inspect.isclass(each) and issubclass(each, AnomalibModule)
+    }
+
+
+def _read(path: Path, models: Any, *, trust_pickle: bool) -> dict[str, Any]:
+    """The checkpoint's content, with nothing unpickled that could run code."""
+    from anomalib.utils.serialization import anomalib_safe_globals
+
+    extra = [kind for each in _classes(models).values() for kind in each.checkpoint_safe_globals()]
+    try:
+        with anomalib_safe_globals(extra=extra), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+    except pickle.UnpicklingError:
+        raise _refusal(path, extra) from None
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path} is truncated or damaged: {reason}") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path} is no checkpoint of anomalib: it holds a {type(found).__name__}")
+    return found
+
+
+def _refusal(path: Path, known: list[Any]) -> InputError:
+    """What a checkpoint would have run, as far as its pickle names it."""
+    from anomalib.utils.serialization import anomalib_safe_globals
+
+    try:
+        with anomalib_safe_globals(extra=known):
+            names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # noqa: BLE001 - of a damaged file
+        return InputError(f"{path} is truncated or damaged: its pickle cannot be read")
+    shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    return InputError(
+        f"{path} carries objects that run code when they are loaded ({shown or 'unnamed'}): "
+        "refused; --trust-pickle loads it, if you trust where it comes from"
+    )
+
+
+def _candidates(checkpoint: dict[str, Any], classes: dict[str, type[Any]]) -> list[type[Any]]:
+    """Classes whose constructors take the checkpoint's hyper-parameters.
+
+    Lightning's checkpoints do not name their class. Where one does (key `class_path`, or
+    hyper-parameters with it), that is it.
+    """
+    stored = dict(checkpoint.get(_HYPER_PARAMETERS) or {})
+    named = str(stored.get("class_path", checkpoint.get("class_path", ""))).rsplit(".", 1)[-1]
+    if named in classes:
+        return [classes[named]]
+    given = set(stored)
+    keys = {key.split(".")[1] for key in checkpoint["state_dict"] if key.startswith("model.")}
+    fitting = [
+        each for each in classes.values() if given <= set(inspect.signature(each).parameters)
+    ]
+    # Fewest parameters that the checkpoint does not name first: those are the likeliest.
+    fitting.sort(key=lambda each: len(set(inspect.signature(each).parameters) - given))
+    return fitting if keys else []
+
+
+def _built(model: type[Any], checkpoint: dict[str, Any]) -> Any:
+    """The class's module with the checkpoint's state; raises what its constructor raises."""
+    stored = dict(checkpoint.get(_HYPER_PARAMETERS) or {})
+    known = set(inspect.signature(model).parameters)
+    arguments = {name: value for name, value in stored.items() if name in known}
+    if "pre_trained" in known:
+        arguments["pre_trained"] = False  # its weights are in the checkpoint
+    with _no_downloads(), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")
+        module = model(**arguments)
+    state = dict(checkpoint["state_dict"])
+    _size_buffers(module, state)
+    module.on_load_checkpoint(checkpoint)
+    module.load_state_dict(state, strict=_PRE_PROCESSOR in checkpoint)
+    if _PRE_PROCESSOR not in checkpoint:
+        _check_old(module, state)
+    return module.eval().requires_grad_(requires_grad=False)
+
+
+def _size_buffers(module: Any, state: dict[str, torch.Tensor]) -> None:
+    """Give buffers and parameters that fitting sizes the shapes that they have in `state`."""
+    for name, value in state.items():
+        owner, _, leaf = name.rpartition(".")
+        try:
+            parent = module.get_submodule(owner)
+        except AttributeError:
+            continue
+        own = parent._buffers.get(leaf)  # noqa: SLF001 - PyTorch offers no other way to them
+        if own is not None and own.shape != value.shape:
+            parent._buffers[leaf] = torch.zeros_like(value)  # noqa: SLF001
+
+
+def _check_old(module: Any, state: dict[str, torch.Tensor]) -> None:
+    """Of checkpoints before anomalib 2.7, whose post-processors had other buffers."""
+    own = set(module.state_dict())
+    missing = sorted(name for name in own - set(state) if name.startswith("model."))
+    if missing:
+        raise InputError(f"the checkpoint lacks {missing[0]!r}: it was written by another anomalib")
+
+
+@contextmanager
+def _no_downloads() -> Iterator[None]:
+    """Constructors make their backbones without weights: those are in the checkpoint."""
+    import timm
+    import torchvision
+
+    create = timm.create_model
+
+    def without_weights(*args: Any, **kwargs: Any) -> Any:
+        kwargs["pretrained"] = False
+        return create(*args, **kwargs)
+
+    with ExitStack() as stack:
+        for name in _users_of(timm.create_model):
+            stack.enter_context(mock.patch(name, without_weights))
+        for name in torchvision.models.list_models():
+            builder = torchvision.models.get_model_builder(name)
+            home = importlib.import_module(builder.__module__)
+            patched = _without_weights(builder)
+            for place in (torchvision.models, home):
+                if hasattr(place, name):
+                    stack.enter_context(mock.patch.object(place, name, patched))
+        yield
+
+
+def _without_weights(builder: Any) -> Any:
+    def build(*args: Any, **kwargs: Any) -> Any:
+        kwargs.pop("pretrained", None)
+        kwargs.pop("weights", None)
+        return builder(*args[1:], **kwargs)
+
+    return build
+
+
+def _users_of(function: Any) -> list[str]:
+    """Where the function is known by a name of a module, `from timm import create_model` too."""
+    import sys
+
+    return [
+        f"{name}.{attribute}"
+        for name, module in list(sys.modules.items())
+        if name.split(".")[0] in ("timm", "anomalib")
+        for attribute, value in list(getattr(module, "__dict__", {}).items())
+        if value is function
+    ]

@@ -1,0 +1,76 @@
+"""Open a checkpoint of anomalib as a source."""
+
+import torch
+
+from vadexport.artifact import file_digest
+from vadexport.backends.pytorch import PyTorchRunner
+from vadexport.contract import ImageInput
+from vadexport.detectors.steps import GraphPreprocessing, Resize
+from vadexport.errors import InputError
+from vadexport.sources.anomalib.adapting import adapted
+from vadexport.sources.anomalib.loading import load_module
+from vadexport.sources.anomalib.reference import AnomalibDetector, EngineReference, PostProcessing
+from vadexport.sources.anomalib.transforms import steps_of
+from vadexport.sources.base import Source
+from vadexport.sources.cameras import camera_input
+from vadexport.sources.spec import SourceSpec
+
+_DEFAULT_SIZE = (256, 256)
+
+
+def open_anomalib(spec: SourceSpec) -> Source:
+    """Read a checkpoint of anomalib 2.x.
+
+    Raises:
+        InputError: it is none, or damaged, carries code, is not fitted, or a transform or an option
+            is one that graphs cannot take.
+        MissingPackageError: anomalib is not installed.
+    """
+    spec.only("an anomalib checkpoint", "model", "image_size", "camera")
+    path = spec.path
+    module = load_module(path, spec.model, trust_pickle=spec.trust_pickle)
+    name = type(module).__name__
+    _check_fitted(module, name)
+    steps = steps_of(module.pre_processor.transform if module.pre_processor else None)
+    sizes = [step.size for step in steps if isinstance(step, Resize)]
+    own = sizes[0] if sizes and not isinstance(sizes[0], int) else _DEFAULT_SIZE
+    image_input = camera_input(spec, own)
+    detector = AnomalibDetector(
+        name, adapted(module), steps, PostProcessing(module.post_processor), image_input
+    ).eval()
+    _measure(detector, image_input)
+    reference = EngineReference(module)
+    return Source(
+        kind="anomalib",
+        name=path.name,
+        sha256=file_digest(path),
+        size=path.stat().st_size,
+        detector=detector,
+        open_reference=lambda threads: PyTorchRunner(reference, threads),
+        options={**spec.to_json(), "model": name},
+        runs_code="its pickle was trusted" if spec.trust_pickle else None,
+    )
+
+
+def _measure(detector: AnomalibDetector, image_input: ImageInput) -> None:
+    preprocessing = GraphPreprocessing(detector.steps, image_input)
+    shape = (1, image_input.height, image_input.width, image_input.channels)
+    image = torch.zeros(shape, dtype=getattr(torch, image_input.dtype))
+    try:
+        detector.measure_map(preprocessing(image))
+    except InputError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise InputError(f"anomalib's {detector.family} cannot score an image: {reason}") from error
+
+
+def _check_fitted(module: object, name: str) -> None:
+    """Raises InputError where a memory bank is empty: the checkpoint was saved before its fit."""
+    model = getattr(module, "model", None)
+    bank = getattr(model, "memory_bank", None)
+    if isinstance(bank, torch.Tensor) and bank.numel() == 0:
+        raise InputError(
+            f"the memory bank of this {name} is empty: the checkpoint was saved before the fit was "
+            "over; train it to its end"
+        )
