@@ -1,6 +1,6 @@
 """What a graph pass is, and the lookups that passes share."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -34,12 +34,22 @@ def _drop_unread(graph: onnx.GraphProto) -> None:
     read = {output.name for output in graph.output}
     for node in reversed(list(graph.node)):  # a graph's nodes stand in order of computation
         if read.intersection(node.output):
-            read.update(node.input)
+            read.update(tensors_read(node))
         else:
             graph.node.remove(node)
     kept = [tensor for tensor in graph.initializer if tensor.name in read]
     del graph.initializer[:]
     graph.initializer.extend(kept)
+
+
+def tensors_read(node: onnx.NodeProto) -> Iterator[str]:
+    """Its inputs, and whatever the graphs inside it (the body of a Loop, say) may read outside."""
+    yield from node.input
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            yield from (output.name for output in graph.output)
+            for inner in graph.node:
+                yield from tensors_read(inner)
 
 
 class GraphView:
@@ -50,7 +60,7 @@ class GraphView:
         graph = model.graph
         self._consumers: dict[str, list[onnx.NodeProto]] = {}
         for node in graph.node:
-            for name in node.input:
+            for name in tensors_read(node):
                 self._consumers.setdefault(name, []).append(node)
         replaceable = {value.name for value in graph.input}  # initializers that are defaults
         self._constants = {
@@ -68,7 +78,8 @@ class GraphView:
         if name in self._outputs or len(consumers) != 1:
             return None
         node = consumers[0]
-        return node if node.op_type == op_type and node.input[0] == name else None
+        reads_first = bool(node.input) and node.input[0] == name
+        return node if node.op_type == op_type and reads_first else None
 
     def constant(self, name: str) -> NDArray[np.generic] | None:
         """Value of an initializer that no caller can replace; None for anything else."""
