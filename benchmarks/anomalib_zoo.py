@@ -10,6 +10,8 @@ explode, scores that differ between images and thresholds between those scores.
 import argparse
 import logging
 import math
+import os
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -37,12 +39,14 @@ def import_anomalib() -> None:
     torchvision's wheel is a CUDA build: beside a CPU torch its C++ operators cannot load, and the
     import fails because two of them are not even declared. Detectors use neither.
     """
-    if not _LIBRARIES and not hasattr(torch.ops.torchvision, "nms"):
+    try:
+        import_module("torchvision")
+    except RuntimeError:  # "operator torchvision::nms does not exist"
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
         library = torch.library.Library("torchvision", "DEF")
         library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define(
-            "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-        )
+        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _LIBRARIES.append(library)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -57,7 +61,19 @@ class _NoWeights(dict[str, Tensor]):
 def offline() -> Iterator[None]:
     """Within it, constructors of anomalib's models take random weights instead of downloading.
 
-    `load_from_checkpoint` calls the constructor before it loads the state. LIST
+    Loading a checkpoint needs it as well: `load_from_checkpoint` calls the constructor before it
+    loads the state. What that constructor would download:
+
+    - always, from timm: AnomalyDINO, CFM, Dinomaly, FoundAD, InpFormer, L2BT, Stfpm, SuperADD,
+      Supersimplenet, Uflow;
+    - always, from torchvision: Cfa, Csflow, UniNet;
+    - always, from elsewhere: AnomalyVFM and WinClip (Hugging Face), CFM (Point-MAE, GitHub);
+    - unless `pre_trained` is false in its hyper-parameters, from timm: Cflow, Dfkde, Dfm, Fastflow,
+      Fre, GeneralAD, Glass, MHPatchcore, Padim, Patchcore, Patchflow, Rad, ReverseDistillation;
+    - textures for training, where the folder in its hyper-parameters does not exist: Draem
+      (`dtd_dir`), Glass (`anomaly_source_path`, where it is given).
+
+    Dsr, EfficientAd and Ganomaly download nothing there (the first two only as training starts).
     """
     import_anomalib()
     import timm
@@ -65,11 +81,9 @@ def offline() -> Iterator[None]:
 
     create, load = timm.create_model, nn.Module.load_state_dict
 
-    def create_model(*args: Any, **kwargs: Any) -> nn.Module:
-        if len(args) > 1:
-            args = (args[0], False, *args[2:])
-            return create(*args, **kwargs)
-        return create(*args, **{**kwargs, "pretrained": False})
+    def create_model(model_name: str, pretrained: bool = False, *args: Any, **kwargs: Any) -> Any:  # noqa: FBT001, FBT002 - timm's own signature
+        del pretrained
+        return create(model_name, False, *args, **kwargs)  # noqa: FBT003
 
     def load_state_dict(self: nn.Module, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(state_dict, _NoWeights):
@@ -88,8 +102,8 @@ def offline() -> Iterator[None]:
             # A data set of textures, for training only.
             mock.patch(f"{image}.draem.lightning_model.download_and_extract", nothing),
             mock.patch(f"{image}.glass.lightning_model.download_and_extract", nothing),
-            mock.patch(f"{image}.anomalyvfm.torch_model.hf_hub_download", nothing),
-            mock.patch(f"{image}.anomalyvfm.torch_model.load_file", nothing),
+            mock.patch(f"{image}.anomalyvfm.torch_model.hf_hub_download", nothing, create=True),
+            mock.patch(f"{image}.anomalyvfm.torch_model.load_file", nothing, create=True),
             mock.patch(f"{image}.winclip.torch_model.PRETRAINED", None),
         ):
             stack.enter_context(patch)
@@ -115,7 +129,7 @@ def textures(count: int, seed: int = 0, size: int = 256) -> Tensor:
         image = image + 0.2 * (0.5 + 0.5 * torch.sin(2 * math.pi * (8 + 8 * waves) * along))
         far = (axis[:, None] - 0.2 - 0.6 * y) ** 2 + (axis[None] - 0.2 - 0.6 * x) ** 2
         blot = torch.exp(-far / 0.005) * number / max(count - 1, 1)
-        images.append((image * (1 - blot) + blot * torch.tensor([0.9, 0.1, 0.1])[:, None, None]))
+        images.append(image * (1 - blot) + blot * torch.tensor([0.9, 0.1, 0.1])[:, None, None])
     # As 8-bit image files would hold them.
     return (torch.stack(images).clamp(0, 1) * 255).round() / 255
 
@@ -123,16 +137,22 @@ def textures(count: int, seed: int = 0, size: int = 256) -> Tensor:
 # ------------------------------------------------------------------------------ fitted states
 @contextmanager
 def batch_norm_from_data(module: nn.Module) -> Iterator[None]:
-    """Within it, each batch norm takes its statistics from the first batch that reaches it."""
+    """Within it, each batch norm takes its statistics from the batches that reach it.
+
+    Where one sees several, as where a backbone looks at an image in several sizes, the largest
+    variances count: with those of one size alone, activations explode in another.
+    """
     seen: set[nn.Module] = set()
 
     def measure(norm: Any, inputs: tuple[Tensor]) -> None:
-        if norm in seen:
-            return
-        seen.add(norm)
         values = inputs[0].detach().transpose(0, 1).flatten(1)
-        norm.running_mean.copy_(values.mean(1))
-        norm.running_var.copy_(values.var(1).clamp_min(1e-3))
+        variance = values.var(1).clamp_min(1e-3)
+        if norm in seen:
+            norm.running_var.copy_(torch.maximum(norm.running_var, variance))
+        else:
+            seen.add(norm)
+            norm.running_mean.copy_(values.mean(1))
+            norm.running_var.copy_(variance)
 
     kinds = (nn.BatchNorm1d, nn.BatchNorm2d)
     norms = [part for part in module.modules() if isinstance(part, kinds)]
@@ -215,19 +235,24 @@ def couplings(module: Any, images: Tensor) -> None:
 
 def codebooks(module: Any, images: Tensor) -> None:
     """Dsr: codes that lie where the encoder's outputs do, else one code stands for everything."""
-
-    def draw(quantizer: Any, inputs: tuple[Tensor]) -> None:
-        codes = quantizer.embedding.weight
-        outputs = inputs[0].permute(0, 2, 3, 1).reshape(-1, codes.shape[1])
-        codes.copy_(outputs[torch.randint(len(outputs), (len(codes),))])
-
     latent = module.model.discrete_latent_model
-    hooks = [
-        part.register_forward_pre_hook(draw) for part in (latent.vq_vae_top, latent.vq_vae_bot)
-    ]
+    features = latent._encoder_b(images)  # noqa: SLF001
+    settle(latent._pre_vq_conv_top, latent.vq_vae_top, latent._encoder_t(features))  # noqa: SLF001
+    quantized = latent.vq_vae_top(latent._pre_vq_conv_top(latent._encoder_t(features)))  # noqa: SLF001
+    joined = torch.cat((features, latent.upsample_t(quantized)), dim=1)
+    settle(latent._pre_vq_conv_bot, latent.vq_vae_bot, joined)  # noqa: SLF001
     run_once(module, images)
-    for hook in hooks:
-        hook.remove()
+
+
+def settle(convolution: Any, quantizer: Any, inputs: Tensor) -> None:
+    """Let a convolution give means of 0 and deviations of 1, and draw codes from its outputs."""
+    outputs = convolution(inputs)
+    mean, deviation = outputs.mean((0, 2, 3)), outputs.std((0, 2, 3))
+    convolution.weight.div_(deviation[:, None, None, None])
+    convolution.bias.sub_(mean).div_(deviation)
+    rows = convolution(inputs).permute(0, 2, 3, 1).flatten(0, 2)
+    codes = quantizer.embedding.weight
+    codes.copy_(rows[torch.randint(len(rows), (len(codes),))])
 
 
 def describe(module: Any, images: Tensor) -> None:
@@ -280,7 +305,9 @@ CASES: dict[str, Case] = {
         Case("EfficientAd", prepare=channel_statistics),
         Case("Fastflow", _SMALL),
         Case(
-            "FoundAD", {"encoder_name": "dinov2_vit_small_14", "image_size": 252, "pred_depth": 3}, 252
+            "FoundAD",
+            {"encoder_name": "dinov2_vit_small_14", "image_size": 252, "pred_depth": 3},
+            252,
         ),
         Case("Fre", {**_SMALL, "layer": "layer3", "input_dim": 16384}),
         Case("Ganomaly", {"n_features": 16}),
@@ -365,7 +392,9 @@ def raw_scores(module: Any, images: Tensor) -> tuple[Tensor, Tensor | None]:
     outputs = [module.model(module.pre_processor.transform(image[None])) for image in images]
     # AnomalyVFM's network returns a bare pair.
     found = [
-        one if hasattr(one, "pred_score") else SimpleNamespace(pred_score=one[0], anomaly_map=one[1])
+        one
+        if hasattr(one, "pred_score")
+        else SimpleNamespace(pred_score=one[0], anomaly_map=one[1])
         for one in outputs
     ]
     maps = None if found[0].anomaly_map is None else torch.cat([one.anomaly_map for one in found])
@@ -429,6 +458,7 @@ def main() -> None:
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     warnings.simplefilter("ignore")
+    os.environ["TQDM_DISABLE"] = "1"
     logging.disable(logging.WARNING)
     for name in options.models.split(","):
         started = time.monotonic()

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import pickle
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,6 +17,8 @@ from vadexport.errors import InputError, MissingPackageError, VadexportError
 from vadexport.torchvision_operators import declare_torchvision_operators
 
 _HYPER_PARAMETERS = "hyper_parameters"
+#: Parts of a module, which are no hyper-parameters.
+_COMPONENTS = {"pre_processor", "post_processor", "evaluator", "visualizer", "self"}
 #: What anomalib 2.7 and later leave in a checkpoint.
 _PRE_PROCESSOR = "anomalib_pre_processor_config"
 
@@ -60,8 +63,8 @@ def load_module(path: Path, model: str | None, *, trust_pickle: bool) -> Any:
         names = ", ".join(type(each).__name__ for each in fitting)
         raise InputError(f"{path} may be of several classes of anomalib ({names}): give --model")
     raise InputError(
-        f"{path} does not say which model of anomalib it is, and its state fits none: give --model, "
-        "such as --model Patchcore, if it is one"
+        f"{path} does not say which model of anomalib it is, and its state fits none: give "
+        "--model, such as --model Patchcore, if it is one"
     )
 
 
@@ -123,23 +126,21 @@ def _refusal(path: Path, known: list[Any]) -> InputError:
 
 
 def _candidates(checkpoint: dict[str, Any], classes: dict[str, type[Any]]) -> list[type[Any]]:
-    """Classes whose constructors take the checkpoint's hyper-parameters.
+    """Classes that the checkpoint may be of.
 
     Lightning's checkpoints do not name their class. Where one does (key `class_path`, or
-    hyper-parameters with it), that is it.
+    hyper-parameters with it), that is it; else one that takes just these hyper-parameters, for
+    Lightning keeps them all; else, of another version of anomalib, one that takes them.
     """
     stored = dict(checkpoint.get(_HYPER_PARAMETERS) or {})
     named = str(stored.get("class_path", checkpoint.get("class_path", ""))).rsplit(".", 1)[-1]
     if named in classes:
         return [classes[named]]
-    given = set(stored)
-    keys = {key.split(".")[1] for key in checkpoint["state_dict"] if key.startswith("model.")}
-    fitting = [
-        each for each in classes.values() if given <= set(inspect.signature(each).parameters)
-    ]
-    # Fewest parameters that the checkpoint does not name first: those are the likeliest.
-    fitting.sort(key=lambda each: len(set(inspect.signature(each).parameters) - given))
-    return fitting if keys else []
+    given = set(stored) - _COMPONENTS
+    taken = {name: set(inspect.signature(each).parameters) for name, each in classes.items()}
+    exact = [name for name, takes in taken.items() if takes - _COMPONENTS == given]
+    wider = [name for name, takes in taken.items() if given <= takes]
+    return [classes[name] for name in exact or wider]
 
 
 def _built(model: type[Any], checkpoint: dict[str, Any]) -> Any:
@@ -149,6 +150,9 @@ def _built(model: type[Any], checkpoint: dict[str, Any]) -> Any:
     arguments = {name: value for name, value in stored.items() if name in known}
     if "pre_trained" in known:
         arguments["pre_trained"] = False  # its weights are in the checkpoint
+    if (transform := _stored_transform(checkpoint)) is not None:
+        # Some networks take their shape from it.
+        arguments["pre_processor"] = _pre_processor(transform)
     with _no_downloads(), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
         module = model(**arguments)
@@ -158,7 +162,31 @@ def _built(model: type[Any], checkpoint: dict[str, Any]) -> Any:
     module.load_state_dict(state, strict=_PRE_PROCESSOR in checkpoint)
     if _PRE_PROCESSOR not in checkpoint:
         _check_old(module, state)
+    _detach(module)
     return module.eval().requires_grad_(requires_grad=False)
+
+
+def _stored_transform(checkpoint: dict[str, Any]) -> Any:
+    """The specification of the pre-processor's transform; None where there is none."""
+    enabled = checkpoint.get("anomalib_components_enabled") or {}
+    stored = checkpoint.get(_PRE_PROCESSOR) or {}
+    return stored.get("transform") if enabled.get("pre_processor", True) else None
+
+
+def _pre_processor(transform: Any) -> Any:
+    from anomalib.pre_processing import PreProcessor
+    from anomalib.pre_processing.utils.spec import spec_to_transform
+
+    return PreProcessor(spec_to_transform(transform))
+
+
+def _detach(module: Any) -> None:
+    """Let go of the gradients of what training computed, with which nothing can be copied."""
+    for part in module.modules():
+        for holder in (part.__dict__, part._buffers):  # noqa: SLF001 - PyTorch offers no other way
+            for name, value in list(holder.items()):
+                if isinstance(value, torch.Tensor) and value.grad_fn is not None:
+                    holder[name] = value.detach()
 
 
 def _size_buffers(module: Any, state: dict[str, torch.Tensor]) -> None:
@@ -182,48 +210,54 @@ def _check_old(module: Any, state: dict[str, torch.Tensor]) -> None:
         raise InputError(f"the checkpoint lacks {missing[0]!r}: it was written by another anomalib")
 
 
+class _NoWeights:
+    """Stands for a file that is not downloaded; loading it changes nothing."""
+
+
 @contextmanager
 def _no_downloads() -> Iterator[None]:
-    """Constructors make their backbones without weights: those are in the checkpoint."""
+    """Constructors make their networks without weights, which are in the checkpoint.
+
+    Nor do they fetch what only training needs, such as images of textures.
+    """
     import timm
-    import torchvision
+    from anomalib.data.utils import download
+    from torch.hub import load_state_dict_from_url
+    from torchvision.models import WeightsEnum
 
-    create = timm.create_model
+    create, load = timm.create_model, torch.nn.Module.load_state_dict
 
-    def without_weights(*args: Any, **kwargs: Any) -> Any:
-        kwargs["pretrained"] = False
-        return create(*args, **kwargs)
+    def without_weights(name: str, *_pretrained: bool, **kwargs: Any) -> Any:
+        return create(name, **{**kwargs, "pretrained": False})
 
+    def load_unless_absent(module: Any, state: Any, *args: Any, **kwargs: Any) -> Any:
+        return None if isinstance(state, _NoWeights) else load(module, state, *args, **kwargs)
+
+    def absent(*_args: Any, **_kwargs: Any) -> _NoWeights:
+        return _NoWeights()
+
+    functions = [
+        (timm.create_model, without_weights),
+        (download.download_and_extract, absent),
+        (load_state_dict_from_url, absent),
+    ]
     with ExitStack() as stack:
-        for name in _users_of(timm.create_model):
-            stack.enter_context(mock.patch(name, without_weights))
-        for name in torchvision.models.list_models():
-            builder = torchvision.models.get_model_builder(name)
-            home = importlib.import_module(builder.__module__)
-            patched = _without_weights(builder)
-            for place in (torchvision.models, home):
-                if hasattr(place, name):
-                    stack.enter_context(mock.patch.object(place, name, patched))
+        for function, replacement in functions:
+            for place in _names_of(function):
+                stack.enter_context(mock.patch(place, replacement))
+        stack.enter_context(mock.patch.object(WeightsEnum, "get_state_dict", absent))
+        stack.enter_context(
+            mock.patch.object(torch.nn.Module, "load_state_dict", load_unless_absent)
+        )
         yield
 
 
-def _without_weights(builder: Any) -> Any:
-    def build(*args: Any, **kwargs: Any) -> Any:
-        kwargs.pop("pretrained", None)
-        kwargs.pop("weights", None)
-        return builder(*args[1:], **kwargs)
-
-    return build
-
-
-def _users_of(function: Any) -> list[str]:
-    """Where the function is known by a name of a module, `from timm import create_model` too."""
-    import sys
-
+def _names_of(function: Any) -> list[str]:
+    """Each name that a module knows the function by, `from timm import create_model` too."""
     return [
         f"{name}.{attribute}"
         for name, module in list(sys.modules.items())
-        if name.split(".")[0] in ("timm", "anomalib")
+        if name.split(".")[0] in ("timm", "torchvision", "torch", "anomalib")
         for attribute, value in list(getattr(module, "__dict__", {}).items())
-        if value is function
+        if value is function and attribute.isidentifier()
     ]

@@ -38,7 +38,7 @@ class EngineReference(nn.Module):
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Score a call; the contract's outputs by name."""
         x = in_unit_range(image)
-        x = x if x.shape[1] == 3 else x.expand(-1, 3, -1, -1).contiguous()
+        x = x.expand(-1, 3, -1, -1).contiguous()  # as torchvision's `to_image` lays images out
         transform = self.module.pre_processor.transform if self.module.pre_processor else None
         if transform is not None:
             x = transform(x)
@@ -250,7 +250,7 @@ class AnomalibDetector(Exportable):
     def scores(self, x: Tensor) -> Scores:
         """See the base class."""
         with _caught_features(self.model) as features:
-            score, anomaly_map = predicted(self.model(x))
+            score, anomaly_map = predicted(self.model(x.contiguous()))
         return Scores(
             score.reshape(x.shape[0]),
             None if anomaly_map is None else as_map(anomaly_map),
