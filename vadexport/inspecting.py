@@ -32,10 +32,10 @@ def detector_json(detector: "Exportable") -> dict[str, Any]:
     }
 
 
-def source_json(source: "Source") -> dict[str, Any]:
-    """A trained detector, of whatever source."""
+def source_json(location: str, source: "Source") -> dict[str, Any]:
+    """A trained detector, of whatever source, and where it lies."""
     return {
-        "source": source.name,
+        "source": location,
         "kind": source.kind,
         "sha256": source.sha256,
         "size": source.size,

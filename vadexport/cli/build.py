@@ -2,10 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
+from vadexport.cli.config_options import chosen, config_option, needed
 from vadexport.cli.console import Console, columns
 from vadexport.cli.options import (
     PATH,
@@ -16,17 +17,22 @@ from vadexport.cli.options import (
     skip_unreadable_option,
     threads_option,
 )
+from vadexport.cli.source_options import source_options
+from vadexport.config import Config, SourceChoices
+from vadexport.config.reading import LAYOUTS
 from vadexport.targets import Target
 from vadexport.terminal import printable
 
 if TYPE_CHECKING:
     from vadexport.building import BuildResult, BuiltTarget
+    from vadexport.contract import Layout
     from vadexport.verification.limits import Check
 
 
 @click.command("build")
-@click.argument("source", type=PATH)
-@click.option("-o", "--output", type=PATH, required=True, help="Folder of the artifact to write.")
+@click.argument("source", required=False)
+@click.option("-o", "--output", type=PATH, help="Folder of the artifact to write.")
+@config_option
 @click.option(
     "--target",
     "targets",
@@ -43,6 +49,14 @@ if TYPE_CHECKING:
 @click.option(
     "--batch", type=BatchType(), default=1, show_default=True, help="Images a call of the graph."
 )
+@click.option(
+    "--input-layout",
+    type=click.Choice(LAYOUTS),
+    default="nhwc",
+    show_default=True,
+    help="The camera's bytes, or float32 from 0 to 1 as anomalib's own inferencers feed it.",
+)
+@source_options
 @threads_option
 @skip_unreadable_option
 @json_option
@@ -52,16 +66,22 @@ def command(
     ctx: click.Context,
     console: Console,
     *,
-    source: Path,
-    output: Path,
+    source: str | None,
+    output: Path | None,
+    config: Config | None,
+    given: SourceChoices,
     targets: tuple[Target, ...],
     calibration: str | None,
     batch: int | None,
+    input_layout: "Layout",
     threads: int | None,
     skip_unreadable: bool,
     as_json: bool,
 ) -> None:
     """Compile the trained detector SOURCE, and check every step against PyTorch.
+
+    SOURCE is a file, or `python:package.module:factory`, which runs that code. What it leaves open
+    the options say: its preprocessing, for one, or its threshold.
 
     With one target, the output is its artifact; with several, it holds an artifact for each.
     What was there before is replaced when the new one is whole.
@@ -70,11 +90,24 @@ def command(
     Example:
       vadexport build detector.safetensors -o artifact \\
           --target openvino:int8 --target onnxruntime:fp32 --calibration images/train
+      vadexport build --config vadexport.toml
     """
+    config = config or Config()
+    stored = config.build
+    location = needed(source or config.source.location, "SOURCE", "location of [source]")
+    destination = needed(output or stored.output, "-o", "output of [build]")
     from vadexport.building import BuildOptions, build
 
+    images: int | Literal["dynamic"] | None = chosen("batch", batch, stored.batch)
     options = BuildOptions(
-        source, output, targets, calibration, batch, threads, skip_unreadable=skip_unreadable
+        source=given.over(config.source).at(location).spec(),
+        destination=destination,
+        targets=chosen("targets", targets, stored.targets),
+        calibration=chosen("calibration", calibration, config.calibration),
+        batch=None if images == "dynamic" else images,
+        threads=chosen("threads", threads, stored.threads),
+        skip_unreadable=skip_unreadable,
+        layout=chosen("input_layout", input_layout, stored.input_layout),
     )
     result = build(options, console)
     console.result(json.dumps(_as_json(result), indent=2) if as_json else _as_text(result))

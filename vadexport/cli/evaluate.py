@@ -13,12 +13,15 @@ from vadexport.cli.options import (
     skip_unreadable_option,
     threads_option,
 )
+from vadexport.cli.source_options import is_artifact, source_options
+from vadexport.config import SourceChoices
 
 
 @click.command("evaluate")
-@click.argument("detector", type=PATH, metavar="SOURCE|ARTIFACT")
+@click.argument("detector", metavar="SOURCE|ARTIFACT")
 @click.argument("dataset")
 @click.option("--plots", type=PATH, help="Folder for a picture of each metric (SVG).")
+@source_options
 @threads_option
 @skip_unreadable_option
 @json_option
@@ -26,9 +29,10 @@ from vadexport.cli.options import (
 def command(
     console: Console,
     *,
-    detector: Path,
+    detector: str,
     dataset: str,
     plots: Path | None,
+    given: SourceChoices,
     threads: int | None,
     skip_unreadable: bool,
     as_json: bool,
@@ -51,7 +55,8 @@ def command(
 
     if plots is not None:
         console.when_interrupted = lambda: "pictures are written only at the end"
-    evaluation = evaluate(EvaluateOptions(detector, dataset, threads, skip_unreadable), console)
+    subject = Path(detector) if is_artifact(detector, given) else given.at(detector).spec()
+    evaluation = evaluate(EvaluateOptions(subject, dataset, threads, skip_unreadable), console)
     if as_json:
         console.result(json.dumps(evaluation_json(evaluation), indent=2))
     else:

@@ -8,7 +8,9 @@ import click
 
 from vadexport.artifact import MANIFEST_FILE, Artifact, find_artifacts, open_artifact
 from vadexport.cli.console import Console, columns
-from vadexport.cli.options import PATH, console_options, json_option
+from vadexport.cli.options import console_options, json_option
+from vadexport.cli.source_options import is_artifact, source_options
+from vadexport.config import SourceChoices
 from vadexport.contract import ImageInput
 from vadexport.inspecting import artifact_json, source_json
 from vadexport.targets import all_targets
@@ -19,12 +21,14 @@ if TYPE_CHECKING:
 
 
 @click.command("inspect")
-@click.argument("path", type=PATH, metavar="SOURCE|ARTIFACT")
+@click.argument("location", metavar="SOURCE|ARTIFACT")
+@source_options
 @json_option
 @console_options
-def command(console: Console, *, path: Path, as_json: bool) -> None:
+def command(console: Console, *, location: str, given: SourceChoices, as_json: bool) -> None:
     """Say what a trained detector, or an artifact, is, takes and holds.
 
+    SOURCE is a file, or `python:package.module:factory`, which runs that code.
     The files of an artifact are checked against its manifest.
 
     \b
@@ -33,8 +37,8 @@ def command(console: Console, *, path: Path, as_json: bool) -> None:
       vadexport inspect artifact
     """
     described: list[dict[str, Any]]
-    if path.is_dir():
-        opened = [open_artifact(folder) for folder in find_artifacts(path)]
+    if is_artifact(location, given):
+        opened = [open_artifact(folder) for folder in find_artifacts(Path(location))]
         described = [
             artifact_json(one.folder, one.manifest) if as_json else _describe_artifact(one)
             for one in opened
@@ -42,8 +46,8 @@ def command(console: Console, *, path: Path, as_json: bool) -> None:
     else:
         from vadexport.sources import open_source
 
-        source = open_source(path)
-        described = [source_json(source) if as_json else _describe_source(source)]
+        source = open_source(given.at(location).spec())
+        described = [source_json(location, source) if as_json else describe_source(source)]
     if as_json:
         console.result(json.dumps(described, indent=2))
     else:
@@ -51,12 +55,14 @@ def command(console: Console, *, path: Path, as_json: bool) -> None:
         console.result("\n\n".join(texts))
 
 
-def _describe_source(source: "Source") -> dict[str, str | int | float]:
+def describe_source(source: "Source") -> dict[str, str | int | float]:
+    """All that is known of a source, in words."""
     detector = source.detector
     parameters = sum(parameter.numel() for parameter in detector.parameters())
     return {
         "source": source.name,
-        "kind": f"{source.kind}, {source.runs_code or 'holds no code'}",
+        "kind": source.kind,
+        "code": source.runs_code or "none has run",
         "family": detector.family,
         **detector.facts(),
         "parameters": f"{parameters:,}",

@@ -22,6 +22,7 @@ UNEXPECTED: Final = 70
 #: Commands in the order a user meets them; their modules are imported only when they are run.
 _COMMANDS: Final = {
     "fit": "Train a reference detector on normal images.",
+    "init": "Write a vadexport.toml, to build from.",
     "build": "Compile a trained detector and check every step.",
     "verify": "Hold artifacts against the untouched reference.",
     "evaluate": "Measure AUROC, F1-max and AUPRO on labelled images.",

@@ -104,6 +104,19 @@ class BatchType(click.ParamType[int | None]):
         return self.fail(f"{value!r} is neither a number of images nor 'dynamic'", param, ctx)
 
 
+class SizeOrSideType(SizeType):
+    """Height and width in pixels, or one number for the shorter side."""
+
+    name = "HxW|N"
+
+    def convert(  # type: ignore[override]
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int] | int:
+        """See the base class."""
+        height, width = super().convert(value, param, ctx)
+        return (height, width) if isinstance(value, tuple) or "x" in str(value) else height
+
+
 class LevelsType(click.ParamType[tuple[int, ...]]):
     """Ascending feature levels, such as `2,3`."""
 

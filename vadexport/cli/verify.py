@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from vadexport.cli.config_options import config_option, needed
 from vadexport.cli.console import Console
 from vadexport.cli.options import (
     PATH,
@@ -14,15 +15,16 @@ from vadexport.cli.options import (
     skip_unreadable_option,
     threads_option,
 )
+from vadexport.cli.source_options import source_options
+from vadexport.config import Config, SourceChoices
 from vadexport.terminal import printable
 
 
 @click.command("verify")
-@click.argument("artifact", type=PATH)
-@click.option("--reference", type=PATH, required=True, help="The trained detector, as trained.")
-@click.option(
-    "--images", required=True, help="IMAGES that neither training nor calibration has seen."
-)
+@click.argument("artifact", type=PATH, required=False)
+@click.option("--reference", metavar="SOURCE", help="The trained detector, as trained.")
+@click.option("--images", help="IMAGES that neither training nor calibration has seen.")
+@config_option
 @click.option(
     "--max-drift", type=NumberType(min=0), help="Largest drift of an image, in drift units."
 )
@@ -50,6 +52,7 @@ from vadexport.terminal import printable
     help="Rounds of the latency measurement; 0 leaves it out.",
 )
 @click.option("--report", type=PATH, help="Folder of the report. [default: report in the artifact]")
+@source_options
 @threads_option
 @skip_unreadable_option
 @json_option
@@ -59,9 +62,11 @@ def command(
     ctx: click.Context,
     console: Console,
     *,
-    artifact: Path,
-    reference: Path,
-    images: str,
+    artifact: Path | None,
+    reference: str | None,
+    images: str | None,
+    config: Config | None,
+    given: SourceChoices,
     max_drift: float | None,
     max_flips: float | None,
     max_map_drift: float | None,
@@ -76,16 +81,22 @@ def command(
     """Hold ARTIFACT, or each artifact of a build, against its reference in PyTorch.
 
     Drift is the difference of raw scores, in units of the spread (interquartile range) of the
-    reference's scores on normal images. Limits that are not given depend on the precision.
+    reference's scores on normal images. Limits that are not given depend on the precision. How the
+    build read its source is in the artifact: options of the reference need not be given again.
 
     \b
     Example:
       vadexport verify artifact --reference detector.safetensors --images images/test
+      vadexport verify --config vadexport.toml
     """
+    console.when_interrupted = lambda: "reports are written only at the end"
+    config = config or Config()
+    artifact = needed(artifact or config.build.output, "ARTIFACT", "output of [build]")
+    images = needed(images or config.verify, "--images", "images of [verify]")
+    location = needed(reference or config.source.location, "--reference", "location of [source]")
     from vadexport.reporting import latency_json, parity_json, summary_table
     from vadexport.verifying import VerifyOptions, verify
 
-    console.when_interrupted = lambda: "reports are written only at the end"
     limits = {
         "max_drift": max_drift,
         "max_flips": max_flips,
@@ -94,7 +105,17 @@ def command(
         "max_latency_ms": max_latency_ms,
     }
     options = VerifyOptions(
-        artifact, reference, images, limits, rounds, threads, report, skip_unreadable
+        artifact=artifact,
+        reference=given.over(config.source).at(location).spec(),
+        images=images,
+        limits={
+            name: config.limits.get(name) if value is None else value
+            for name, value in limits.items()
+        },
+        rounds=rounds,
+        threads=threads,
+        report=report,
+        skip_unreadable=skip_unreadable,
     )
     result = verify(options, console)
     if as_json:
