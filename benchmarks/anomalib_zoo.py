@@ -11,7 +11,6 @@ import argparse
 import logging
 import math
 import os
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -26,28 +25,15 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-Prepare = Callable[[Any, Tensor], None]
+from vadexport.torchvision_operators import declare_torchvision_operators
 
-#: torch.library undoes a definition when its handle is collected.
-_LIBRARIES: list[torch.library.Library] = []
+Prepare = Callable[[Any, Tensor], None]
 
 
 # ------------------------------------------------------------------------------ offline
 def import_anomalib() -> None:
-    """Make anomalib importable where torch is a CPU build.
-
-    torchvision's wheel is a CUDA build: beside a CPU torch its C++ operators cannot load, and the
-    import fails because two of them are not even declared. Detectors use neither.
-    """
-    try:
-        import_module("torchvision")
-    except RuntimeError:  # "operator torchvision::nms does not exist"
-        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _LIBRARIES.append(library)
+    """Make anomalib importable where torch is a CPU build."""
+    declare_torchvision_operators()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import_module("anomalib.models")

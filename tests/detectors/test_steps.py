@@ -34,7 +34,7 @@ class TestResizeMatrix:
     def test_products_are_pytorchs_antialiased_resize(
         self, height, to_height, width, to_width, seed
     ):
-        image = np.random.default_rng(seed).random((1, 2, height, width))
+        image = np.random.default_rng(seed).random((1, 2, height, width), dtype=np.float32)
         expected = functional.interpolate(
             torch.from_numpy(image),
             (to_height, to_width),
@@ -44,9 +44,9 @@ class TestResizeMatrix:
         )
         rows = resize_matrix(height, to_height).double()
         columns = resize_matrix(width, to_width).double()
-        found = rows @ torch.from_numpy(image) @ columns.T
-        # Values up to one; weights of each row, which sum to one, are rounded to float32.
-        assert float((found - expected).abs().max()) <= EPS
+        found = rows @ torch.from_numpy(image).double() @ columns.T
+        # Values up to one; the resize rounds to float32 after each axis, its sums as they grow.
+        assert float((found - expected).abs().max()) <= 4 * EPS
 
     @pytest.mark.parametrize(
         ("source", "target"), [((60, 90), (31, 40)), ((33, 20), (64, 50)), ((256, 100), (50, 200))]
@@ -59,8 +59,9 @@ class TestResizeMatrix:
         rows, columns = (
             resize_matrix(*pair).double().numpy() for pair in zip(source, target, strict=True)
         )
-        # Pillow rounds to float32 after each of the two axes.
-        np.testing.assert_allclose(rows @ image @ columns.T, expected, rtol=0, atol=2 * EPS)
+        # Pillow places its weights in float64, PyTorch in float32: off by the place times EPS.
+        places = EPS * max(source)
+        np.testing.assert_allclose(rows @ image @ columns.T, expected, rtol=0, atol=places)
 
     @given(source=sides, target=sides)
     @settings(deadline=None)
@@ -70,7 +71,9 @@ class TestResizeMatrix:
         assert matrix.dtype == torch.float32
         assert float(matrix.min()) >= 0
         sums = matrix.double().sum(dim=1)
-        assert float((sums - 1).abs().max()) <= EPS
+        # Weights are divided by their sum, which is rounded as it grows.
+        taps = 2 * max(1, -(-source // target))
+        assert float((sums - 1).abs().max()) <= EPS / 2 * (taps + 1)
 
     @pytest.mark.parametrize(("source", "target"), [(300, 256), (96, 64), (50, 120), (64, 63)])
     def test_rows_differ(self, source, target):

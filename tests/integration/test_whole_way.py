@@ -183,7 +183,8 @@ def test_json_of_a_detector_is_data(vadexport, checkpoint, plain, images, tmp_pa
     assert found["size"] == checkpoint.stat().st_size
     assert found["parameters"] == sum(each.numel() for each in plain.parameters())
     assert found["input"]["height"] == found["input"]["width"] == 96
-    assert found["network_input"]["size"] == [96, 96]
+    assert found["preprocessing"][0]["size"] == [96, 96]
+    assert found["map_size"] == [96, 96]
     assert found["thresholds"]["image"] == plain.thresholds.image
     assert found["fitted"]["memory_bank"] == list(plain.memory_bank.shape)
     assert found["targets"] == list(TARGETS)

@@ -164,5 +164,6 @@ def _is_old_pickle(start: bytes) -> bool:
 def _pickle_error(path: Path) -> InputError:
     return InputError(
         f"{path} is a pickle (a PyTorch checkpoint), which can run code when it is loaded: "
-        "refused; vadexport reads detectors that `vadexport fit` wrote (.safetensors)"
+        "refused; vadexport reads detectors that `vadexport fit` wrote (.safetensors), checkpoints "
+        "of anomalib 2.x, and other sources (`vadexport build --help`)"
     )

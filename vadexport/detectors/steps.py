@@ -266,9 +266,13 @@ class GraphPreprocessing(nn.Module):
 
 
 def resize_matrix(source: int, target: int, step: Resize) -> Tensor:
-    """Matrix float32 [target, source] of PyTorch's own resize of one axis."""
-    unit = torch.eye(source, dtype=torch.float64)[None, None]
-    return _interpolated(unit, (target, source), step)[0, 0].to(torch.float32)
+    """Matrix float32 [target, source] of PyTorch's own resize of one axis.
+
+    In float32, as the reference computes: where it places its weights is rounded, too, by up to a
+    ten-thousandth, and a matrix without that would be further from its pixels.
+    """
+    unit = torch.eye(source)[None, None]
+    return _interpolated(unit, (target, source), step)[0, 0]
 
 
 class _Matrices(nn.Module):

@@ -71,6 +71,9 @@ def _kind_of(path: Path) -> str:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 return _kind_of_archive(archive.namelist())
+        with path.open("rb") as file:
+            if file.read(4) == b"PK\x03\x04":
+                raise InputError(f"{path} is truncated, damaged: an archive without its end")
     except (OSError, zipfile.BadZipFile):
         pass
     return "onnx" if path.suffix == ".onnx" else "native"

@@ -63,11 +63,15 @@ class _Graph(nn.Module):
         preprocessed = self.preprocessing(image)
         scores = self.detector.scores(preprocessed)
         outputs = self.detector.outputs(scores)
-        return (*(outputs[name] for name in _names(outputs)), preprocessed, *scores.features)
+        return (
+            *(outputs[name] for name in contract_order(outputs)),
+            preprocessed,
+            *scores.features,
+        )
 
 
-def _names(outputs: Iterable[str]) -> list[str]:
-    """Of the outputs, in the contract's order."""
+def contract_order(outputs: Iterable[str]) -> list[str]:
+    """Names of outputs, in the contract's order."""
     return [name for name in contract.OUTPUT_NAMES if name in set(outputs)]
 
 
@@ -79,34 +83,67 @@ def trace(detector: Exportable, image_input: ImageInput) -> TracedGraph:
         image_input: the graph's input; its batch None gives a dynamic first axis.
 
     Raises:
-        InputError: the graph would outgrow the 2 GB that one ONNX file may have.
+        InputError: the graph would outgrow the 2 GB that one ONNX file may have, or PyTorch cannot
+            trace the detector.
     """
+    if detector.onnx_network() is not None:
+        from vadexport.tracing.composing import compose  # which needs this module
+
+        return compose(detector, image_input)
     module = _Graph(detector, image_input).eval()
     dynamic = image_input.batch is None
     # torch.export takes a first axis of one for a constant, whatever it is told.
     dtype = getattr(torch, image_input.graph_dtype)
     example = torch.zeros((image_input.batch or 2, *image_input.shape[1:]), dtype=dtype)
     with torch.inference_mode():
-        scores = detector.scores(module.preprocessing(example[:1]))
-        names = _names(detector.outputs(scores))
+        scores = detector.scores(module.preprocessing(example))
+        names = contract_order(detector.outputs(scores))
     seams = ("preprocessed", *(f"feature_{number}" for number in range(len(scores.features))))
     if sum(t.numel() * t.element_size() for t in module.state_dict().values()) > _PROTOBUF_LIMIT:
         raise InputError("the detector is larger than the 2 GB that one ONNX file can hold")
+    with _named_failure(detector, image_input):
+        outputs = [*names, *seams]
+        model = export_module(module, (example,), [contract.INPUT_NAME], outputs, dynamic=dynamic)
+    return without_seam_outputs(model, seams)
+
+
+def export_module(
+    module: nn.Module,
+    examples: tuple[Tensor, ...],
+    inputs: list[str],
+    outputs: list[str],
+    *,
+    dynamic: bool,
+) -> onnx.ModelProto:
+    """Export a module with `torch.export`; `dynamic` is the first axis of all its inputs."""
+    batch = {0: torch.export.Dim.DYNAMIC}
     with _quiet_export():
         program = torch.onnx.export(
             module,
-            (example,),
+            examples,
             dynamo=True,
-            input_names=[contract.INPUT_NAME],
-            output_names=[*names, *seams],
-            dynamic_shapes=({0: torch.export.Dim.DYNAMIC},) if dynamic else None,
+            input_names=inputs,
+            output_names=outputs,
+            dynamic_shapes=tuple(batch for _ in examples) if dynamic else None,
             opset_version=OPSET,
             external_data=False,
             verbose=False,
         )
     if program is None:
         raise RuntimeError("torch.onnx.export returned no program")
-    return _without_seam_outputs(_bare(program.model_proto), seams)
+    return bare(program.model_proto)
+
+
+@contextmanager
+def _named_failure(detector: Exportable, image_input: ImageInput) -> Iterator[None]:
+    """Word what PyTorch's exporter raises in one line."""
+    try:
+        yield
+    except (torch.onnx.OnnxExporterError, NotImplementedError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if "<class '" in line]
+        reason = lines[0].partition(">: ")[2] if lines else str(error).splitlines()[0]
+        hint = "; a static --batch may do" if image_input.batch is None else ""
+        raise InputError(f"PyTorch cannot trace {detector.family}: {reason}{hint}") from error
 
 
 def simplify(graph: TracedGraph) -> TracedGraph:
@@ -118,10 +155,11 @@ def simplify(graph: TracedGraph) -> TracedGraph:
     known = {value.name: value for value in marked.graph.value_info}
     marked.graph.output.extend(known[name] for name in graph.seams)
     simplified, _ = onnxsim.simplify(marked)
-    return _without_seam_outputs(simplified, graph.seams)
+    return without_seam_outputs(simplified, graph.seams)
 
 
-def _without_seam_outputs(model: onnx.ModelProto, seams: tuple[str, ...]) -> TracedGraph:
+def without_seam_outputs(model: onnx.ModelProto, seams: tuple[str, ...]) -> TracedGraph:
+    """Make the seams inner tensors, their shapes still described."""
     outputs = list(model.graph.output)
     del model.graph.output[:]
     model.graph.output.extend(value for value in outputs if value.name not in seams)
@@ -132,7 +170,7 @@ def _without_seam_outputs(model: onnx.ModelProto, seams: tuple[str, ...]) -> Tra
     return TracedGraph(model, seams)
 
 
-def _bare(model: onnx.ModelProto) -> onnx.ModelProto:
+def bare(model: onnx.ModelProto) -> onnx.ModelProto:
     """Drop stack traces and paths that the exporter notes in the graph: bytes must not differ."""
     del model.metadata_props[:]
     del model.graph.metadata_props[:]
@@ -149,13 +187,15 @@ def _bare(model: onnx.ModelProto) -> onnx.ModelProto:
 
 @contextmanager
 def _quiet_export() -> Iterator[None]:
-    """Hold back the exporter's notes on absent optional packages and on its own deprecations."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Hold back what the exporter notes: absent packages, deprecations, ways that it tried."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch._subclasses.fake_tensor")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

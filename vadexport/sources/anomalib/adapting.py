@@ -5,12 +5,16 @@ named here, its own code traces.
 """
 
 import copy
+import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 #: Rows of a memory bank whose distances to all others are held at once.
 _ROWS_AT_ONCE = 1024
@@ -85,7 +89,105 @@ def _itself(part: nn.Module, *_device: Any, **_options: Any) -> nn.Module:
     return part
 
 
+@contextmanager
+def traceable(model: nn.Module) -> Iterator[None]:
+    """Within it, anomalib's code keeps the batch of what it computes open.
+
+    `len` of a tensor is a plain number to Python, and freezes it; a loop over chunks of the
+    patches does, too.
+    """
+    homes = {type(part).__module__ for part in model.modules()}
+    with ExitStack() as stack:
+        for home in (each for each in homes if each.startswith("anomalib.")):
+            module = sys.modules[home]
+            stack.enter_context(mock.patch.object(module, "len", _length, create=True))
+            if hasattr(module, "_nearest_neighbors"):
+                stack.enter_context(mock.patch.object(module, "_nearest_neighbors", _nearest))
+        yield
+
+
+def _length(value: Any) -> Any:
+    return value.shape[0] if isinstance(value, Tensor) else len(value)
+
+
+def _nearest(queries: Tensor, references: Tensor, num_neighbors: int) -> tuple[Tensor, Tensor]:
+    """MHPatchcore's search, which cuts the queries up: squared distances and indices."""
+    own = references.square().sum(dim=1)
+    distances = own - 2 * queries @ references.T
+    if num_neighbors == 1:
+        smallest, index = distances.min(dim=1)
+        return (smallest + queries.square().sum(dim=1)).clamp_min(0), index
+    found = distances.topk(num_neighbors, largest=False, dim=1)
+    return found.values + queries.square().sum(dim=1, keepdim=True), found.indices
+
+
+def _dfkde(model: Any) -> None:
+    """Densities of all images at once instead of in a loop over them."""
+
+    def forward(self: Any, features: Tensor) -> Tensor:
+        features = features @ self.bw_transform
+        squared = (self.dataset - features[:, None]).square().sum(dim=2)
+        return ((-squared / 2).exp() * self.norm).mean(dim=1)
+
+    kde = model.classifier.kde_model
+    kde.forward = types.MethodType(forward, kde)
+
+
+def _rad(model: Any) -> None:
+    """All images at once instead of in a loop over them, and without writing into slices."""
+
+    def compute(
+        self: Any, patch_list: list[Tensor], topk_idx: Tensor, grid: tuple[int, int]
+    ) -> Tensor:
+        total: Tensor | None = None
+        for number, patches in enumerate(patch_list):
+            query = functional.normalize(patches, dim=-1).to(self.patch_banks.dtype)
+            bank = self.patch_banks[number][:, topk_idx].permute(1, 0, 3, 2)  # [B, L, C, k]
+            found = (
+                _match_nearby(query, bank, self._neighborhood_plan(grid), grid)
+                if self.use_positional_bank
+                else _match_anywhere(query, bank)
+            )
+            weighted = self._layer_weights[number] * found
+            total = weighted if total is None else total + weighted
+        if total is None:
+            raise AssertionError("the model compares no layer")
+        return total
+
+    model._compute_patch_scores = types.MethodType(compute, model)  # noqa: SLF001 - a copy's
+
+
+def _match_anywhere(query: Tensor, bank: Tensor) -> Tensor:
+    """1 − the best cosine of each patch `[B, L, C]` with any of `[B, L', C, k]`: `[B, L]`."""
+    rows = bank.permute(0, 2, 1, 3).flatten(2)
+    return 1.0 - (query @ rows).amax(dim=-1)
+
+
+def _match_nearby(
+    query: Tensor, bank: Tensor, plan: list[tuple[int, ...]], grid: tuple[int, int]
+) -> Tensor:
+    """The same with the patches at most so far away as `plan` shifts them."""
+    (rows, columns), channels = grid, query.shape[-1]
+    at = query.reshape(-1, rows, columns, channels).permute(0, 3, 1, 2)
+    best: Tensor | None = None
+    for _, down, right, *_bounds in plan:
+        shifted = _shifted(at, down, right, 0.0).flatten(2).permute(0, 2, 1)[:, :, None]
+        similarity = (shifted @ bank).amax(dim=-1).reshape(-1, 1, rows, columns)
+        back = _shifted(similarity, -down, -right, -1.0)
+        best = back if best is None else torch.maximum(best, back)
+    if best is None:
+        raise AssertionError("the neighbourhood is empty")
+    return 1.0 - best.clamp_min(-1.0).flatten(1)
+
+
+def _shifted(image: Tensor, down: int, right: int, fill: float) -> Tensor:
+    """`[B, C, h, w]` moved down and to the right; `fill` where nothing moves in."""
+    return functional.pad(image, [right, -right, down, -down], value=fill)
+
+
 _ADAPTERS: dict[str, Callable[[Any], None]] = {
+    "Rad": _rad,
+    "Dfkde": _dfkde,
     "Patchcore": _patchcore,
     "Cflow": _stay,
 }

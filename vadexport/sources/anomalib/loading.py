@@ -13,7 +13,7 @@ from unittest import mock
 
 import torch
 
-from vadexport.errors import InputError, MissingPackageError, VadexportError
+from vadexport.errors import InputError, MissingPackageError
 from vadexport.torchvision_operators import declare_torchvision_operators
 
 _HYPER_PARAMETERS = "hyper_parameters"
@@ -49,8 +49,6 @@ def load_module(path: Path, model: str | None, *, trust_pickle: bool) -> Any:
     for each in candidates:
         try:
             fitting.append(_built(each, checkpoint))
-        except VadexportError:
-            raise
         except Exception as error:  # noqa: BLE001 - constructors of any model
             errors[each.__name__] = (
                 str(error).strip().splitlines()[0] if str(error) else repr(error)
@@ -63,8 +61,8 @@ def load_module(path: Path, model: str | None, *, trust_pickle: bool) -> Any:
         names = ", ".join(type(each).__name__ for each in fitting)
         raise InputError(f"{path} may be of several classes of anomalib ({names}): give --model")
     raise InputError(
-        f"{path} does not say which model of anomalib it is, and its state fits none: give "
-        "--model, such as --model Patchcore, if it is one"
+        f"{path} does not say which model of anomalib it is, and its state fits none: if it is "
+        "one, give --model, such as --model Patchcore"
     )
 
 
@@ -140,7 +138,15 @@ def _candidates(checkpoint: dict[str, Any], classes: dict[str, type[Any]]) -> li
     taken = {name: set(inspect.signature(each).parameters) for name, each in classes.items()}
     exact = [name for name, takes in taken.items() if takes - _COMPONENTS == given]
     wider = [name for name, takes in taken.items() if given <= takes]
-    return [classes[name] for name in exact or wider]
+    return [classes[name] for name in exact or wider] if _is_anomalibs(checkpoint) else []
+
+
+def _is_anomalibs(checkpoint: dict[str, Any]) -> bool:
+    """Whether there is a trace of anomalib in it; other Lightning projects leave none."""
+    return any(str(key).startswith("anomalib") for key in checkpoint) or any(
+        key.startswith(("post_processor.", "image_threshold", "normalization_metrics"))
+        for key in checkpoint["state_dict"]
+    )
 
 
 def _built(model: type[Any], checkpoint: dict[str, Any]) -> Any:
@@ -207,7 +213,7 @@ def _check_old(module: Any, state: dict[str, torch.Tensor]) -> None:
     own = set(module.state_dict())
     missing = sorted(name for name in own - set(state) if name.startswith("model."))
     if missing:
-        raise InputError(f"the checkpoint lacks {missing[0]!r}: it was written by another anomalib")
+        raise ValueError(f"the checkpoint lacks {missing[0]!r}: it was written by another anomalib")
 
 
 class _NoWeights:

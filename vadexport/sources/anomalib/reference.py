@@ -14,6 +14,7 @@ from vadexport.contract import ImageInput
 from vadexport.detectors.exportable import Exportable, Scores
 from vadexport.detectors.steps import Step, in_unit_range
 from vadexport.errors import InputError
+from vadexport.sources.anomalib.adapting import traceable
 from vadexport.thresholds import Thresholds
 
 #: Submodules of anomalib's models whose outputs their score heads compare, where a model has them.
@@ -249,7 +250,7 @@ class AnomalibDetector(Exportable):
 
     def scores(self, x: Tensor) -> Scores:
         """See the base class."""
-        with _caught_features(self.model) as features:
+        with traceable(self.model), _caught_features(self.model) as features:
             score, anomaly_map = predicted(self.model(x.contiguous()))
         return Scores(
             score.reshape(x.shape[0]),
