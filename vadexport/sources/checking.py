@@ -1,0 +1,169 @@
+"""Run a model that nobody described, and find out whether it can be a detector."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from vadexport.errors import InputError, VadexportError
+from vadexport.sources.outputs import Leaf, OutputMap, find_outputs, leaves_of, listed
+
+#: Of an image's score alone and among others, relative to the largest value.
+_TOLERANCE: Final = 1e-3
+#: Layers that compute something else in training mode; their classes' names begin so.
+_TRAINING_LAYERS: Final = (
+    *("Dropout", "AlphaDropout", "FeatureAlphaDropout", "DropPath", "StochasticDepth"),
+    *("BatchNorm", "SyncBatchNorm", "LazyBatchNorm"),
+)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one call showed of a model.
+
+    Attributes:
+        outputs: which of its outputs are score and map.
+        leaves: all of its outputs with their shapes, for readers.
+        map_size: height and width of the map; None where there is none.
+        batch: images that a call must have; None where any number goes.
+    """
+
+    outputs: OutputMap
+    leaves: str
+    map_size: tuple[int, int] | None
+    batch: int | None
+
+
+def measure(
+    network: Callable[[Tensor], Any],
+    images: Tensor,
+    wanted: OutputMap | None,
+    batch: int | None,
+    mend: str,
+) -> Measured:
+    """Run `network` a few times, and check what comes of it.
+
+    Args:
+        network: maps preprocessed images to outputs of any structure.
+        images: float32 [n, 3, h, w] that differ from each other; n is `batch`, or 2.
+        wanted: which outputs to take; None finds out.
+        batch: images that a call must have; None where that is not known.
+        mend: what to do about a model in training mode, such as "call .eval() before …".
+
+    Raises:
+        InputError: it fails, draws random numbers, is in training mode, gives values that are not
+            finite, or gives neither score nor map.
+    """
+    _refuse_training(network, mend)
+    found, batch = _first_call(network, images, batch)
+    images = images[: batch or 2]
+    leaves = leaves_of(found)
+    outputs = wanted or find_outputs(leaves, len(images))
+    outputs.check(leaves, len(images))
+    _refuse_chance(leaves, leaves_of(_run(network, images)), mend)
+    _refuse_non_finite(leaves, outputs)
+    _refuse_company(network, images, outputs, batch, mend)
+    anomaly_map = outputs.scores(found, len(images)).anomaly_map
+    return Measured(
+        outputs,
+        listed(leaves),
+        None if anomaly_map is None else (anomaly_map.shape[-2], anomaly_map.shape[-1]),
+        batch,
+    )
+
+
+def reason(error: BaseException) -> str:
+    """The first line of an error's message, or the error itself where it has none."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else repr(error)
+
+
+def _run(network: Callable[[Tensor], Any], images: Tensor) -> Any:
+    try:
+        with torch.inference_mode():
+            return network(images)
+    except VadexportError:
+        raise
+    except Exception as error:
+        shape = ", ".join(map(str, images.shape))
+        raise InputError(
+            f"the model cannot take float32 [{shape}]: {reason(error)}; --resize and --image-size "
+            "set another size"
+        ) from error
+
+
+def _first_call(
+    network: Callable[[Tensor], Any], images: Tensor, batch: int | None
+) -> tuple[Any, int | None]:
+    """Outputs, and the only batch that the model takes where it takes one alone."""
+    if batch is not None:
+        return _run(network, images[:batch]), batch
+    try:
+        return _run(network, images[:2]), None
+    except InputError as error:
+        try:
+            return _run(network, images[:1]), 1
+        except InputError:
+            raise error from None
+
+
+def training_layer(network: Any) -> str | None:
+    """Name and class of the first layer in training mode that computes otherwise there."""
+    if not isinstance(network, nn.Module):
+        return None
+    for name, module in network.named_modules():
+        # A TorchScript layer bears the name of the class that it was made from.
+        kind = getattr(module, "original_name", type(module).__name__)
+        if module.training and kind.startswith(_TRAINING_LAYERS):
+            return f"{name or 'it'} ({kind})"
+    return None
+
+
+def _refuse_training(network: Any, mend: str) -> None:
+    layer = training_layer(network)
+    if layer is not None:
+        raise InputError(f"the model is in training mode, {layer} for one: {mend}")
+
+
+def _refuse_chance(first: list[Leaf], second: list[Leaf], mend: str) -> None:
+    for (name, one), (_, other) in zip(first, second, strict=True):
+        if not torch.equal(one.nan_to_num(), other.nan_to_num()):
+            raise InputError(
+                f"the model gives two values of {name} for one image: it is in training mode, "
+                f"draws random numbers or keeps something from call to call; {mend}, seed what it "
+                "draws, keep nothing"
+            )
+
+
+def _refuse_non_finite(leaves: list[Leaf], outputs: OutputMap) -> None:
+    for name, value in leaves:
+        if name in (outputs.score, outputs.map) and not value.isfinite().all():
+            raise InputError(
+                f"the model gives values of {name} that are not finite: its weights are damaged, "
+                "or its images are scaled otherwise (--mean, --std)"
+            )
+
+
+def _refuse_company(
+    network: Callable[[Tensor], Any],
+    images: Tensor,
+    outputs: OutputMap,
+    batch: int | None,
+    mend: str,
+) -> None:
+    """An image's score must not depend on the others of its call."""
+    if batch == 1:
+        return
+    together = outputs.scores(_run(network, images), len(images))
+    fewer = images[:1] if batch is None else images[:1].expand_as(images).contiguous()
+    alone = outputs.scores(_run(network, fewer), len(fewer))
+    for one, other in zip(together[:2], alone[:2], strict=True):
+        if one is None or other is None:
+            continue
+        if float((one[0] - other[0]).abs().max()) > _TOLERANCE * float(one.abs().max()):
+            raise InputError(
+                "the score of an image depends on the other images of its call: the model is in "
+                f"training mode (batch normalisation), or mixes images; {mend}"
+            )
