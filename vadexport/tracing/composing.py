@@ -123,13 +123,16 @@ def _raised(network: onnx.ModelProto) -> onnx.ModelProto:
     from onnx.version_converter import ConvertError, convert_version
 
     try:
-        return convert_version(raised, OPSET)
+        raised = convert_version(raised, OPSET)
     except (ConvertError, RuntimeError) as error:
         reason = str(error).strip().splitlines()
         raise InputError(
             f"the network of opset {found} cannot be taken to opset {OPSET}, which all targets "
             f"read: export it again with opset {OPSET} ({reason[-1] if reason else 'unknown'})"
         ) from error
+    for number, node in enumerate(raised.graph.node):
+        node.name = node.name or f"network/{number}_{node.op_type}"  # the converter's own
+    return raised
 
 
 def _set_shape(network: onnx.ModelProto, shape: tuple[int | None, ...]) -> None:
