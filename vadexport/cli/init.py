@@ -65,7 +65,7 @@ def command(
     with written_text(output) as file:
         file.write(text)
     if as_json:
-        found = {"config": str(output), **source_json(source, opened)}
+        found = {"written": str(output), **source_json(source, opened)}
         console.result(json.dumps(found, indent=2))
     elif not is_stream(output):
         build, _ = commands(str(output), choices)
