@@ -460,7 +460,9 @@ def choices(draw):
 @given(made=choices(), facts=st.dictionaries(TEXTS, TEXTS, max_size=3))
 def test_all_choices_come_back(tmp_path_factory, made, facts):
     path = tmp_path_factory.getbasetemp() / "written.toml"
-    text = config_text("vadexport.toml", made, SourceChoices(image_size=(3, 4)), facts)
+    text = config_text(
+        "vadexport.toml", made, SourceChoices(image_size=(3, 4)), facts, preprocesses=False
+    )
     path.write_text(text, encoding="utf-8")
     found = read_config(path)
     # A path may come back without what means nothing in it, such as a slash at its end.
@@ -472,7 +474,9 @@ def test_all_choices_come_back(tmp_path_factory, made, facts):
 
 
 def test_every_example_in_the_comments_is_one_the_reader_takes(read):
-    text = config_text("v.toml", SourceChoices("d"), SourceChoices(camera="gray"), {})
+    text = config_text(
+        "v.toml", SourceChoices("d"), SourceChoices(camera="gray"), {}, preprocesses=False
+    )
     live = re.sub(r"^# (\[?[a-z_.]+(\]| = ))", r"\1", text, flags=re.MULTILINE)
     found = tomllib.loads(live)
     assert set(found) == {"source", "calibration", "build", "verify", "limits"}
@@ -484,22 +488,26 @@ def test_every_example_in_the_comments_is_one_the_reader_takes(read):
 
 def test_commands_in_the_comments_say_what_may_run_code():
     trusted = SourceChoices("a.ckpt", trust_pickle=True)
-    shown = config_text("my file.toml", trusted, SourceChoices(), {})
+    shown = config_text("my file.toml", trusted, SourceChoices(), {}, preprocesses=False)
     assert "#   vadexport build --config 'my file.toml' --trust-pickle\n" in shown
-    code = config_text("v.toml", SourceChoices("python:a.b:c"), SourceChoices(), {})
+    code = config_text(
+        "v.toml", SourceChoices("python:a.b:c"), SourceChoices(), {}, preprocesses=False
+    )
     assert "#   vadexport build python:a.b:c --config v.toml\n" in code
     assert "#   vadexport verify --reference python:a.b:c --config v.toml\n" in code
     assert "location" not in tomllib.loads(code)["source"]
 
 
 def test_the_example_of_preprocessing_is_for_those_that_bring_none():
-    def text(preprocessing):
-        return config_text(
-            "v", SourceChoices("d"), SourceChoices(), {"preprocessing": preprocessing}
-        )
+    def text(choices, *, preprocesses):
+        return config_text("v", choices, SourceChoices(), {}, preprocesses=preprocesses)
 
-    assert "# [source.preprocess]" in text("none")
-    assert "# [source.preprocess]" not in text("resize to 3×3")
+    bare = SourceChoices("d")
+    assert "# [source.preprocess]" in text(bare, preprocesses=False)
+    assert "[source.preprocess]" not in text(bare, preprocesses=True)
+    given = text(replace(bare, crop=(3, 4)), preprocesses=False)
+    assert "# [source.preprocess]" not in given
+    assert tomllib.loads(given)["source"]["preprocess"] == {"crop": [3, 4]}
 
 
 # --- flags before the file -------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -19,6 +19,9 @@ from vadexport.terminal import printable
 
 if TYPE_CHECKING:
     from vadexport.sources import Source
+
+#: Kinds of sources that bring their preprocessing.
+_PREPROCESSES: Final = ("native", "anomalib")
 
 
 @click.command("init")
@@ -60,7 +63,13 @@ def command(
     folder = Path() if is_stream(output) else output.parent
     choices = replace(given.at(location_in(folder, source)), model=opened.options.get("model"))
     name = "vadexport.toml" if is_stream(output) else output.name
-    text = config_text(name, choices, _proposals(opened), describe_source(opened))
+    text = config_text(
+        name,
+        choices,
+        _proposals(opened),
+        describe_source(opened),
+        preprocesses=opened.kind in _PREPROCESSES,
+    )
     _refuse_to_replace(output, force=force)
     with written_text(output) as file:
         file.write(text)

@@ -65,7 +65,7 @@ def describe_source(source: "Source") -> dict[str, str | int | float]:
         "code": source.runs_code or "none has run",
         "family": detector.family,
         **detector.facts(),
-        "parameters": f"{parameters:,}",
+        **({"parameters": f"{parameters:,}"} if parameters else {}),  # ONNX files have none
         "input": _input(detector.image_input),
         "preprocessing": ", ".join(map(str, detector.steps)) or "none",
         **_thresholds(detector.thresholds),

@@ -42,7 +42,7 @@ input_layout = "nhwc"
 # max_latency_ms = 20.0    # of the median of one call
 """
 _EXAMPLE: Final = """
-# For a detector that brings none; each step is left out where it is not given.
+# What was done to images in training; each step is left out where it is not given.
 # [source.preprocess]
 # resize = [256, 256]
 # interpolation = "bilinear"
@@ -55,7 +55,12 @@ _EXAMPLE: Final = """
 
 
 def config_text(
-    file: str, choices: SourceChoices, proposals: SourceChoices, facts: Mapping[str, object]
+    file: str,
+    choices: SourceChoices,
+    proposals: SourceChoices,
+    facts: Mapping[str, object],
+    *,
+    preprocesses: bool,
 ) -> str:
     """The text of a file that builds a source.
 
@@ -64,6 +69,7 @@ def config_text(
         choices: that the file makes; the location as the file has it.
         proposals: those that it names in comments, where `choices` leaves them open.
         facts: of the source, for readers.
+        preprocesses: whether the source brings its preprocessing and takes no other.
 
     Raises:
         InputError: a text is one that TOML cannot hold.
@@ -81,7 +87,7 @@ def config_text(
     preprocess = list(_preprocess(choices))
     if preprocess:
         lines += ["", "[source.preprocess]", *preprocess]
-    example = "" if preprocess or facts.get("preprocessing", "none") != "none" else _EXAMPLE
+    example = "" if preprocess or preprocesses else _EXAMPLE
     return "\n".join(lines) + "\n" + example + _REST
 
 
