@@ -54,6 +54,8 @@ def test_scores_as_the_module_does(save, network, whole_way, preprocessed, batch
     source = open_source(SourceSpec(str(save(module)), image_size=(67, 50)))
     assert (source.kind, source.runs_code) == ("exported program", None)
     assert source.name == "model.pt2"
+    outputs = "pred_score float32 [N], anomaly_map float32 [N, 1, 32, 40]"
+    assert source.detector.facts()["model outputs"] == outputs
     assert source.size > 0
     graph, images, found = whole_way(source, batch)
     assert graph.seams == ("preprocessed",)
@@ -110,6 +112,17 @@ def test_gray(save, network, whole_way):
     whole_way(source, None)
     with pytest.raises(InputError, match="takes gray images"):
         open_source(SourceSpec(str(path), camera="rgb"))
+
+
+def test_sizes_that_are_computed(save, whole_way):
+    class Patches(nn.Module):
+        def forward(self, x):
+            images, channels, height, width = x.shape
+            patches = x.permute(0, 2, 3, 1).reshape(-1, channels)
+            nearest = torch.cdist(patches, torch.eye(3)).amin(1)
+            return nearest.reshape(images, height, width)[:, : 2 * (height // 3)]
+
+    whole_way(open_source(SourceSpec(str(save(Patches())))), None)
 
 
 @pytest.mark.parametrize("batch", [1, 2])

@@ -99,8 +99,8 @@ def save_graph(path, nodes, shape, outputs, weights=(), dtype=TensorProto.FLOAT,
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name, dims in outputs],
         list(weights),
     )
-    opsets = [helper.make_opsetid("", 13), *more.pop("opsets", [])]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=8, **more)
+    opsets = [helper.make_opsetid("", more.pop("opset", 13)), *more.pop("opsets", [])]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10, **more)
     onnx.save(model, path)
     return path
 
@@ -138,6 +138,18 @@ def test_any_size(whole_way):
     source = open_source(SourceSpec(str(mean(["N", 3, "h", "w"])), image_size=(20, 24)))
     assert source.detector.steps == ()
     whole_way(source, 1)
+
+
+@pytest.mark.usefixtures("in_folder")
+@pytest.mark.parametrize("opset", [18, 21, 22, 23])
+def test_opsets_of_later_years(whole_way, opset):
+    axes = numpy_helper.from_array(np.array([1, 2, 3]), "axes")
+    nodes = [
+        helper.make_node("Relu", ["x"], ["y"]),
+        helper.make_node("ReduceMean", ["y", "axes"], ["score"], keepdims=0),
+    ]
+    path = save_graph("late.onnx", nodes, ["N", 3, 8, 8], [("score", ["N"])], [axes], opset=opset)
+    whole_way(open_source(SourceSpec(path)), 1)
 
 
 @pytest.mark.usefixtures("in_folder")

@@ -43,7 +43,8 @@ _SIZE_NAME: Final = re.compile(
     r"[suz]\d+|u\d+|Max|Min|Abs|Eq|Ne|Lt|Le|Gt|Ge|And|Or|Not|Pow|FloorDiv|ModularIndexing|Where"
     r"|PythonMod|Mod|CleanDiv|CeilToInt|FloorToInt|CeilDiv|LShift|RShift|PowByNatural|FloatPow"
     r"|FloatTrueDiv|IntTrueDiv|TruncToFloat|TruncToInt|RoundToInt|RoundDecimal|ToFloat|Identity"
-    r"|True|False|oo|int_oo|floor|ceiling"
+    r"|Add|Mul|Integer|Rational|GreaterThan|LessThan|StrictGreaterThan|StrictLessThan"
+    r"|Equality|Unequality|True|False|true|false|oo|int_oo|floor|ceiling"
 )
 _SYMBOL: Final = re.compile(r"Symbol\('[suz]\d+'(, (positive|nonnegative|integer)=(True|False))*\)")
 _LONGEST_SIZE: Final = 2000

@@ -1,10 +1,9 @@
 """TorchScript files of `torch.jit.save`, `.pt`."""
 
 import logging
+import operator
 import re
 import warnings
-import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +31,8 @@ from vadexport.torchvision_operators import declare_torchvision_operators
 _MEND: Final = "call .eval() on the model before torch.jit.script or torch.jit.trace"
 #: TorchScript's interpreter runs no Python, but these of its operators reach files and networks.
 _REACHES_OUT: Final = re.compile(
-    r"\b(from_file|save|load_tensor|rpc_\w+)\(|\bops\.(c10d|dist_\w+)\b"
+    r"\b(from_file|save|load_tensor|rpc_\w+)\(|\bops\.(c10d|_c10d|dist)\w*"
+    r"|\btorch\.classes\.(?!quantized\b)\w+"
 )
 #: Relative to the largest value, of the graph made from it and the script itself.
 _TOLERANCE: Final = 1e-4
@@ -57,7 +57,10 @@ def open_torchscript(spec: SourceSpec) -> Source:
         family=str(getattr(script, "original_name", "ScriptModule")),
         network=untouched,
         mend=_MEND,
-        facts={"framework": "TorchScript"},
+        facts={
+            "framework": "TorchScript",
+            "weights": sum(value.numel() for value in script.parameters()),
+        },
     )
     detector = colour_or_gray(spec, model)
     reference = PlainReference(untouched, detector)
@@ -77,10 +80,11 @@ def open_torchscript(spec: SourceSpec) -> Source:
 def _refuse_reaching_out(path: Path) -> None:
     """Before anything is loaded: modules may have code that runs while they are."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            files = [name for name in archive.namelist() if "/code/" in name]
-            texts = [archive.read(name).decode() for name in files if name.endswith(".py")]
-    except (OSError, zipfile.BadZipFile, UnicodeDecodeError, zlib.error) as error:
+        # PyTorch's own reader: two readers of one ZIP file could be made to see different files.
+        archive: Any = torch._C.PyTorchFileReader(str(path))  # noqa: SLF001 - it has no other name
+        files = [name for name in archive.get_all_records() if name.startswith("code/")]
+        texts = [archive.get_record(name).decode() for name in files if name.endswith(".py")]
+    except (OSError, RuntimeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is truncated or damaged: {reason(error)}") from None
     for text in texts:
         found = _REACHES_OUT.search(text)
@@ -102,6 +106,36 @@ def _loaded(path: Path) -> Any:
         ) from error
 
 
+def _program(script: Any, images: Tensor) -> Any:
+    from torch._export.converter import TS2EPConverter
+
+    class Converter(TS2EPConverter):
+        """Of PyTorch, which hands lists of sizes to operators that take none of symbols."""
+
+        def retrace_as_exported_program(
+            self, gm: torch.fx.GraphModule, name_to_constant: dict[str, Any]
+        ) -> Any:
+            for node in gm.graph.nodes:
+                node.target = _OF_LISTS.get(node.target, node.target)
+            gm.recompile()
+            return super().retrace_as_exported_program(gm, name_to_constant)
+
+    return Converter(script, (images,)).convert()
+
+
+def _slice(
+    values: list[Any], start: int | None = None, end: int | None = None, step: int = 1
+) -> list[Any]:
+    return values[start:end:step]
+
+
+#: TorchScript's operators of lists, as Python has them.
+_OF_LISTS: Final[dict[Any, Any]] = {
+    torch.ops.aten.slice.t: _slice,
+    torch.ops.aten.add.t: operator.add,
+}
+
+
 class _Named(nn.Module):
     """A converted script, which returns lists for named tuples, with the script's names."""
 
@@ -121,11 +155,9 @@ def _converted(script: Any, images: Tensor, path: Path) -> nn.Module:
     Raises:
         InputError: there is no such module.
     """
-    from torch._export.converter import TS2EPConverter
-
     try:
         with _quiet():
-            program = TS2EPConverter(script, (images,)).convert()
+            program = _program(script, images)
             module = Untouched(program.module(check_guards=False))
             with torch.inference_mode():
                 wanted, found = leaves_of(script(images)), leaves_of(module(images))
