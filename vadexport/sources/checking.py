@@ -68,7 +68,7 @@ def measure(
     anomaly_map = outputs.scores(found, len(images)).anomaly_map
     return Measured(
         outputs,
-        listed(leaves),
+        listed(leaves, len(images)),
         None if anomaly_map is None else (anomaly_map.shape[-2], anomaly_map.shape[-1]),
         batch,
     )

@@ -21,6 +21,7 @@ from vadexport.sources.base import Source
 from vadexport.sources.checking import reason, training_layer
 from vadexport.sources.plain import PLAIN_OPTIONS, PlainModel, PlainReference, colour_or_gray
 from vadexport.sources.spec import SourceSpec
+from vadexport.torchvision_operators import declare_torchvision_operators
 
 _LOCATION: Final = re.compile(r"python:(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<name>[^\W\d]\w*)")
 _MEND: Final = "call .eval() in the factory before it returns"
@@ -39,6 +40,7 @@ def open_factory(spec: SourceSpec) -> Source:
     found = _LOCATION.fullmatch(spec.location)
     if found is None:
         raise InputError(f"{spec.location!r} names no factory: write python:package.module:factory")
+    declare_torchvision_operators()
     with _current_folder_first():
         factory = _function(_module(found["module"]), found["name"])
         network = _made(factory, spec.location)

@@ -125,14 +125,17 @@ def _parts(found: Any) -> list[tuple[str, Any]]:
     return []
 
 
-def listed(leaves: Sequence[Leaf]) -> str:
-    """The outputs and their shapes, for readers."""
-    return ", ".join(f"{name} {_shape(value)}" for name, value in leaves) or "none"
+def listed(leaves: Sequence[Leaf], images: int | None = None) -> str:
+    """The outputs and their shapes, for readers; a first axis of `images` is called N."""
+    return ", ".join(f"{name} {_shape(value, images)}" for name, value in leaves) or "none"
 
 
-def _shape(value: Tensor) -> str:
+def _shape(value: Tensor, images: int | None = None) -> str:
     dtype = str(value.dtype).removeprefix("torch.")
-    return f"{dtype} [{', '.join(map(str, value.shape))}]"
+    sizes = [str(size) for size in value.shape]
+    if sizes and value.shape[0] == images:
+        sizes[0] = "N"
+    return f"{dtype} [{', '.join(sizes)}]"
 
 
 def find_outputs(leaves: Sequence[Leaf], images: int) -> OutputMap:
