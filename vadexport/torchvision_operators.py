@@ -30,7 +30,7 @@ def declare_torchvision_operators() -> object:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on image formats that only its operators read
         try:
-            import torchvision  # noqa: F401 - to see whether it can be imported
+            import torchvision
         except RuntimeError as error:
             if "torchvision::" not in str(error):
                 raise
@@ -40,8 +40,8 @@ def declare_torchvision_operators() -> object:
 
         for name in [each for each in sys.modules if each.split(".")[0] == "torchvision"]:
             del sys.modules[name]
-        library = torch.library.Library("torchvision", "DEF")
+        library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
         for schema in _SCHEMAS:
-            library.define(schema)
+            library.define(schema)  # type: ignore[no-untyped-call]
         import torchvision  # noqa: F401
     return library

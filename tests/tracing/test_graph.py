@@ -186,3 +186,15 @@ def test_a_detector_beyond_what_one_file_holds_is_refused(plain, monkeypatch):
     monkeypatch.setattr(tracing, "_PROTOBUF_LIMIT", 10_000)
     with pytest.raises(tracing.InputError, match="2 GB that one ONNX file can hold"):
         trace(plain, plain.image_input)
+
+
+def test_without_known_features_the_network_ends_at_the_last_convolution(graph_of):
+    """PatchCore's blur is a convolution, too, but of one channel: behind the distances."""
+    known = graph_of("plain", 1)[1]
+    unknown = replace(known, seams=known.seams[:1])
+    kinds = {node.name: node.op_type for node in known.model.graph.node}
+    found, expected = unknown.network_nodes(), known.network_nodes()
+    assert found <= expected
+    convolutions = {name for name, kind in kinds.items() if kind == "Conv" and name in expected}
+    assert convolutions <= found
+    assert "MatMul" not in {kinds[name] for name in found}

@@ -28,16 +28,29 @@ class TracedGraph:
     Attributes:
         model: the graph; its outputs are those of the contract, no others.
         seams: names of the tensors between its parts: the preprocessed image first, then what the
-            network hands to the score head.
+            network hands to the score head, where that is known.
     """
 
     model: onnx.ModelProto
     seams: tuple[str, ...]
 
     def network_nodes(self) -> frozenset[str]:
-        """Names of the nodes between preprocessing and score head."""
+        """Names of the nodes between preprocessing and score head.
+
+        Where nobody knows where the head begins, it is what follows the last convolution. One to a
+        single channel is no layer: it blurs a map.
+        """
         preprocessing = self._needed_for(self.seams[:1])
-        return self._needed_for(self.seams[1:]) - preprocessing
+        ends = self.seams[1:] or tuple(self._convolved())
+        return self._needed_for(ends) - preprocessing
+
+    def _convolved(self) -> Iterator[str]:
+        weights = {tensor.name: tensor.dims for tensor in self.model.graph.initializer}
+        for node in self.model.graph.node:
+            shape = weights.get(node.input[1], ()) if len(node.input) > 1 else ()
+            axis = {"Conv": 0, "ConvTranspose": 1}.get(node.op_type)
+            if axis is not None and len(shape) > axis and shape[axis] > 1:
+                yield node.output[0]
 
     def _needed_for(self, tensors: Iterable[str]) -> frozenset[str]:
         producers = {name: node for node in self.model.graph.node for name in node.output}

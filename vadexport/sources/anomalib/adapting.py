@@ -61,7 +61,8 @@ def _patchcore(model: Any) -> None:
         patch = patches.gather(1, worst[:, :, None].expand(-1, 1, width))
         support = self.memory_bank[self.neighbour_table[row]]
         distances = (patch - support).square().sum(dim=2).sqrt()
-        return ((1 - distances.softmax(dim=1)[:, :1]) * score).squeeze(1)
+        weighted: Tensor = ((1 - distances.softmax(dim=1)[:, :1]) * score).squeeze(1)
+        return weighted
 
     if table is not None:
         model.register_buffer("neighbour_table", table)
@@ -127,7 +128,8 @@ def _dfkde(model: Any) -> None:
     def forward(self: Any, features: Tensor) -> Tensor:
         features = features @ self.bw_transform
         squared = (self.dataset - features[:, None]).square().sum(dim=2)
-        return ((-squared / 2).exp() * self.norm).mean(dim=1)
+        density: Tensor = ((-squared / 2).exp() * self.norm).mean(dim=1)
+        return density
 
     kde = model.classifier.kde_model
     kde.forward = types.MethodType(forward, kde)

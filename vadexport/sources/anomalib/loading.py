@@ -55,8 +55,10 @@ def load_module(path: Path, model: str | None, *, trust_pickle: bool) -> Any:
             )
     if len(fitting) == 1:
         return fitting[0]
-    if model is not None:
-        raise InputError(f"{path} does not fit anomalib's {model}: {errors[model]}")
+    if len(candidates) == 1:
+        (name,) = errors
+        how = "does not fit" if model else "seems to be of, but does not fit,"
+        raise InputError(f"{path} {how} anomalib's {name}: {errors[name]}")
     if len(fitting) > 1:
         names = ", ".join(type(each).__name__ for each in fitting)
         raise InputError(f"{path} may be of several classes of anomalib ({names}): give --model")
@@ -216,6 +218,13 @@ def _check_old(module: Any, state: dict[str, torch.Tensor]) -> None:
         raise ValueError(f"the checkpoint lacks {missing[0]!r}: it was written by another anomalib")
 
 
+#: Packages whose modules may have taken a function to download with by its name.
+_PATCHED = ("timm", "torchvision", "torch", "anomalib", "huggingface_hub", "safetensors")
+
+
+_WINCLIP_TAG = "anomalib.models.image.winclip.torch_model.PRETRAINED"
+
+
 class _NoWeights:
     """Stands for a file that is not downloaded; loading it changes nothing."""
 
@@ -228,6 +237,8 @@ def _no_downloads() -> Iterator[None]:
     """
     import timm
     from anomalib.data.utils import download
+    from huggingface_hub import hf_hub_download
+    from safetensors.torch import load_file
     from torch.hub import load_state_dict_from_url
     from torchvision.models import WeightsEnum
 
@@ -242,16 +253,25 @@ def _no_downloads() -> Iterator[None]:
     def absent(*_args: Any, **_kwargs: Any) -> _NoWeights:
         return _NoWeights()
 
-    functions = [
+    def load_file_unless_absent(file: Any, *args: Any, **kwargs: Any) -> Any:
+        return file if isinstance(file, _NoWeights) else load_file(file, *args, **kwargs)
+
+    functions: list[tuple[Any, Any]] = [
         (timm.create_model, without_weights),
         (download.download_and_extract, absent),
         (load_state_dict_from_url, absent),
+        (hf_hub_download, absent),
+        (load_file, load_file_unless_absent),
     ]
     with ExitStack() as stack:
         for function, replacement in functions:
             for place in _names_of(function):
                 stack.enter_context(mock.patch(place, replacement))
         stack.enter_context(mock.patch.object(WeightsEnum, "get_state_dict", absent))
+        # The tag of the weights that open_clip would fetch.
+        stack.enter_context(
+            mock.patch("anomalib.models.image.winclip.torch_model.PRETRAINED", None)
+        )
         stack.enter_context(
             mock.patch.object(torch.nn.Module, "load_state_dict", load_unless_absent)
         )
@@ -263,7 +283,7 @@ def _names_of(function: Any) -> list[str]:
     return [
         f"{name}.{attribute}"
         for name, module in list(sys.modules.items())
-        if name.split(".")[0] in ("timm", "torchvision", "torch", "anomalib")
+        if name.split(".")[0] in _PATCHED
         for attribute, value in list(getattr(module, "__dict__", {}).items())
         if value is function and attribute.isidentifier()
     ]
