@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from vadexport.contract import RAW_SCORE
 from vadexport.errors import BackendError, MissingPackageError
 from vadexport.telemetry import forbid_telemetry
 
@@ -21,6 +22,10 @@ def version() -> str:
 def compile_graph(model: Path, folder: Path) -> None:
     """Write `model.xml` and `model.bin`, weights uncompressed.
 
+    Of a graph that takes floats, as anomalib's own `OpenVINOInferencer` feeds them, the raw score
+    is no output: that class refuses outputs it does not know. The tensor stays in the graph under
+    its name, and `OpenVinoRunner` makes it an output again.
+
     Raises:
         MissingPackageError: OpenVINO is not installed.
         BackendError: OpenVINO cannot read the graph.
@@ -34,4 +39,8 @@ def compile_graph(model: Path, folder: Path) -> None:
         # Its lines say where in OpenVINO's source it failed; the last one says what is wrong.
         reason = (str(error).strip().splitlines() or ["no reason given"])[-1].lstrip("- ")
         raise BackendError(f"OpenVINO cannot read the graph: {reason}") from error
+    if graph.input(0).get_element_type() == openvino.Type.f32:
+        for result in graph.get_results():
+            if RAW_SCORE in result.input_value(0).get_names():
+                graph.remove_result(result)
     openvino.save_model(graph, folder / MODEL_FILE, compress_to_fp16=False)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from vadexport.backends.base import Execution
 from vadexport.backends.openvino.compiler import MODEL_FILE, version
-from vadexport.contract import INPUT_NAME, Outputs
+from vadexport.contract import INPUT_NAME, OUTPUT_NAMES, RAW_SCORE, Outputs
 
 #: Layers that move or hold data and compute nothing.
 _SILENT_LAYERS = frozenset({"Input", "Output", "Const", "Reorder", "Reshape"})
@@ -30,8 +30,11 @@ class OpenVinoRunner:
         import openvino
 
         core = openvino.Core()
+        model = core.read_model(folder / MODEL_FILE)
+        if not any(RAW_SCORE in output.get_names() for output in model.outputs):
+            model.add_outputs(RAW_SCORE)
         self._compiled = core.compile_model(
-            core.read_model(folder / MODEL_FILE),
+            model,
             "CPU",
             {
                 "INFERENCE_PRECISION_HINT": "f32",
@@ -40,7 +43,7 @@ class OpenVinoRunner:
             },
         )
         self._request = self._compiled.create_infer_request()
-        self._names = [output.get_any_name() for output in self._compiled.outputs]
+        self._names = [_contract_name(output.get_names()) for output in self._compiled.outputs]
         self.execution = Execution(
             backend=f"OpenVINO {release}",
             precision="float32" if precision == "fp32" else "INT8 network, float32 score head",
@@ -62,3 +65,8 @@ class OpenVinoRunner:
             if info["layerType"].astype(str) not in _SILENT_LAYERS:
                 found[info["runtimePrecision"].astype(str)] += 1
         return dict(sorted(found.items()))
+
+
+def _contract_name(names: set[str]) -> str:
+    """The contract's among the names of a tensor."""
+    return next((name for name in OUTPUT_NAMES if name in names), min(names))
