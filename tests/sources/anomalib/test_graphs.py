@@ -18,7 +18,7 @@ CLOSE = 1e-4
 FAST = ["Patchcore", "Padim", "Stfpm", "Dfkde"]
 SLOW = [
     *("EfficientAd", "Fastflow", "Ganomaly", "Dfm", "Cflow", "ReverseDistillation"),
-    *("Supersimplenet", "MHPatchcore", "AnomalyDINO"),
+    *("Supersimplenet", "MHPatchcore", "AnomalyDINO", "Glass"),
 ]
 CASES = [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 

@@ -90,21 +90,38 @@ def _itself(part: nn.Module, *_device: Any, **_options: Any) -> nn.Module:
     return part
 
 
-@contextmanager
-def traceable(model: nn.Module) -> Iterator[None]:
-    """Within it, anomalib's code keeps the batch of what it computes open.
+def _uninet(model: Any) -> None:
+    """The two halves of the student's batch by their places, for a split has a fixed size.
 
-    `len` of a tensor is a plain number to Python, and freezes it; a loop over chunks of the
-    patches does, too.
+    What only training looks at, a second head, is left out.
     """
-    homes = {type(part).__module__ for part in model.modules()}
-    with ExitStack() as stack:
-        for home in (each for each in homes if each.startswith("anomalib.")):
-            module = sys.modules[home]
-            stack.enter_context(mock.patch.object(module, "len", _length, create=True))
-            if hasattr(module, "_nearest_neighbors"):
-                stack.enter_context(mock.patch.object(module, "_nearest_neighbors", _nearest))
-        yield
+
+    def forward(self: Any, images: Tensor) -> dict[str, Tensor]:
+        count = images.shape[0]
+        taught, bottleneck = self.teachers(images)
+        learnt = self.student(self.bottleneck(bottleneck))
+        halves = [each[:count] for each in learnt[:3]] + [each[count:] for each in learnt[:3]]
+        differences = [
+            1 - functional.cosine_similarity(target, student)
+            for target, student in zip(taught, halves, strict=True)
+        ]
+        return _decision(differences, (images.shape[-2], images.shape[-1]))
+
+    model.forward = types.MethodType(forward, model)
+
+
+def _decision(differences: list[Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
+    """UniNet's score and map (`weighted_decision_mechanism`), for any number of images."""
+    from anomalib.models.components import GaussianBlur2d
+
+    total: Tensor | None = None
+    for each in differences:
+        large = functional.interpolate(each.unsqueeze(1), size, mode="bilinear", align_corners=True)
+        total = large if total is None else total + large
+    if total is None:
+        raise AssertionError("there is no map")
+    blurred = GaussianBlur2d(sigma=4.0, kernel_size=(5, 5), channels=1)(total)
+    return {"pred_score": blurred.flatten(1).amax(dim=1), "anomaly_map": total}
 
 
 def _length(value: Any) -> Any:
@@ -120,6 +137,23 @@ def _nearest(queries: Tensor, references: Tensor, num_neighbors: int) -> tuple[T
         return (smallest + queries.square().sum(dim=1)).clamp_min(0), index
     found = distances.topk(num_neighbors, largest=False, dim=1)
     return found.values + queries.square().sum(dim=1, keepdim=True), found.indices
+
+
+@contextmanager
+def traceable(model: nn.Module) -> Iterator[None]:
+    """Within it, anomalib's code keeps the batch of what it computes open.
+
+    `len` of a tensor is a plain number to Python, and freezes it; a loop over chunks of the
+    patches does, too.
+    """
+    homes = {type(part).__module__ for part in model.modules()}
+    with ExitStack() as stack:
+        for home in (each for each in homes if each.startswith("anomalib.")):
+            module = sys.modules[home]
+            stack.enter_context(mock.patch.object(module, "len", _length, create=True))
+            if hasattr(module, "_nearest_neighbors"):
+                stack.enter_context(mock.patch.object(module, "_nearest_neighbors", _nearest))
+        yield
 
 
 def _dfkde(model: Any) -> None:
@@ -187,7 +221,27 @@ def _shifted(image: Tensor, down: int, right: int, fill: float) -> Tensor:
     return functional.pad(image, [right, -right, down, -down], value=fill)
 
 
+def _glass(model: Any) -> None:
+    """Features are pooled as PyTorch does it, by a matrix of shares.
+
+    For ONNX anomalib pools otherwise, which gives another length where one is no multiple of the
+    other.
+    """
+    for part in model.modules():
+        if type(part).__name__ == "MeanMapper":
+            part.forward = types.MethodType(_pooled, part)
+
+
+def _pooled(part: Any, features: Tensor) -> Tensor:
+    flat = features.flatten(1)
+    unit = torch.eye(flat.shape[1], dtype=flat.dtype)[:, None]
+    shares = functional.adaptive_avg_pool1d(unit, part.preprocessing_dim)[:, 0]
+    return flat @ shares
+
+
 _ADAPTERS: dict[str, Callable[[Any], None]] = {
+    "UniNet": _uninet,
+    "Glass": _glass,
     "Rad": _rad,
     "Dfkde": _dfkde,
     "Patchcore": _patchcore,
