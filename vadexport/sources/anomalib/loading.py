@@ -14,13 +14,18 @@ from unittest import mock
 import torch
 
 from vadexport.errors import InputError, MissingPackageError
+from vadexport.sources.anomalib.old_checkpoints import (
+    COMPONENTS,
+    PRE_PROCESSOR_CONFIG,
+    modernised,
+    read_recorded,
+    settle_default_transform,
+)
 from vadexport.torchvision_operators import declare_torchvision_operators
 
 _HYPER_PARAMETERS = "hyper_parameters"
-#: Parts of a module, which are no hyper-parameters.
-_COMPONENTS = {"pre_processor", "post_processor", "evaluator", "visualizer", "self"}
-#: What anomalib 2.7 and later leave in a checkpoint.
-_PRE_PROCESSOR = "anomalib_pre_processor_config"
+#: Parameters of a module's class that are no hyper-parameters.
+_COMPONENTS = COMPONENTS | {"self"}
 
 
 def load_module(path: Path, model: str | None, *, trust_pickle: bool) -> Any:
@@ -40,6 +45,7 @@ def load_module(path: Path, model: str | None, *, trust_pickle: bool) -> Any:
     checkpoint = _read(path, models, trust_pickle=trust_pickle)
     if "state_dict" not in checkpoint or "pytorch-lightning_version" not in checkpoint:
         raise InputError(f"{path} is no checkpoint of anomalib: it holds no Lightning state")
+    checkpoint = modernised(checkpoint, path)
     classes = _classes(models)
     if model is not None and model not in classes:
         raise InputError(f"--model {model} is no image model of anomalib: {', '.join(classes)}")
@@ -54,6 +60,7 @@ def load_module(path: Path, model: str | None, *, trust_pickle: bool) -> Any:
                 str(error).strip().splitlines()[0] if str(error) else repr(error)
             )
     if len(fitting) == 1:
+        settle_default_transform(fitting[0], checkpoint, path)
         return fitting[0]
     if len(candidates) == 1:
         (name,) = errors
@@ -98,9 +105,16 @@ def _read(path: Path, models: Any, *, trust_pickle: bool) -> dict[str, Any]:
     try:
         with anomalib_safe_globals(extra=extra), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+            try:
+                found = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+            except pickle.UnpicklingError:
+                found = None if trust_pickle else read_recorded(path)
+                if found is None:
+                    raise
     except pickle.UnpicklingError:
         raise _refusal(path, extra) from None
+    except ImportError as error:
+        raise InputError(f"{path} holds objects of code that is not installed: {error}") from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{path} is truncated or damaged: {reason}") from None
@@ -167,9 +181,8 @@ def _built(model: type[Any], checkpoint: dict[str, Any]) -> Any:
     state = dict(checkpoint["state_dict"])
     _size_buffers(module, state)
     module.on_load_checkpoint(checkpoint)
-    module.load_state_dict(state, strict=_PRE_PROCESSOR in checkpoint)
-    if _PRE_PROCESSOR not in checkpoint:
-        _check_old(module, state)
+    _check_names(module, state)
+    module.load_state_dict(state, strict=PRE_PROCESSOR_CONFIG in checkpoint)
     _detach(module)
     return module.eval().requires_grad_(requires_grad=False)
 
@@ -177,7 +190,7 @@ def _built(model: type[Any], checkpoint: dict[str, Any]) -> Any:
 def _stored_transform(checkpoint: dict[str, Any]) -> Any:
     """The specification of the pre-processor's transform; None where there is none."""
     enabled = checkpoint.get("anomalib_components_enabled") or {}
-    stored = checkpoint.get(_PRE_PROCESSOR) or {}
+    stored = checkpoint.get(PRE_PROCESSOR_CONFIG) or {}
     return stored.get("transform") if enabled.get("pre_processor", True) else None
 
 
@@ -210,12 +223,16 @@ def _size_buffers(module: Any, state: dict[str, torch.Tensor]) -> None:
             parent._buffers[leaf] = torch.zeros_like(value)  # noqa: SLF001
 
 
-def _check_old(module: Any, state: dict[str, torch.Tensor]) -> None:
-    """Of checkpoints before anomalib 2.7, whose post-processors had other buffers."""
+def _check_names(module: Any, state: dict[str, torch.Tensor]) -> None:
+    """Raises ValueError where the state lacks something that scores depend on, or holds more."""
     own = set(module.state_dict())
-    missing = sorted(name for name in own - set(state) if name.startswith("model."))
-    if missing:
-        raise ValueError(f"the checkpoint lacks {missing[0]!r}: it was written by another anomalib")
+    for found, what in ((own - set(state), "lacks"), (set(state) - own, "holds")):
+        names = sorted(name for name in found if name.startswith(("model.", "post_processor.")))
+        if names:
+            raise ValueError(
+                f"the checkpoint {what} {names[0]!r}: it is of another class, or of another "
+                "anomalib; the version that wrote it can load it"
+            )
 
 
 #: Packages whose modules may have taken a function to download with by its name.
