@@ -22,7 +22,7 @@ from vadexport.sources import SourceSpec, open_source
 from vadexport.sources.anomalib.old_checkpoints import (
     modernised,
     read_recorded,
-    settle_default_transform,
+    settle_changes,
 )
 
 _OF_2_7 = (
@@ -174,10 +174,32 @@ class TestChangedDefaults:
         module = type(name, (), {})()
         checkpoint = {"hyper_parameters": {"pre_processor": True, **stored}}
         if told:
-            settle_default_transform(module, checkpoint, Path("a.ckpt"))
+            settle_changes(module, checkpoint, Path("a.ckpt"))
         else:
             with pytest.raises(InputError, match=r"load_from_checkpoint.*and save it again"):
-                settle_default_transform(module, checkpoint, Path("a.ckpt"))
+                settle_changes(module, checkpoint, Path("a.ckpt"))
+
+
+class TestChangedModels:
+    def test_names_of_fastflow(self, layouts, textured):
+        """2.0.0's and 2.6.0's: a layer of padding before each convolution."""
+        old, new = layouts("Fastflow")
+        content = torch.load(old, weights_only=False)
+        content["state_dict"] = {
+            name.replace(".subnet.2.", ".subnet.4.").replace(".subnet.0.", ".subnet.1."): value
+            for name, value in content["state_dict"].items()
+        }
+        torch.save(content, old)
+        _same(old, new, textured(1, 256, 256))
+
+    def test_supersimplenet_scored_otherwise(self):
+        """2.0.0's to 2.2.0's, told by a hyper-parameter that 2.3.0 brought."""
+        module = type("Supersimplenet", (), {})()
+        checkpoint = {"hyper_parameters": {"pre_processor": True}}
+        with pytest.raises(InputError, match=r"before anomalib 2\.3.*train it again"):
+            settle_changes(module, checkpoint, Path("a.ckpt"))
+        checkpoint["hyper_parameters"]["adapt_cls_features"] = False
+        settle_changes(module, checkpoint, Path("a.ckpt"))
 
 
 class TestRecorded:

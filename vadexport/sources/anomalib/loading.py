@@ -19,7 +19,8 @@ from vadexport.sources.anomalib.old_checkpoints import (
     PRE_PROCESSOR_CONFIG,
     modernised,
     read_recorded,
-    settle_default_transform,
+    renamed,
+    settle_changes,
 )
 from vadexport.torchvision_operators import declare_torchvision_operators
 
@@ -60,7 +61,7 @@ def load_module(path: Path, model: str | None, *, trust_pickle: bool) -> Any:
                 str(error).strip().splitlines()[0] if str(error) else repr(error)
             )
     if len(fitting) == 1:
-        settle_default_transform(fitting[0], checkpoint, path)
+        settle_changes(fitting[0], checkpoint, path)
         return fitting[0]
     if len(candidates) == 1:
         (name,) = errors
@@ -178,7 +179,7 @@ def _built(model: type[Any], checkpoint: dict[str, Any]) -> Any:
     with _no_downloads(), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
         module = model(**arguments)
-    state = dict(checkpoint["state_dict"])
+    state = renamed(dict(checkpoint["state_dict"]), model.__name__)
     _size_buffers(module, state)
     module.on_load_checkpoint(checkpoint)
     _check_names(module, state)

@@ -219,6 +219,16 @@ def _foreign(name: str, what: str, path: Path) -> InputError:
     )
 
 
+def renamed(state: dict[str, Any], model: str) -> dict[str, Any]:
+    """The state by 2.7's names: Fastflow's networks had layers of padding before theirs."""
+    if model != "Fastflow" or not any(".subnet.4." in name for name in state):
+        return state
+    return {
+        name.replace(".subnet.1.", ".subnet.0.").replace(".subnet.4.", ".subnet.2."): value
+        for name, value in state.items()
+    }
+
+
 #: Versions before 2.1 had other transforms by default, and no checkpoint tells its version.
 _CHANGED_DEFAULTS = {
     "Patchcore": "cropped the middle 224×224 of 256×256, later ones do not crop",
@@ -229,14 +239,19 @@ _CHANGED_DEFAULTS = {
 _SINCE = {"Patchcore": "precision", "Draem": "dtd_dir"}
 
 
-def settle_default_transform(module: Any, checkpoint: dict[str, Any], path: Path) -> None:
+def settle_changes(module: Any, checkpoint: dict[str, Any], path: Path) -> None:
     """Give the module the default transform of the version that wrote the checkpoint.
 
     Raises:
-        InputError: it cannot be told.
+        InputError: it cannot be told, or today's class computes other scores of the state.
     """
     stored = checkpoint.get(_HYPER_PARAMETERS) or {}
     name = type(module).__name__
+    if name == "Supersimplenet" and "adapt_cls_features" not in stored:
+        raise InputError(
+            f"{path} is of a Supersimplenet before anomalib 2.3, whose network scored otherwise, "
+            "in logits and from other features: train it again"
+        )
     if stored.get("pre_processor") is not True or name not in _CHANGED_DEFAULTS:
         return
     if _SINCE.get(name) in stored:
