@@ -15,6 +15,14 @@ def test_the_class_is_told_by_the_checkpoint(checkpoint_of):
     assert source.runs_code is None
 
 
+def test_what_inspect_shows(checkpoint_of):
+    found = open_source(checkpoint_of("Padim")).detector.facts()
+    positions, channels = 64 * 64, 50
+    assert found["backbone"] == "resnet18"
+    assert found["layers"] == "layer1, layer2, layer3"
+    assert found["gaussian inv covariance"] == f"{positions}×{channels}×{channels}"
+
+
 @pytest.mark.parametrize("name", ["Stfpm", "Fastflow"])
 def test_constructors_load_nothing_from_the_network(checkpoint_of, name, monkeypatch):
     path = checkpoint_of(name)

@@ -197,6 +197,7 @@ class AnomalibDetector(Exportable):
         steps: of the pre-processor.
         post_processing: of the post-processor.
         image_input: camera images.
+        facts: that `inspect` shows, see `facts_of`.
     """
 
     def __init__(
@@ -206,9 +207,10 @@ class AnomalibDetector(Exportable):
         steps: tuple[Step, ...],
         post_processing: PostProcessing,
         image_input: ImageInput,
+        facts: Mapping[str, str],
     ) -> None:
         super().__init__()
-        self._family, self._steps = name, steps
+        self._family, self._steps, self._facts = name, steps, facts
         self.model = model
         self.post_processing = post_processing
         self.image_input = image_input
@@ -264,12 +266,27 @@ class AnomalibDetector(Exportable):
         return outputs
 
     def facts(self) -> dict[str, str | int | float]:
-        """See the base class; sizes of what fitting leaves behind."""
-        found: dict[str, str | int | float] = {"framework": "anomalib"}
-        for name, value in self.model.named_buffers(recurse=False):
-            if value.ndim >= 2:
-                found[name.replace("_", " ")] = "×".join(map(str, value.shape))
-        return found
+        """See the base class."""
+        return {"framework": "anomalib", **self._facts}
+
+
+def facts_of(module: Any) -> dict[str, str]:
+    """The backbone of an `AnomalibModule`, and the sizes of what fitting left in it."""
+    stored = dict(module.hparams)
+    backbone = next((stored[name] for name in _BACKBONES if stored.get(name)), None)
+    found = {} if backbone is None else {"backbone": str(backbone)}
+    if stored.get("layers"):
+        found["layers"] = ", ".join(map(str, stored["layers"]))
+    for name, value in module.model.named_buffers():
+        fitted = any(word in name for word in _FITTED)
+        if fitted and value.ndim >= 2 and not any(name.startswith(each) for each in _NETWORKS):
+            found[name.replace("_", " ").replace(".", " ")] = "×".join(map(str, value.shape))
+    return found
+
+
+#: Hyper-parameters that name a backbone, and words in the names of what fitting leaves behind.
+_BACKBONES = ("backbone", "encoder_name", "student_backbone")
+_FITTED = ("bank", "gaussian", "pca", "kde", "centroid", "covariance", "dataset")
 
 
 @contextmanager

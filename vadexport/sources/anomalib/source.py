@@ -9,7 +9,12 @@ from vadexport.detectors.steps import GraphPreprocessing, Resize
 from vadexport.errors import InputError
 from vadexport.sources.anomalib.adapting import adapted
 from vadexport.sources.anomalib.loading import load_module
-from vadexport.sources.anomalib.reference import AnomalibDetector, EngineReference, PostProcessing
+from vadexport.sources.anomalib.reference import (
+    AnomalibDetector,
+    EngineReference,
+    PostProcessing,
+    facts_of,
+)
 from vadexport.sources.anomalib.transforms import steps_of
 from vadexport.sources.base import Source
 from vadexport.sources.cameras import camera_input
@@ -36,7 +41,12 @@ def open_anomalib(spec: SourceSpec) -> Source:
     own = sizes[0] if sizes and not isinstance(sizes[0], int) else _DEFAULT_SIZE
     image_input = camera_input(spec, own)
     detector = AnomalibDetector(
-        name, adapted(module), steps, PostProcessing(module.post_processor), image_input
+        name,
+        adapted(module),
+        steps,
+        PostProcessing(module.post_processor),
+        image_input,
+        facts_of(module),
     ).eval()
     _measure(detector, image_input)
     reference = EngineReference(module)
