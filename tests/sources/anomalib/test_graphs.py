@@ -7,6 +7,7 @@ import onnx
 import onnxruntime
 import pytest
 
+from vadexport.backends import openvino
 from vadexport.contract import ANOMALY_MAP, PRED_LABEL, PRED_SCORE, RAW_SCORE
 from vadexport.sources import SourceSpec, open_source
 from vadexport.tracing.graph import simplify, trace
@@ -53,6 +54,19 @@ def test_any_batch_scores_as_the_reference(name, checkpoint_of, textured):
     reference = source.open_reference(1)
     for count in (1, 3):
         assert_alike(run(graph.model, images[:count]), reference.infer(images[:count]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["MHPatchcore", "Padim"])
+def test_openvino_scores_as_the_reference(name, checkpoint_of, textured, tmp_path):
+    """It computes in float32 what a graph says in float64, and MHPatchcore's whitening wrongly."""
+    source = open_source(checkpoint_of(name))
+    image_input = source.detector.image_input
+    onnx.save(simplify(trace(source.detector, image_input)).model, tmp_path / "graph.onnx")
+    openvino.compile_graph(tmp_path / "graph.onnx", tmp_path)
+    runner, reference = openvino.open_runner(tmp_path, "fp32", 1), source.open_reference(1)
+    for image in textured(3, image_input.height, image_input.width, seed=5):
+        assert_alike(runner.infer(image[None]), reference.infer(image[None]))
 
 
 @pytest.mark.parametrize("size", [(300, 200), (512, 512), (1024, 640)])

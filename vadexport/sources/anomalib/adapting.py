@@ -139,6 +139,33 @@ def _nearest(queries: Tensor, references: Tensor, num_neighbors: int) -> tuple[T
     return found.values + queries.square().sum(dim=1, keepdim=True), found.indices
 
 
+def _mh_patchcore(model: Any) -> None:
+    """Whitening in float32, 1e-7 from that in float64, which OpenVINO gets wrong by a third."""
+
+    def forward(self: Any, features: Tensor) -> Tensor:
+        whitened: Tensor = (features - self.mean.float()) @ self.whitening_matrix.float()
+        return whitened
+
+    model.covariance.forward = types.MethodType(forward, model.covariance)
+
+
+def _averaged(features: Tensor, input_length: int, output_length: int = 1024) -> Tensor:
+    """Adaptive average pooling of `[N, …]` to `[N, output_length]`, as a product.
+
+    MHPatchcore and Glass gather overlapping windows by index where they are exported.
+    """
+    unit = torch.eye(input_length, dtype=features.dtype)[:, None]
+    shares = functional.adaptive_avg_pool1d(unit, output_length)[:, 0]
+    return features.reshape(features.shape[0], input_length) @ shares
+
+
+#: Functions of anomalib's modules by their name, and what computes the same and traces well.
+_REPLACED: dict[str, Callable[..., Any]] = {
+    "_nearest_neighbors": _nearest,
+    "_adaptive_avg_pool1d": _averaged,
+}
+
+
 @contextmanager
 def traceable(model: nn.Module) -> Iterator[None]:
     """Within it, anomalib's code keeps the batch of what it computes open.
@@ -151,8 +178,9 @@ def traceable(model: nn.Module) -> Iterator[None]:
         for home in (each for each in homes if each.startswith("anomalib.")):
             module = sys.modules[home]
             stack.enter_context(mock.patch.object(module, "len", _length, create=True))
-            if hasattr(module, "_nearest_neighbors"):
-                stack.enter_context(mock.patch.object(module, "_nearest_neighbors", _nearest))
+            for name, replacement in _REPLACED.items():
+                if hasattr(module, name):
+                    stack.enter_context(mock.patch.object(module, name, replacement))
         yield
 
 
@@ -233,13 +261,11 @@ def _glass(model: Any) -> None:
 
 
 def _pooled(part: Any, features: Tensor) -> Tensor:
-    flat = features.flatten(1)
-    unit = torch.eye(flat.shape[1], dtype=flat.dtype)[:, None]
-    shares = functional.adaptive_avg_pool1d(unit, part.preprocessing_dim)[:, 0]
-    return flat @ shares
+    return _averaged(features, features[0].numel(), part.preprocessing_dim)
 
 
 _ADAPTERS: dict[str, Callable[[Any], None]] = {
+    "MHPatchcore": _mh_patchcore,
     "UniNet": _uninet,
     "Glass": _glass,
     "Rad": _rad,
