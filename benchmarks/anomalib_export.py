@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from documents import replace_table
 
 OUTPUT = Path("benchmark-output")
 SIZES = (256, 300, 512, 1024)
@@ -36,7 +37,6 @@ IMAGES = 3
 CLOSE = 1e-4
 BACKENDS = ("onnxruntime", "openvino")
 TIMEOUT_S = 1500
-MARKERS = ("<!-- table: begin -->\n", "<!-- table: end -->\n")
 
 
 def main() -> None:
@@ -64,11 +64,7 @@ def main() -> None:
     tables = as_tables(found, NOT_BUILDABLE)
     print(tables)
     if options.document is not None:
-        before, rest = options.document.read_text(encoding="utf-8").split(MARKERS[0])
-        after = rest.split(MARKERS[1])[1]
-        options.document.write_text(
-            f"{before}{MARKERS[0]}{tables}{MARKERS[1]}{after}", encoding="utf-8"
-        )
+        replace_table(options.document, tables)
 
 
 def measure_apart(name: str) -> dict[str, Any]:

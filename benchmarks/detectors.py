@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from documents import replace_table
 from textures import write_category
 
 from vadexport.backends.base import available_threads
@@ -31,7 +32,6 @@ TARGETS = ("openvino:fp32", "openvino:int8", "onnxruntime:fp32")
 #: Images of each part of the solar cells; no image is in two of them.
 INTACT = {"train/good": 100, "calibration/good": 80, "test/good": 150}
 DEFECTIVE = {"test/defective": 150}
-MARKERS = ("<!-- table: begin -->\n", "<!-- table: end -->\n")
 
 
 def main() -> None:
@@ -58,11 +58,7 @@ def main() -> None:
     table = as_table(found)
     print(table)
     if options.document is not None:
-        before, rest = options.document.read_text(encoding="utf-8").split(MARKERS[0])
-        after = rest.split(MARKERS[1])[1]
-        options.document.write_text(
-            f"{before}{MARKERS[0]}{table}{MARKERS[1]}{after}", encoding="utf-8"
-        )
+        replace_table(options.document, table)
 
 
 def conditions(minutes: float) -> dict[str, Any]:

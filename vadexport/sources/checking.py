@@ -1,6 +1,9 @@
 """Run a model that nobody described, and find out whether it can be a detector."""
 
-from collections.abc import Callable
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -167,3 +170,15 @@ def _refuse_company(
                 "the score of an image depends on the other images of its call: the model is in "
                 f"training mode (batch normalisation), or mixes images; {mend}"
             )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hold back PyTorch's notes on formats, and on its own deprecated calls."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)

@@ -1,9 +1,5 @@
 """Programs of `torch.export.save`, `.pt2`."""
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -14,7 +10,7 @@ from vadexport.artifact import file_digest
 from vadexport.backends.pytorch import PyTorchRunner
 from vadexport.errors import InputError
 from vadexport.sources.base import Source
-from vadexport.sources.checking import reason
+from vadexport.sources.checking import quiet, reason
 from vadexport.sources.exported_archive import check_archive
 from vadexport.sources.plain import (
     PLAIN_OPTIONS,
@@ -80,25 +76,13 @@ def _loaded(path: Path) -> "ExportedProgram":
     declare_torchvision_operators()
     try:
         # Not `torch.export.load`: where this fails, it tries a format that is unpickled.
-        with _quiet(), path.open("rb") as file:
+        with quiet(), path.open("rb") as file:
             programs = load_pt2(file).exported_programs
         return programs["model"]
     except Exception as error:
         raise InputError(
             f"PyTorch {torch.__version__.split('+')[0]} cannot load {path}: {reason(error)}"
         ) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hold back PyTorch's notes on formats, and on its own deprecated calls."""
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 def _refuse_training(program: "ExportedProgram", path: Path) -> None:

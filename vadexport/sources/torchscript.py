@@ -1,11 +1,7 @@
 """TorchScript files of `torch.jit.save`, `.pt`."""
 
-import logging
 import operator
 import re
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +12,7 @@ from vadexport.artifact import file_digest
 from vadexport.backends.pytorch import PyTorchRunner
 from vadexport.errors import InputError
 from vadexport.sources.base import Source
-from vadexport.sources.checking import reason
+from vadexport.sources.checking import quiet, reason
 from vadexport.sources.outputs import leaves_of
 from vadexport.sources.plain import (
     PLAIN_OPTIONS,
@@ -98,7 +94,7 @@ def _refuse_reaching_out(path: Path) -> None:
 def _loaded(path: Path) -> Any:
     declare_torchvision_operators()
     try:
-        with _quiet():
+        with quiet():
             return torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
     except Exception as error:
         raise InputError(
@@ -156,7 +152,7 @@ def _converted(script: Any, images: Tensor, path: Path) -> nn.Module:
         InputError: there is no such module.
     """
     try:
-        with _quiet():
+        with quiet():
             program = _program(script, images)
             module = Untouched(program.module(check_guards=False))
             with torch.inference_mode():
@@ -174,15 +170,3 @@ def _converted(script: Any, images: Tensor, path: Path) -> nn.Module:
                 "torch.export.save instead"
             )
     return named.requires_grad_(requires_grad=False)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hold back that `torch.jit` is deprecated, and the converter's log."""
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
