@@ -84,7 +84,7 @@ def evaluate(options: EvaluateOptions, listener: Listener) -> Evaluation:
     categories = _categories(options.dataset)
     subject = _subject(options)
     for category in categories:
-        _check_size(category, subject.image_input, options)
+        _check_size(category, subject, options)
     listener.step("load", 0, 1)
     with Child(subject.detector) as child:
         child.open(subject.opener)
@@ -98,7 +98,11 @@ def evaluate(options: EvaluateOptions, listener: Listener) -> Evaluation:
             execution=child.apply(_execution),
             dataset=options.dataset,
             categories=tuple(
-                _evaluate(category, infer, subject, options, listener) for category in categories
+                _evaluate(
+                    *(category, infer, subject.image_input, options, listener),
+                    has_map=subject.has_map,
+                )
+                for category in categories
             ),
         )
 
@@ -163,15 +167,19 @@ def _category(spec: str) -> _Category:
     return _Category(printable(name), files, masks)
 
 
-def _check_size(category: _Category, image_input: ImageInput, options: EvaluateOptions) -> None:
+def _check_size(category: _Category, subject: _Subject, options: EvaluateOptions) -> None:
     """Read the headers: an image of another size should not show after an hour."""
+    image_input = subject.image_input
     header = common_input(category.files, skip_unreadable=options.skip_unreadable)
     check_depth(category.files[0].path, header.dtype, image_input)
     size, wanted = (header.height, header.width), (image_input.height, image_input.width)
     if size != wanted:
+        hint = (
+            "" if subject.kind == "artifact" else f": --image-size {size[0]}x{size[1]} resizes it"
+        )
         raise InputError(
             f"{category.files[0].path} is {size[0]}×{size[1]} pixels (height×width), the detector "
-            f"takes {wanted[0]}×{wanted[1]}"
+            f"takes {wanted[0]}×{wanted[1]}{hint}"
         )
 
 
@@ -181,11 +189,12 @@ def _check_size(category: _Category, image_input: ImageInput, options: EvaluateO
 def _evaluate(
     category: _Category,
     infer: _Infer,
-    subject: _Subject,
+    image_input: ImageInput,
     options: EvaluateOptions,
     listener: Listener,
+    *,
+    has_map: bool = True,
 ) -> CategoryEvaluation:
-    image_input, has_map = subject.image_input, subject.has_map
     pixels = PixelScores() if category.masks and has_map else None
     size = (image_input.height, image_input.width)
     scores, anomalous = [], []

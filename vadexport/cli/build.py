@@ -44,7 +44,8 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--calibration",
-    help="Normal IMAGES that set INT8 ranges and check every step; INT8 needs them.",
+    help="Normal IMAGES that set INT8 ranges, check every step, and give drift its unit; INT8 "
+    "needs them, and every source but a detector of `vadexport fit`.",
 )
 @click.option(
     "--batch", type=BatchType(), default=1, show_default=True, help="Images a call of the graph."

@@ -68,20 +68,20 @@ def describe_source(source: "Source") -> dict[str, str | int | float]:
         **({"parameters": f"{parameters:,}"} if parameters else {}),  # ONNX files have none
         "input": _input(detector.image_input),
         "preprocessing": ", ".join(map(str, detector.steps)) or "none",
-        **_thresholds(detector.thresholds),
+        **_thresholds(detector.thresholds, has_map=detector.map_size is not None),
         "anomaly map": _map(detector.map_size),
         "sha256": source.sha256,
         "targets": ", ".join(map(str, all_targets())),
     }
 
 
-def _thresholds(limits: Thresholds | None) -> dict[str, str]:
+def _thresholds(limits: Thresholds | None, *, has_map: bool) -> dict[str, str]:
     if limits is None:
         return {"threshold": "none: the detector makes no decisions"}
-    return {
-        "threshold": f"{limits.decides_above:.4f} ({limits.rule})",
-        "pixel threshold": f"{limits.pixel:.4f}",
-    }
+    found = {"threshold": f"raw score {limits.decides_above:.4f} ({limits.rule})"}
+    if has_map:
+        found["pixel threshold"] = f"{limits.pixel:.4f} of the map"
+    return found
 
 
 def _map(size: tuple[int, int] | None) -> str:
@@ -101,7 +101,7 @@ def _describe_artifact(artifact: Artifact) -> dict[str, str]:
         f"sha256 {manifest.source.get('sha256')}",
         "input": f"{_input(image_input)}, {batch}",
         "anomaly map": _map(manifest.map_size),
-        "threshold": _thresholds(manifest.thresholds)["threshold"],
+        "threshold": _thresholds(manifest.thresholds, has_map=False)["threshold"],
         "calibration": f"{len(calibration.image_digests)} images" if calibration else "none",
         "drift unit": f"{manifest.drift_unit:.4f}, from {manifest.drift_unit_from}",
         "drift when built": f"{drift:.2e} at most" if drift is not None else "not measured",

@@ -219,7 +219,9 @@ def _unknown_key(place: _Place, name: str) -> str:
     if elsewhere:
         return f"{said}: it belongs into [{elsewhere[0]}]"
     tables = [place.table] if place.table else SCHEMA
-    return f"{said}; {_nearest(name, [key for table in tables for key in SCHEMA[table]])}"
+    known = [key for table in tables for key in SCHEMA[table]]
+    known += [table.rpartition(".")[2] for table in SCHEMA if table.rpartition(".")[0] in tables]
+    return f"{said}; {_nearest(name, known)}"
 
 
 def _unknown_table(place: _Place, name: str) -> str:

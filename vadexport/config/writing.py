@@ -15,7 +15,8 @@ _SOURCE: Final = ("model", "image_size", "camera", "outputs", "threshold", "pixe
 
 _REST: Final = """
 [calibration]
-# Normal IMAGES that set INT8 ranges and check every step; INT8 needs them.
+# Normal IMAGES that set INT8 ranges and check every step. INT8 needs them, and every source but a
+# detector of `vadexport fit`: the spread of their scores is the unit of drift.
 # images = "images/train"
 
 [build]

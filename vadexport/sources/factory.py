@@ -7,7 +7,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -41,9 +41,15 @@ def open_factory(spec: SourceSpec) -> Source:
     if found is None:
         raise InputError(f"{spec.location!r} names no factory: write python:package.module:factory")
     declare_torchvision_operators()
-    with _current_folder_first():
+    # What the user's code prints must not mix with what a command prints.
+    with _current_folder_first(), redirect_stdout(sys.stderr):
         factory = _function(_module(found["module"]), found["name"])
         network = _made(factory, spec.location)
+        if _digest(network, factory) != _digest(_made(factory, spec.location), factory):
+            raise InputError(
+                f"{spec.location} gives other weights each time that it is called, so no artifact "
+                "can have its scores: load trained weights in it, or seed it"
+            )
     layer = training_layer(network)
     if layer is not None:
         raise InputError(

@@ -20,6 +20,9 @@ _FORM: Final = "write --outputs score=NAME,map=NAME, one of them or both, as `in
 #: An output that is a tensor, and its name.
 Leaf = tuple[str, Tensor]
 
+#: Of containers in containers; one that holds itself has no end.
+_DEEPEST: Final = 16
+
 
 @dataclass(frozen=True)
 class OutputMap:
@@ -101,14 +104,20 @@ def leaves_of(found: Any) -> list[Leaf]:
     left out. A tensor alone is `0`.
     """
     if isinstance(found, Tensor):
-        return [("0", found)]
+        return [("0", _dense(found))]
     return list(_leaves(found, ""))
 
 
+def _dense(value: Tensor) -> Tensor:
+    return value if value.layout == torch.strided else value.to_dense()
+
+
 def _leaves(found: Any, prefix: str) -> Iterator[Leaf]:
+    if prefix.count(".") > _DEEPEST:
+        raise InputError("the model's outputs are nested without end: return a tuple or a dict")
     for name, value in _parts(found):
         if isinstance(value, Tensor):
-            yield f"{prefix}{name}", value
+            yield f"{prefix}{name}", _dense(value)
         else:
             yield from _leaves(value, f"{prefix}{name}.")
 

@@ -12,7 +12,7 @@ from vadexport.artifact import file_digest
 from vadexport.backends.pytorch import PyTorchRunner
 from vadexport.errors import InputError
 from vadexport.sources.base import Source
-from vadexport.sources.checking import quiet, reason
+from vadexport.sources.checking import first_unlike, quiet, reason
 from vadexport.sources.outputs import leaves_of
 from vadexport.sources.plain import (
     PLAIN_OPTIONS,
@@ -163,10 +163,10 @@ def _converted(script: Any, images: Tensor, path: Path) -> nn.Module:
             f"no graph can be made of {path}: {reason(error)}; save the model with "
             "torch.export.save instead"
         ) from error
-    for (name, one), (_, other) in zip(wanted, found, strict=True):
-        if float((one - other).abs().max()) > _TOLERANCE * float(one.abs().max()):
-            raise InputError(
-                f"the graph made of {path} gives another {name}: save the model with "
-                "torch.export.save instead"
-            )
+    unlike = first_unlike(wanted, found, _TOLERANCE)
+    if unlike is not None:
+        raise InputError(
+            f"the graph made of {path} gives another {unlike}: save the model with "
+            "torch.export.save instead"
+        )
     return named.requires_grad_(requires_grad=False)

@@ -153,8 +153,9 @@ def _named_failure(detector: Exportable, image_input: ImageInput) -> Iterator[No
     try:
         yield
     except Exception as error:  # whatever its many steps raise
-        lines = [line.strip() for line in str(error).splitlines() if "<class '" in line]
-        reason = lines[0].partition(">: ")[2] if lines else str(error).splitlines()[0]
+        lines = [line.strip(" -") for line in (str(error) or repr(error)).splitlines()]
+        named = next((number for number, line in enumerate(lines) if "<class '" in line), 0)
+        reason = " ".join(lines[named : named + 2]).partition(">: ")[2] or lines[named]
         hint = "; a static --batch may do" if image_input.batch is None else ""
         raise InputError(f"PyTorch cannot trace {detector.family}: {reason}{hint}") from error
 

@@ -70,6 +70,11 @@ def load_module(path: Path, model: str | None, *, trust_pickle: bool) -> Any:
     if len(fitting) > 1:
         names = ", ".join(type(each).__name__ for each in fitting)
         raise InputError(f"{path} may be of several classes of anomalib ({names}): give --model")
+    if not _is_anomalibs(checkpoint):
+        raise InputError(
+            f"{path} is a Lightning checkpoint of another project than anomalib: build from "
+            "python:package.module:factory, or save the model with torch.export.save (.pt2)"
+        )
     raise InputError(
         f"{path} does not say which model of anomalib it is, and its state fits none: if it is "
         "one, give --model, such as --model Patchcore"

@@ -76,11 +76,15 @@ def _measure(detector: AnomalibDetector, image_input: ImageInput) -> None:
 
 
 def _check_fitted(module: object, name: str) -> None:
-    """Raises InputError where a memory bank is empty: the checkpoint was saved before its fit."""
+    """Raises InputError where memory bank or Gaussians are empty: it was saved before its fit."""
     model = getattr(module, "model", None)
-    bank = getattr(model, "memory_bank", None)
-    if isinstance(bank, torch.Tensor) and bank.numel() == 0:
-        raise InputError(
-            f"the memory bank of this {name} is empty: the checkpoint was saved before the fit was "
-            "over; train it to its end"
-        )
+    for attribute in ("memory_bank", "gaussian.inv_covariance"):
+        found = model
+        for part in attribute.split("."):
+            found = getattr(found, part, None)
+        if isinstance(found, torch.Tensor) and found.numel() == 0:
+            what = attribute.replace("_", " ").replace(".", " ")
+            raise InputError(
+                f"the {what} of this {name} is empty: the checkpoint was saved before the fit was "
+                "over; train it to its end"
+            )
