@@ -158,3 +158,60 @@ def make(): return One().eval()
     source = open_source(SourceSpec(factory(text), image_size=(20, 30)))
     assert source.detector.facts()["images a call"] == 1
     whole_way(source, 1)
+
+
+FICKLE = """
+import torch
+from torch import nn
+
+class Model(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.calls = kind, 0
+        self.conv = nn.Conv2d(3, 1, 3, padding=1)
+        with torch.no_grad():
+            for value in self.parameters():
+                value.fill_(0.5)
+
+    def forward(self, x):
+        anomaly_map = self.conv(x)
+        score = anomaly_map.amax((1, 2, 3))
+        if self.kind == "growing":
+            self.calls += 1
+            return [score, anomaly_map] + [score] * self.calls
+        found = [score, anomaly_map]
+        found.append(found)
+        return found
+
+def make(): return Model("growing").eval()
+def endless(): return Model("endless").eval()
+def unseeded(): return nn.Sequential(nn.Conv2d(3, 1, 3)).eval()
+def talking():
+    print("loading")
+    return nn.Sequential(nn.Conv2d(3, 1, 3).requires_grad_(False).apply(zero)).eval()
+def zero(layer):
+    layer.weight.data.zero_()
+    layer.bias.data.zero_()
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("make", "its outputs, of which there are others each time"),
+        ("endless", "nested without end"),
+        ("unseeded", "gives other weights each time that it is called"),
+    ],
+)
+def test_models_that_are_never_the_same(factory, name, words):
+    factory(FICKLE)
+    with pytest.raises(InputError, match=words):
+        open_source(SourceSpec(f"python:own_model:{name}"))
+
+
+def test_what_a_factory_prints_is_no_result(factory, capsys):
+    factory(FICKLE)
+    open_source(SourceSpec("python:own_model:talking", image_size=(16, 16)))
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "loading" in told.err

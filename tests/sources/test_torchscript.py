@@ -147,3 +147,15 @@ def test_truncated(save, network, keep):
     with pytest.raises(InputError, match=r"truncated or damaged|no TorchScript") as caught:
         open_torchscript(SourceSpec(str(path)))
     assert "\n" not in str(caught.value)
+
+
+class Deciding(nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        score = x.mean((1, 2, 3))
+        return score, x.mean(1, keepdim=True), score > 0.5
+
+
+def test_a_script_that_also_decides(save):
+    path = save(Deciding().eval())
+    source = open_source(SourceSpec(str(path), outputs="score=0,map=1", image_size=(16, 16)))
+    assert source.detector.map_size == (16, 16)
