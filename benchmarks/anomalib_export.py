@@ -61,7 +61,8 @@ def main() -> None:
             found[name] = {**measure_apart(name), "versions": tool_versions()}
             results.write_text(json.dumps(found, indent=2) + "\n")
         print(name, json.dumps(found[name])[:400], flush=True)
-    tables = as_tables(found, NOT_BUILDABLE)
+    unmeasured = {name: "not measured yet" for name in CASES if name not in found}
+    tables = as_tables(found, {**unmeasured, **NOT_BUILDABLE})
     print(tables)
     if options.document is not None:
         replace_table(options.document, tables)

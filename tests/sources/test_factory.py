@@ -206,7 +206,7 @@ def zero(layer):
 def test_models_that_are_never_the_same(factory, name, words):
     factory(FICKLE)
     with pytest.raises(InputError, match=words):
-        open_source(SourceSpec(f"python:own_model:{name}"))
+        open_source(SourceSpec(f"python:own_model:{name}", outputs="score=0,map=1"))
 
 
 def test_what_a_factory_prints_is_no_result(factory, capsys):
