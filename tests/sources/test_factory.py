@@ -183,6 +183,13 @@ class Model(nn.Module):
         found.append(found)
         return found
 
+class Seeded(Model):
+    def forward(self, x):
+        torch.manual_seed(0)
+        anomaly_map = self.conv(x) + torch.rand(x.shape[-2:])
+        return anomaly_map.amax((1, 2, 3)), anomaly_map
+
+def seeded(): return Seeded("seeded").eval()
 def make(): return Model("growing").eval()
 def endless(): return Model("endless").eval()
 def unseeded(): return nn.Sequential(nn.Conv2d(3, 1, 3)).eval()
@@ -200,6 +207,7 @@ def zero(layer):
     [
         ("make", "its outputs, of which there are others each time"),
         ("endless", "nested without end"),
+        ("seeded", "draws random numbers, if always the same ones"),
         ("unseeded", "gives other weights each time that it is called"),
     ],
 )

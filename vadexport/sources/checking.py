@@ -65,7 +65,13 @@ def measure(
     leaves = leaves_of(found)
     outputs = wanted or find_outputs(leaves, len(images))
     outputs.check(leaves, len(images))
+    state = torch.random.get_rng_state()
     _refuse_chance(leaves, leaves_of(_run(network, images)), mend)
+    if not torch.equal(state, torch.random.get_rng_state()):
+        raise InputError(
+            "the model draws random numbers, if always the same ones: no graph repeats PyTorch's, "
+            "so draw them once and keep them as a buffer"
+        )
     _refuse_non_finite(leaves, outputs)
     _refuse_company(network, images, outputs, batch, mend)
     anomaly_map = outputs.scores(found, len(images)).anomaly_map
