@@ -65,9 +65,13 @@ def measure(
     leaves = leaves_of(found)
     outputs = wanted or find_outputs(leaves, len(images))
     outputs.check(leaves, len(images))
-    state = torch.random.get_rng_state()
-    _refuse_chance(leaves, leaves_of(_run(network, images)), mend)
-    if not torch.equal(state, torch.random.get_rng_state()):
+    with torch.random.fork_rng(devices=[]):
+        torch.rand(1)  # elsewhere than the first call ended
+        state = torch.random.get_rng_state()
+        again = leaves_of(_run(network, images))
+        draws = not torch.equal(state, torch.random.get_rng_state())
+    _refuse_chance(leaves, again, mend)
+    if draws:
         raise InputError(
             "the model draws random numbers, if always the same ones: no graph repeats PyTorch's, "
             "so draw them once and keep them as a buffer"
