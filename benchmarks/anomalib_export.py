@@ -160,8 +160,8 @@ def engine(name: str, path: Path, folder: Path, batch: int) -> dict[str, np.ndar
         predictor = Engine(
             accelerator="cpu", devices=1, logger=False, default_root_dir=runs, barebones=True
         )
-        # The module holds the checkpoint's state; a path would make Lightning read it again.
-        predictions = predictor.predict(model=module, dataloaders=loader)
+        # Without a path, models that were never trained would be validated first.
+        predictions = predictor.predict(model=module, dataloaders=loader, ckpt_path=path)
     outputs = {
         "raw_score": torch.cat(raw).numpy(),
         "pred_score": torch.cat([each.pred_score.reshape(-1) for each in predictions]).numpy(),
