@@ -91,10 +91,12 @@ def test_a_trained_checkpoint_keeps_the_engines_scores(
     verified = vadexport(
         *("verify", tmp_path / "both", "--reference", path, "--images", unseen),
         *("--rounds", "0", "--report", tmp_path / "report", "--json"),
+        # anomalib takes its threshold from one of these very images, which then lies on it.
+        *("--max-flips", "0.07"),
     )
     assert verified.status == 0, verified.out
     for each in json.loads(verified.out):
-        assert each["parity"]["figures"]["flips"] == 0
+        assert each["parity"]["figures"]["flips"] <= 1
         assert each["parity"]["figures"]["drift_max"] < 1e-3
     lines = tmp_path / "scores.jsonl"
     artifact = tmp_path / "both" / "openvino-fp32"
@@ -104,7 +106,7 @@ def test_a_trained_checkpoint_keeps_the_engines_scores(
     for one in found:
         score, label = expected[one["image"]]
         assert one["pred_score"] == pytest.approx(score, abs=2e-5)
-        assert one["pred_label"] == label
+        assert one["pred_label"] == label or abs(score - 0.5) < 2e-5
     assert len({round(score, 3) for score, _ in expected.values()}) > 3
     assert {label for _, label in expected.values()} == {True, False}
 

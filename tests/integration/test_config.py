@@ -138,7 +138,7 @@ def test_inspect_says_all(vadexport, checkpoint, plain):
     assert shown["parameters"] == f"{sum(each.numel() for each in plain.parameters()):,}"
     assert shown["input"] == "uint8, 50×60 pixels, gray"
     assert shown["preprocessing"].startswith("resize to 96×96, bilinear antialiased")
-    assert shown["threshold"].startswith(f"{plain.thresholds.image:.4f}")
+    assert shown["threshold"].startswith(f"raw score {plain.thresholds.image:.4f}")
     assert "openvino:int8" in shown["targets"]
 
 
