@@ -16,6 +16,7 @@ from typing import Any, Final
 import torch
 
 from vadexport.errors import InputError
+from vadexport.sources.checking import reason
 
 #: Files of an archive with one program named `model`, its weights and constants tensors only.
 _PLAIN_FILES: Final = re.compile(
@@ -86,10 +87,7 @@ def check_archive(path: Path) -> None:
 
 
 def _damaged(path: Path, error: Exception) -> InputError:
-    text = str(error).strip()
-    return InputError(
-        f"{path} is truncated or damaged: {text.splitlines()[0] if text else 'empty'}"
-    )
+    return InputError(f"{path} is truncated or damaged: {reason(error)}")
 
 
 class _Archive:

@@ -68,6 +68,14 @@ def test_a_pre_processor_of_another_size_is_kept(zoo, tmp_path):
 
 
 class TestRefused:
+    def test_an_error_without_a_word(self, checkpoint_of, monkeypatch):
+        def end(*_args, **_kwargs):
+            raise EOFError
+
+        monkeypatch.setattr(torch, "load", end)
+        with pytest.raises(InputError, match=r"truncated or damaged: EOFError\(\)"):
+            open_source(checkpoint_of("Patchcore"))
+
     def test_of_another_lightning_project(self, lightning_checkpoint):
         with pytest.raises(InputError, match="another project than anomalib"):
             open_source(lightning_checkpoint())

@@ -22,6 +22,7 @@ from vadexport.sources.anomalib.old_checkpoints import (
     renamed,
     settle_changes,
 )
+from vadexport.sources.checking import reason
 from vadexport.torchvision_operators import declare_torchvision_operators
 
 _HYPER_PARAMETERS = "hyper_parameters"
@@ -57,9 +58,7 @@ def load_module(path: Path, model: str | None, *, trust_pickle: bool) -> Any:
         try:
             fitting.append(_built(each, checkpoint))
         except Exception as error:  # noqa: BLE001 - constructors of any model
-            errors[each.__name__] = (
-                str(error).strip().splitlines()[0] if str(error) else repr(error)
-            )
+            errors[each.__name__] = reason(error)
     if len(fitting) == 1:
         settle_changes(fitting[0], checkpoint, path)
         return fitting[0]
@@ -122,8 +121,7 @@ def _read(path: Path, models: Any, *, trust_pickle: bool) -> dict[str, Any]:
     except ImportError as error:
         raise InputError(f"{path} holds objects of code that is not installed: {error}") from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path} is truncated or damaged: {reason}") from None
+        raise InputError(f"{path} is truncated or damaged: {reason(error)}") from None
     if not isinstance(found, dict):
         raise InputError(f"{path} is no checkpoint of anomalib: it holds a {type(found).__name__}")
     return found
@@ -244,7 +242,7 @@ def _check_names(module: Any, state: dict[str, torch.Tensor]) -> None:
 #: Packages whose modules may have taken a function to download with by its name.
 _PATCHED = ("timm", "torchvision", "torch", "anomalib", "huggingface_hub", "safetensors")
 
-
+#: Where WinCLIP's module keeps the tag of the weights that open_clip would fetch.
 _WINCLIP_TAG = "anomalib.models.image.winclip.torch_model.PRETRAINED"
 
 
@@ -291,10 +289,7 @@ def _no_downloads() -> Iterator[None]:
             for place in _names_of(function):
                 stack.enter_context(mock.patch(place, replacement))
         stack.enter_context(mock.patch.object(WeightsEnum, "get_state_dict", absent))
-        # The tag of the weights that open_clip would fetch.
-        stack.enter_context(
-            mock.patch("anomalib.models.image.winclip.torch_model.PRETRAINED", None)
-        )
+        stack.enter_context(mock.patch(_WINCLIP_TAG, None))
         stack.enter_context(
             mock.patch.object(torch.nn.Module, "load_state_dict", load_unless_absent)
         )
