@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from vadexport.artifact import file_digest
-from vadexport.backends.pytorch import PyTorchRunner
 from vadexport.errors import InputError
 from vadexport.sources.base import Source
 from vadexport.sources.checking import quiet, reason
@@ -57,17 +55,8 @@ def open_exported_program(spec: SourceSpec) -> Source:
             facts={"framework": "torch.export"},
         ),
     )
-    reference = PlainReference(network, detector)
-    return Source(
-        kind=_KIND,
-        name=path.name,
-        sha256=file_digest(path),
-        size=path.stat().st_size,
-        detector=detector,
-        open_reference=lambda threads: PyTorchRunner(reference, threads),
-        options=spec.to_json(),
-        runs_code="its pickle was trusted" if spec.trust_pickle else None,
-    )
+    trusted = "its pickle was trusted" if spec.trust_pickle else None
+    return Source.of_file(_KIND, spec, detector, PlainReference(network, detector), trusted)
 
 
 def _loaded(path: Path) -> "ExportedProgram":

@@ -2,8 +2,6 @@
 
 from dataclasses import replace
 
-from vadexport.artifact import file_digest
-from vadexport.backends.pytorch import PyTorchRunner
 from vadexport.detectors.checkpoint import load_detector
 from vadexport.sources.base import Source
 from vadexport.sources.spec import SourceSpec
@@ -16,17 +14,8 @@ def open_native(spec: SourceSpec) -> Source:
         InputError: there is none, it is damaged, or an option is given that it does not take.
     """
     spec.only("a detector that vadexport fitted", "image_size")
-    path = spec.path
-    detector = load_detector(path)
+    detector = load_detector(spec.path)
     if spec.image_size is not None:
         height, width = spec.image_size
         detector.image_input = replace(detector.image_input, height=height, width=width)
-    return Source(
-        kind="native",
-        name=path.name,
-        sha256=file_digest(path),
-        size=path.stat().st_size,
-        detector=detector,
-        open_reference=lambda threads: PyTorchRunner(detector, threads),
-        options=spec.to_json(),
-    )
+    return Source.of_file("native", spec, detector, detector)

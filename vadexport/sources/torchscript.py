@@ -8,8 +8,6 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from vadexport.artifact import file_digest
-from vadexport.backends.pytorch import PyTorchRunner
 from vadexport.errors import InputError
 from vadexport.sources.base import Source
 from vadexport.sources.checking import first_unlike, quiet, reason
@@ -61,16 +59,8 @@ def open_torchscript(spec: SourceSpec) -> Source:
     detector = colour_or_gray(spec, model)
     reference = PlainReference(untouched, detector)
     detector.network = _converted(script, detector.sample(), path)
-    return Source(
-        kind="torchscript",
-        name=path.name,
-        sha256=file_digest(path),
-        size=path.stat().st_size,
-        detector=detector,
-        open_reference=lambda threads: PyTorchRunner(reference, threads),
-        options=spec.to_json(),
-        runs_code="its TorchScript was trusted" if spec.trust_pickle else None,
-    )
+    trusted = "its TorchScript was trusted" if spec.trust_pickle else None
+    return Source.of_file("torchscript", spec, detector, reference, trusted)
 
 
 def _refuse_reaching_out(path: Path) -> None:

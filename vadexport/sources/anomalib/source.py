@@ -1,9 +1,9 @@
 """Open a checkpoint of anomalib as a source."""
 
+from dataclasses import replace
+
 import torch
 
-from vadexport.artifact import file_digest
-from vadexport.backends.pytorch import PyTorchRunner
 from vadexport.contract import ImageInput
 from vadexport.detectors.steps import GraphPreprocessing, Resize
 from vadexport.errors import InputError
@@ -18,6 +18,7 @@ from vadexport.sources.anomalib.reference import (
 from vadexport.sources.anomalib.transforms import steps_of
 from vadexport.sources.base import Source
 from vadexport.sources.cameras import camera_input
+from vadexport.sources.checking import reason
 from vadexport.sources.spec import SourceSpec
 
 _DEFAULT_SIZE = (256, 256)
@@ -32,8 +33,7 @@ def open_anomalib(spec: SourceSpec) -> Source:
         MissingPackageError: anomalib is not installed.
     """
     spec.only("an anomalib checkpoint", "model", "image_size", "camera")
-    path = spec.path
-    module = load_module(path, spec.model, trust_pickle=spec.trust_pickle)
+    module = load_module(spec.path, spec.model, trust_pickle=spec.trust_pickle)
     name = type(module).__name__
     _check_fitted(module, name)
     steps = steps_of(module.pre_processor.transform if module.pre_processor else None)
@@ -49,17 +49,9 @@ def open_anomalib(spec: SourceSpec) -> Source:
         facts_of(module),
     ).eval()
     _measure(detector, image_input)
-    reference = EngineReference(module)
-    return Source(
-        kind="anomalib",
-        name=path.name,
-        sha256=file_digest(path),
-        size=path.stat().st_size,
-        detector=detector,
-        open_reference=lambda threads: PyTorchRunner(reference, threads),
-        options={**spec.to_json(), "model": name},
-        runs_code="its pickle was trusted" if spec.trust_pickle else None,
-    )
+    trusted = "its pickle was trusted" if spec.trust_pickle else None
+    found = replace(spec, model=name)
+    return Source.of_file("anomalib", found, detector, EngineReference(module), trusted)
 
 
 def _measure(detector: AnomalibDetector, image_input: ImageInput) -> None:
@@ -71,8 +63,9 @@ def _measure(detector: AnomalibDetector, image_input: ImageInput) -> None:
     except InputError:
         raise
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise InputError(f"anomalib's {detector.family} cannot score an image: {reason}") from error
+        raise InputError(
+            f"anomalib's {detector.family} cannot score an image: {reason(error)}"
+        ) from error
 
 
 def _check_fitted(module: object, name: str) -> None:
