@@ -8,7 +8,7 @@ from vadexport import contract
 from vadexport.errors import InputError
 from vadexport.sources import SourceSpec, open_source
 from vadexport.tracing.composing import compose
-from vadexport.tracing.graph import OPSET, simplify
+from vadexport.tracing.graph import OPSET, simplify, trace
 
 NAMES = ["pred_score", "anomaly_map"]
 
@@ -23,7 +23,7 @@ def detector(save_onnx, network):
 @pytest.mark.parametrize("layout", ["nhwc", "float-nchw"])
 def test_the_graph_is_that_of_the_contract(detector, batch, layout):
     image_input = replace(detector.image_input, batch=batch, layout=layout)
-    graph = compose(detector, image_input)
+    graph = compose(detector, detector.onnx_network(), image_input)
     onnx.checker.check_model(graph.model, full_check=True)
     opsets = {each.domain: each.version for each in graph.model.opset_import}
     assert opsets[""] == OPSET
@@ -44,7 +44,7 @@ def test_the_graph_is_that_of_the_contract(detector, batch, layout):
 
 
 def test_the_same_bytes_each_time(detector):
-    first, second = (compose(detector, detector.image_input).model for _ in range(2))
+    first, second = (trace(detector, detector.image_input).model for _ in range(2))
     assert first.SerializeToString(deterministic=True) == second.SerializeToString(
         deterministic=True
     )
@@ -59,13 +59,26 @@ def test_nothing_of_the_makers_machine_is_left(save_onnx, network):
     helper.set_model_props(model, {"path": "/home/somebody"})
     onnx.save(model, path)
     detector = open_source(SourceSpec(str(path))).detector
-    assert b"somebody" not in compose(detector, detector.image_input).model.SerializeToString()
+    assert b"somebody" not in trace(detector, detector.image_input).model.SerializeToString()
 
 
-def test_an_operator_that_no_longer_is(detector, monkeypatch):
+def test_an_operator_that_no_longer_is(detector):
     network = detector.onnx_network()
     network.graph.node[0].op_type = "Upsample"
     network.opset_import[0].version = 7
-    monkeypatch.setattr(type(detector), "onnx_network", lambda _: network)
     with pytest.raises(InputError, match=f"cannot be taken to opset {OPSET}"):
-        compose(detector, detector.image_input)
+        compose(detector, network, detector.image_input)
+
+
+def test_the_network_is_made_once(detector, monkeypatch):
+    make, made = type(detector).onnx_network, []
+    monkeypatch.setattr(type(detector), "onnx_network", lambda own: made.append(own) or make(own))
+    trace(detector, detector.image_input)
+    assert len(made) == 1
+
+
+def test_the_network_that_is_given_is_left_alone(detector):
+    network = detector.onnx_network()
+    before = network.SerializeToString(deterministic=True)
+    compose(detector, network, detector.image_input)
+    assert network.SerializeToString(deterministic=True) == before

@@ -22,8 +22,8 @@ from vadexport.tracing.graph import (
 _SEAM = "preprocessed"
 
 
-def compose(detector: Exportable, image_input: ImageInput) -> TracedGraph:
-    """Make one graph of preprocessing, `detector.onnx_network()` and the contract's outputs.
+def compose(detector: Exportable, network: onnx.ModelProto, image_input: ImageInput) -> TracedGraph:
+    """Make one graph of preprocessing, a network in ONNX and the contract's outputs.
 
     The network takes one input, float32 `[N, 3, h, w]` or `[N, 1, h, w]`, and gives `raw_score` [N]
     or `anomaly_map` [N, 1, h, w] or both; all its names start with `network/`. Without `raw_score`
@@ -32,16 +32,14 @@ def compose(detector: Exportable, image_input: ImageInput) -> TracedGraph:
 
     Args:
         detector: whose network came as ONNX.
+        network: `detector.onnx_network()`, which is left as it is.
         image_input: the graph's input; its batch None gives a dynamic first axis.
 
     Raises:
         InputError: the network cannot take the batch, has operators that the graph's opset lacks,
             or is larger than one ONNX file can be.
     """
-    given = detector.onnx_network()
-    if given is None:
-        raise AssertionError("the detector brings no network in ONNX")
-    network = _raised(given)
+    network = _raised(network)
     shape = [dim.dim_value for dim in network.graph.input[0].type.tensor_type.shape.dim]
     preprocessing = _Preprocessing(detector, image_input, shape[1] or 3).eval()
     dtype = getattr(torch, image_input.graph_dtype)

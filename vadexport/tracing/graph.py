@@ -99,10 +99,11 @@ def trace(detector: Exportable, image_input: ImageInput) -> TracedGraph:
         InputError: the graph would outgrow the 2 GB that one ONNX file may have, or PyTorch cannot
             trace the detector.
     """
-    if detector.onnx_network() is not None:
+    network = detector.onnx_network()
+    if network is not None:
         from vadexport.tracing.composing import compose  # which needs this module
 
-        return compose(detector, image_input)
+        return compose(detector, network, image_input)
     module = _Graph(detector, image_input).eval()
     dynamic = image_input.batch is None
     # torch.export takes a first axis of one for a constant, whatever it is told.
