@@ -17,11 +17,10 @@ import shutil
 import subprocess
 import sys
 import warnings
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from cells import copy_cells
 
 WORK = Path("benchmark-output/anomalib-elpv")
 TARGETS = ("openvino:fp32", "openvino:int8", "onnxruntime:fp32")
@@ -48,7 +47,9 @@ def main() -> None:
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     shutil.rmtree(WORK, ignore_errors=True)
-    lay_out(options.images // 2)
+    most = options.images // 2
+    parts = {part: min(n, most) if part.startswith("test") else n for part, n in PARTS.items()}
+    copy_cells(WORK, "mono", parts)
     print("| model | target | AUROC | drift | flips | pred_score off `Engine.predict` | speed-up |")
     print("|---|---|---|---|---|---|---|")
     for name, choices in MODELS.items():
@@ -71,27 +72,6 @@ def main() -> None:
                 f"{figures['flips']}/{figures['images']} | {off:.1e} | {speedup['ratio']:.2f} |",
                 flush=True,
             )
-
-
-def lay_out(most: int) -> None:
-    """Copy cells into folders, none into two."""
-    spec = find_spec("elpv_dataset")
-    if spec is None or spec.origin is None:
-        sys.exit("the benchmark needs the package elpv-dataset: pip install 'vadexport[demo]'")
-    source = Path(spec.origin).parent / "data"
-    rows = [line.split() for line in (source / "labels.csv").read_text().splitlines()]
-    rng = np.random.default_rng(0)
-    chosen = {
-        kind: iter(
-            rng.permutation([r[0] for r in rows if r[2] == "mono" and float(r[1]) == probability])
-        )
-        for kind, probability in (("good", 0.0), ("defective", 1.0))
-    }
-    for part, count in PARTS.items():
-        folder = WORK / part
-        folder.mkdir(parents=True)
-        for _ in range(min(count, most) if part.startswith("test") else count):
-            shutil.copy(source / next(chosen[folder.name]), folder)
 
 
 def train(name: str, choices: dict[str, Any]) -> Path:

@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 from documents import replace_table
+from noise import rgb_noise
 
 OUTPUT = Path("benchmark-output")
 SIZES = (256, 300, 512, 1024)
@@ -95,7 +96,7 @@ def measure(name: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         path = save(name, folder)
-        images = {size: textures(size) for size in SIZES}
+        images = {size: rgb_noise(IMAGES, size, size, seed=size) for size in SIZES}
         for size, arrays in images.items():
             write_images(folder / str(size), arrays)
         expected = {size: engine(name, path, folder / str(size), 1) for size in SIZES}
@@ -109,19 +110,6 @@ def measure(name: str) -> dict[str, Any]:
             for size, batch in cases
         }
         found["anomalib"] = theirs(name, path, images[256], expected[256], expected_of_three)
-    return found
-
-
-def textures(size: int) -> list[np.ndarray]:
-    """Images of coarse and fine noise, each with its own contrast, uint8 [size, size, 3]."""
-    rng = np.random.default_rng(size)
-    found = []
-    for _ in range(IMAGES):
-        coarse = rng.normal(size=(size // 16 + 1, size // 16 + 1, 3))
-        coarse = coarse.repeat(16, 0).repeat(16, 1)[:size, :size]
-        mixed = 128 + rng.uniform(10, 40) * coarse
-        mixed += rng.uniform(5, 30) * rng.normal(size=(size, size, 3))
-        found.append(mixed.clip(0, 255).astype(np.uint8))
     return found
 
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 import torch
+from noise import camera_noise
 
 from vadexport.backends.onnxruntime import compile_graph as compile_onnx
 from vadexport.backends.onnxruntime import open_runner as open_onnx
@@ -112,16 +113,8 @@ def main() -> int:
 
 
 def noise(case: Case, size: tuple[int, int], seed: int) -> list[ImageArray]:
-    """Images of coarse and fine noise, each with its own contrast, [h, w, C]."""
-    rng = np.random.default_rng(seed)
-    found, channels, white = [], case.channels, np.iinfo(case.dtype).max
-    for _ in range(IMAGES):
-        coarse = rng.normal(size=(size[0] // 16, size[1] // 16, channels))
-        fine = rng.normal(size=(*size, channels))
-        mixed = rng.uniform(0.04, 0.16) * coarse.repeat(16, 0).repeat(16, 1)
-        mixed += 0.5 + rng.uniform(0.02, 0.12) * fine
-        found.append((mixed.clip(0, 1) * white).astype(case.dtype))
-    return found
+    """Images of the case's camera."""
+    return camera_noise(IMAGES, size, case.channels, case.dtype, seed)
 
 
 def fitted(case: Case, size: tuple[int, int]) -> Detector:

@@ -15,11 +15,10 @@ import shutil
 import subprocess
 import sys
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from cells import copy_cells
 from documents import replace_table
 from textures import write_category
 
@@ -30,8 +29,7 @@ from vadexport.machine import processor_name, tool_versions
 OUTPUT = Path("benchmark-output")
 TARGETS = ("openvino:fp32", "openvino:int8", "onnxruntime:fp32")
 #: Images of each part of the solar cells; no image is in two of them.
-INTACT = {"train/good": 100, "calibration/good": 80, "test/good": 150}
-DEFECTIVE = {"test/defective": 150}
+CELLS = {"train/good": 100, "calibration/good": 80, "test/good": 150, "test/defective": 150}
 
 
 def main() -> None:
@@ -75,26 +73,12 @@ def lay_out(data: str) -> Path:
     folder, partial = OUTPUT / data, OUTPUT / f"{data}.partial"
     if not folder.exists():
         shutil.rmtree(partial, ignore_errors=True)
-        (write_category if data == "cloth" else write_cells)(partial)
+        if data == "cloth":
+            write_category(partial)
+        else:
+            copy_cells(partial, data, CELLS)
         partial.rename(folder)
     return folder
-
-
-def write_cells(folder: Path) -> None:
-    """Solar cells of the kind that the folder's stem names: mono or poly."""
-    spec = find_spec("elpv_dataset")
-    if spec is None or spec.origin is None:
-        sys.exit("the benchmark needs the package elpv-dataset: pip install 'vadexport[demo]'")
-    source = Path(spec.origin).parent / "data"
-    rows = [line.split() for line in (source / "labels.csv").read_text().splitlines()]
-    rng = np.random.default_rng(0)
-    for parts, probability in ((INTACT, 0.0), (DEFECTIVE, 1.0)):
-        names = [row[0] for row in rows if row[2] == folder.stem and float(row[1]) == probability]
-        chosen = iter(rng.permutation(names))
-        for part, count in parts.items():
-            (folder / part).mkdir(parents=True)
-            for _ in range(count):
-                shutil.copy(source / next(chosen), folder / part)
 
 
 def measure(data: Path, family: str, minutes: float) -> dict[str, Any]:

@@ -11,12 +11,12 @@ import argparse
 import platform
 import tempfile
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import onnx
 import torch
+from cells import DEFECTIVE, INTACT, shuffled_cells
 
 from vadexport.backends.base import available_threads
 from vadexport.backends.openvino import compile_graph, open_runner
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--rows", default="1444,4000", help="sizes of the memory bank")
     sizes = [int(size) for size in parser.parse_args().rows.split(",")]
     forbid_telemetry()
-    intact, defective = (cells(probability) for probability in (0.0, 1.0))
+    intact, defective = (cells(probability) for probability in (INTACT, DEFECTIVE))
     calibration = intact[FITTED : FITTED + CALIBRATED]
     normal = intact[FITTED + CALIBRATED :][:JUDGED]
     judged = [decode(file.path, 1) for file in normal + defective[:JUDGED]]
@@ -71,15 +71,8 @@ def main() -> None:
 
 def cells(probability: float) -> list[ImageFile]:
     """Monocrystalline cells of a defect probability, in a random order that stays."""
-    spec = find_spec("elpv_dataset")
-    assert spec is not None
-    assert spec.origin is not None
-    data = Path(spec.origin).parent / "data"
-    rows = [line.split() for line in (data / "labels.csv").read_text().splitlines()]
-    names = [row[0] for row in rows if row[2] == "mono" and float(row[1]) == probability]
-    return [
-        ImageFile(data / name, name, None) for name in np.random.default_rng(0).permutation(names)
-    ]
+    paths = shuffled_cells("mono", probability, np.random.default_rng(0))
+    return [ImageFile(path, path.name, None) for path in paths]
 
 
 def ours(model: Path, destination: Path, graph: TracedGraph, images: list[ImageFile]) -> None:

@@ -1,23 +1,26 @@
-import importlib.util
+import importlib
 import sys
 import warnings
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 
-_ZOO = Path(__file__).parents[3] / "benchmarks" / "anomalib_zoo.py"
+_BENCHMARKS = str(Path(__file__).parents[3] / "benchmarks")
 
 
 @pytest.fixture(scope="session")
 def zoo():
     """benchmarks/anomalib_zoo.py: checkpoints with random weights that are as anomalib's own."""
-    spec = importlib.util.spec_from_file_location("anomalib_zoo", _ZOO)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["anomalib_zoo"] = module
-    spec.loader.exec_module(module)
-    return module
+    return _benchmark("anomalib_zoo")
+
+
+def _benchmark(name):
+    """A module of benchmarks/: scripts, which find each other only by the path."""
+    with mock.patch.object(sys, "path", [_BENCHMARKS, *sys.path]):
+        return importlib.import_module(name)
 
 
 @pytest.fixture(scope="session")
@@ -40,15 +43,7 @@ def textured():
     """Images of coarse and fine noise, uint8 [n, h, w, 3], unlike those that states came from."""
 
     def get(count, height, width, seed=0):
-        rng = np.random.default_rng(seed)
-        images = []
-        for _ in range(count):
-            coarse = rng.normal(size=(height // 16 + 1, width // 16 + 1, 3))
-            coarse = coarse.repeat(16, 0).repeat(16, 1)[:height, :width]
-            mixed = 128 + rng.uniform(10, 40) * coarse
-            mixed += rng.uniform(5, 30) * rng.normal(size=(height, width, 3))
-            images.append(mixed.clip(0, 255))
-        return np.stack(images).astype(np.uint8)
+        return np.stack(_benchmark("noise").rgb_noise(count, height, width, seed))
 
     return get
 
