@@ -63,6 +63,25 @@ class TestResizeMatrix:
         places = EPS * max(source)
         np.testing.assert_allclose(rows @ image @ columns.T, expected, rtol=0, atol=places)
 
+    @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+    @pytest.mark.parametrize(("source", "target"), [(513, 300), (97, 300)])
+    def test_in_float64_it_would_be_further_from_pytorchs_pixels(self, source, target, mode):
+        image = torch.from_numpy(np.random.default_rng(2).random((source, source), np.float32))
+        expected = functional.interpolate(
+            image[None, None], (target, target), mode=mode, align_corners=False
+        )
+        exact = torch.eye(source, dtype=torch.float64)[None, None]
+        matrices = (
+            step_matrix(source, target, Resize((target, target), mode, antialias=False)).double(),
+            functional.interpolate(exact, (target, source), mode=mode, align_corners=False)[0, 0],
+        )
+        ours, further = (
+            float((matrix @ image.double() @ matrix.T - expected).abs().max())
+            for matrix in matrices
+        )
+        assert ours <= 4 * EPS
+        assert further > 10 * ours
+
     @given(source=sides, target=sides)
     @settings(deadline=None)
     def test_rows_are_weights(self, source, target):
