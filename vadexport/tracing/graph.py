@@ -1,9 +1,11 @@
 """Trace a detector into ONNX, and simplify the graph."""
 
+import io
 import logging
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 
 import onnx
@@ -15,10 +17,16 @@ from vadexport.contract import ImageInput
 from vadexport.detectors.exportable import Exportable
 from vadexport.detectors.steps import GraphPreprocessing
 from vadexport.errors import InputError
+from vadexport.tracing.failures import worded
 
 #: Newest opset that OpenVINO, ONNX Runtime and TensorRT all read.
 OPSET = 20
 _PROTOBUF_LIMIT = 2**31 - 1
+#: Loggers of PyTorch's exporter.
+_TALKATIVE = (
+    *("torch.onnx", "torch._subclasses.fake_tensor"),
+    "torch.fx.experimental.symbolic_shapes",
+)
 
 
 @dataclass(frozen=True)
@@ -99,6 +107,12 @@ def trace(detector: Exportable, image_input: ImageInput) -> TracedGraph:
         InputError: the graph would outgrow the 2 GB that one ONNX file may have, or PyTorch cannot
             trace the detector.
     """
+    # What a user's code prints while it runs must not mix with what a command prints.
+    with redirect_stdout(sys.stderr):
+        return _traced(detector, image_input)
+
+
+def _traced(detector: Exportable, image_input: ImageInput) -> TracedGraph:
     network = detector.onnx_network()
     if network is not None:
         from vadexport.tracing.composing import compose  # which needs this module
@@ -115,7 +129,7 @@ def trace(detector: Exportable, image_input: ImageInput) -> TracedGraph:
     seams = ("preprocessed", *(f"feature_{number}" for number in range(len(scores.features))))
     if sum(t.numel() * t.element_size() for t in module.state_dict().values()) > _PROTOBUF_LIMIT:
         raise InputError("the detector is larger than the 2 GB that one ONNX file can hold")
-    with _named_failure(detector, image_input):
+    with worded(detector.family):
         outputs = [*names, *seams]
         model = export_module(module, (example,), [contract.INPUT_NAME], outputs, dynamic=dynamic)
     return without_seam_outputs(model, seams)
@@ -146,19 +160,6 @@ def export_module(
     if program is None:
         raise RuntimeError("torch.onnx.export returned no program")
     return bare(program.model_proto)
-
-
-@contextmanager
-def _named_failure(detector: Exportable, image_input: ImageInput) -> Iterator[None]:
-    """Word what PyTorch's exporter raises in one line."""
-    try:
-        yield
-    except Exception as error:  # whatever its many steps raise
-        lines = [line.strip(" -") for line in (str(error) or repr(error)).splitlines()]
-        named = next((number for number, line in enumerate(lines) if "<class '" in line), 0)
-        reason = " ".join(lines[named : named + 2]).partition(">: ")[2] or lines[named]
-        hint = "; a static --batch may do" if image_input.batch is None else ""
-        raise InputError(f"PyTorch cannot trace {detector.family}: {reason}{hint}") from error
 
 
 def simplify(graph: TracedGraph) -> TracedGraph:
@@ -202,15 +203,22 @@ def bare(model: onnx.ModelProto) -> onnx.ModelProto:
 
 @contextmanager
 def _quiet_export() -> Iterator[None]:
-    """Hold back what the exporter notes: absent packages, deprecations, ways that it tried."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch._subclasses.fake_tensor")]
+    """Hold back what the exporter notes: absent packages, deprecations, ways that it tried.
+
+    The graph that it prints where it fails becomes a note of the error, which tracebacks show.
+    """
+    loggers = [logging.getLogger(name) for name in _TALKATIVE]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
+    printed = io.StringIO()
     try:
-        with warnings.catch_warnings():
+        with redirect_stderr(printed), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
+    except Exception as error:
+        error.add_note(printed.getvalue())
+        raise
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
