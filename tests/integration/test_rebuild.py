@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from tests.integration.test_bad_input import assert_refused
+from tests.integration.refusals import assert_refused
 
 BOTH = ("--target", "openvino:fp32", "--target", "onnxruntime:fp32")
 

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from tests.integration.test_bad_input import assert_refused
+from tests.integration.refusals import assert_refused
 from vadexport.artifact import read_manifest, write_manifest
 from vadexport.contract import ImageInput
 from vadexport.detectors.checkpoint import save_detector

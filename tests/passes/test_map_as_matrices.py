@@ -1,6 +1,4 @@
 from collections import Counter
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import onnx
@@ -9,141 +7,15 @@ import pytest
 import torch
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
-from scipy import ndimage
+from onnx import helper
 from torch.nn import functional
 
-from vadexport.passes import DEFAULT_PASSES, apply_passes
+from tests.passes.resized_maps import TAPS, Case, rewritten, run
 from vadexport.passes.map_as_matrices import (
-    MapAsMatrices,
     correlation_matrix,
     linear_resize_matrix,
     reflect_pad_matrix,
 )
-
-TAPS = np.array([0.1, 0.2, 0.4, 0.2, 0.1], np.float32)
-
-
-@dataclass
-class Case:
-    """Resize → Pad → Conv → Conv, as the exporter writes it unless told otherwise."""
-
-    source: tuple[int, int] = (7, 5)
-    target: tuple[int, int] = (28, 20)
-    kernels: tuple[tuple[int, Any], ...] = ((0, TAPS), (1, TAPS))
-    margins: tuple[int, int, int, int] = (2, 2, 2, 2)  # top, left, bottom, right
-    opset: int = 20
-    batch: int | str = 1
-    channels: int = 1
-    dtype: Any = np.float32
-    scales: tuple[float, float] | None = None
-    resize: dict[str, Any] = field(default_factory=dict)
-    pad: dict[str, Any] = field(default_factory=dict)
-    convs: dict[str, Any] = field(default_factory=dict)
-    bias: bool = False
-    outputs: tuple[str, ...] = ()
-    read_again: str = ""
-    static: bool = True
-
-    def input_shape(self):
-        return [self.batch, self.channels, *(self.source if self.static else ("h", "w"))]
-
-    def model(self):
-        resize = {"mode": "linear", "coordinate_transformation_mode": "half_pixel", **self.resize}
-        constants = {"pads": np.array([0, 0, *self.margins[:2], 0, 0, *self.margins[2:]])}
-        if self.scales:
-            constants["scales"] = np.array([1, 1, *self.scales], np.float32)
-            inputs = ["x", "", "scales"]
-        else:
-            # With a dynamic batch, sizes need the batch: those cases are tested with scales.
-            constants["sizes"] = np.array([self.batch, self.channels, *self.target], np.int64)
-            inputs = ["x", "", "", "sizes"]
-        nodes = [
-            helper.make_node("Resize", inputs, ["big"], "resize", **resize),
-            helper.make_node("Pad", ["big", "pads"], ["padded"], "pad", mode="reflect"),
-        ]
-        if self.pad:
-            nodes[1] = helper.make_node("Pad", ["big", "pads"], ["padded"], "pad", **self.pad)
-        names = ["padded", "once", "y"]
-        for number, (axis, taps) in enumerate(self.kernels):
-            weights = np.asarray(taps, self.dtype)
-            if weights.ndim == 1:
-                weights = weights.reshape((-1, 1) if axis == 0 else (1, -1))
-            weights = np.broadcast_to(weights, (self.channels, 1, *weights.shape))
-            constants[f"w{number}"] = np.ascontiguousarray(weights)
-            ends = [names[number], f"w{number}"]
-            if self.bias:
-                constants["bias"] = np.full(self.channels, 0.5, self.dtype)
-                ends.append("bias")
-            nodes.append(
-                helper.make_node(
-                    "Conv",
-                    ends,
-                    [names[number + 1]],
-                    f"conv{number}",
-                    group=self.channels,
-                    **self.convs,
-                )
-            )
-        outputs = ["y", *self.outputs]
-        if self.read_again:
-            nodes.append(helper.make_node("Neg", [self.read_again], ["again"], "neg"))
-            outputs.append("again")
-        element = helper.np_dtype_to_tensor_dtype(np.dtype(self.dtype))
-        graph = helper.make_graph(
-            nodes,
-            "map",
-            [helper.make_tensor_value_info("x", element, self.input_shape())],
-            [helper.make_tensor_value_info(name, element, [None] * 4) for name in outputs],
-            [numpy_helper.from_array(value, name) for name, value in constants.items()],
-        )
-        return helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=8
-        )
-
-    def image(self, count=1, seed=0):
-        shape = (count, self.channels, *self.source)
-        return np.random.default_rng(seed).normal(size=shape).astype(self.dtype)
-
-    def gain(self):
-        """Largest factor by which kernels amplify."""
-        return float(np.prod([np.abs(taps).sum() for _, taps in self.kernels]))
-
-    def expected(self, image):
-        """In float64, with PyTorch's resize, numpy's padding and scipy's correlation."""
-        big = functional.interpolate(
-            torch.from_numpy(image).double(), self.target, mode="bilinear", align_corners=False
-        ).numpy()
-        top, left, bottom, right = self.margins
-        result = np.pad(big, [(0, 0), (0, 0), (top, bottom), (left, right)], mode="reflect")
-        for axis, taps in self.kernels:
-            length = len(taps)
-            full = ndimage.correlate1d(
-                result, np.asarray(taps, np.float64), axis=2 + axis, mode="constant"
-            )
-            kept = np.arange(length // 2, full.shape[2 + axis] - (length - 1) // 2)
-            result = full.take(kept, axis=2 + axis)
-        return result
-
-
-def run(model, image):
-    opened = onnxruntime.InferenceSession(
-        model.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
-    names = [output.name for output in opened.get_outputs()]
-    return dict(zip(names, opened.run(None, {"x": image}), strict=True))
-
-
-def rewritten(model):
-    copy, places = apply_passes(model, DEFAULT_PASSES)
-    onnx.checker.check_model(copy, full_check=True)
-    return copy, places["map-as-matrices"]
-
-
-def assert_left_alone(model):
-    before = model.SerializeToString(deterministic=True)
-    assert MapAsMatrices().apply(model) == 0
-    assert model.SerializeToString(deterministic=True) == before
 
 
 @st.composite
@@ -290,116 +162,6 @@ class TestRule:
             before, after = (each.run(["anomaly_map"], {"image": image})[0] for each in opened)
             spread = detector.thresholds.maximum - detector.thresholds.minimum
             assert np.abs(after - before).max() < 1e-5 * spread
-
-
-class TestMustNotApply:
-    @pytest.mark.parametrize(
-        "case",
-        [
-            pytest.param(Case(resize={"mode": "nearest"}), id="nearest"),
-            pytest.param(Case(resize={"mode": "cubic"}), id="cubic"),
-            pytest.param(
-                Case(resize={"coordinate_transformation_mode": "align_corners"}), id="align corners"
-            ),
-            pytest.param(
-                Case(resize={"coordinate_transformation_mode": "asymmetric"}), id="asymmetric"
-            ),
-            pytest.param(
-                Case(opset=19, resize={"coordinate_transformation_mode": "half_pixel_symmetric"}),
-                id="half pixel symmetric",
-            ),
-            pytest.param(Case(opset=18, resize={"antialias": 1}), id="antialias"),
-            pytest.param(Case(resize={"exclude_outside": 1}), id="exclude outside"),
-            pytest.param(
-                Case(target=(28, 30), resize={"keep_aspect_ratio_policy": "not_larger"}),
-                id="not larger",
-            ),
-            pytest.param(Case(channels=2), id="two channels"),
-            pytest.param(Case(bias=True), id="bias"),
-            pytest.param(Case(convs={"strides": [2, 1]}), id="stride"),
-            pytest.param(Case(convs={"dilations": [2, 2]}), id="dilation"),
-            pytest.param(Case(convs={"pads": [0, 1, 0, 1]}), id="pads"),
-            pytest.param(Case(convs={"auto_pad": "SAME_UPPER"}), id="auto pad"),
-            pytest.param(Case(pad={}, kernels=((0, TAPS), (1, np.ones((2, 2))))), id="2-D kernel"),
-            pytest.param(Case(kernels=((0, TAPS), (1, np.ones((1, 1))))), id="1×1 kernel"),
-            pytest.param(Case(pad={"mode": "constant"}), id="constant pad"),
-            pytest.param(Case(pad={"mode": "edge"}), id="edge pad"),
-            pytest.param(Case(pad={"mode": "wrap"}), id="wrap pad"),
-            pytest.param(Case(margins=(2, 2, 2, -1)), id="crop"),
-            pytest.param(
-                Case(target=(28, 3), margins=(2, 3, 2, 3)), id="margin as wide as the map"
-            ),
-            pytest.param(Case(outputs=("big",)), id="resized is an output"),
-            pytest.param(Case(outputs=("padded",)), id="padded is an output"),
-            pytest.param(Case(outputs=("once",)), id="half blurred is an output"),
-            pytest.param(Case(read_again="big"), id="resized is read again"),
-            pytest.param(Case(read_again="padded"), id="padded is read again"),
-            pytest.param(Case(read_again="once"), id="half blurred is read again"),
-            pytest.param(Case(static=False, scales=(4.0, 4.0)), id="dynamic size"),
-            pytest.param(Case(dtype=np.float64), id="float64"),
-            pytest.param(Case(dtype=np.float16), id="float16"),
-        ],
-    )
-    def test_almost_the_rule(self, case):
-        assert_left_alone(case.model())
-
-    def test_a_resize_of_named_axes(self):
-        model = Case(opset=18, resize={"axes": [2, 3]}).model()
-        for tensor in model.graph.initializer:
-            if tensor.name == "sizes":
-                tensor.CopyFrom(numpy_helper.from_array(np.array([28, 20]), "sizes"))
-        assert_left_alone(model)
-
-    def test_a_pad_of_named_axes(self):
-        model = Case(opset=18).model()
-        pads = numpy_helper.from_array(np.array([2, 2, 2, 2]), "pads")
-        for tensor in model.graph.initializer:
-            if tensor.name == "pads":
-                tensor.CopyFrom(pads)
-        model.graph.initializer.append(numpy_helper.from_array(np.array([2, 3]), "axes"))
-        model.graph.node[1].input.extend(["", "axes"])
-        assert_left_alone(model)
-
-    @pytest.mark.parametrize("name", ["w0", "w1", "pads"])
-    def test_a_constant_that_is_an_input_of_the_graph(self, name):
-        model = Case().model()
-        (tensor,) = [each for each in model.graph.initializer if each.name == name]
-        value = helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims))
-        model.graph.initializer.remove(tensor)
-        model.graph.input.append(value)
-        assert_left_alone(model)
-
-    @pytest.mark.parametrize("name", ["w0", "w1", "pads"])
-    def test_a_default_that_the_caller_may_replace(self, name):
-        model = Case().model()
-        (tensor,) = [each for each in model.graph.initializer if each.name == name]
-        value = helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims))
-        model.graph.input.append(value)
-        assert_left_alone(model)
-
-    def test_a_kernel_that_is_computed(self):
-        model = Case().model()
-        model.graph.node.insert(0, helper.make_node("Abs", ["w0"], ["computed"], "abs"))
-        model.graph.node[3].input[1] = "computed"
-        assert_left_alone(model)
-
-    @pytest.mark.parametrize("missing", ["pad", "conv0", "conv1"])
-    def test_a_part_that_is_missing(self, missing):
-        model = Case().model()
-        graph = model.graph
-        (node,) = [node for node in graph.node if node.name == missing]
-        for reader in graph.node:
-            for number, name in enumerate(reader.input):
-                if name == node.output[0]:
-                    reader.input[number] = node.input[0]
-        if missing == "conv1":
-            graph.node[2].output[0] = "y"
-        graph.node.remove(node)
-        assert_left_alone(model)
-
-    def test_an_empty_graph(self):
-        value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
-        assert_left_alone(helper.make_model(helper.make_graph([], "empty", [value], [value])))
 
 
 class TestMatrices:
