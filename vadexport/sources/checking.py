@@ -1,10 +1,15 @@
 """Run a model that nobody described, and find out whether it can be a detector."""
 
 import logging
+import re
+import sysconfig
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -15,6 +20,13 @@ from vadexport.sources.outputs import Leaf, OutputMap, find_outputs, leaves_of, 
 
 #: Of an image's score alone and among others, relative to the largest value.
 _TOLERANCE: Final = 1e-3
+#: What errors say that another size of the images may mend.
+_OF_SIZES: Final = re.compile(r"shape|size|dimension|channel|height|width|broadcast", re.IGNORECASE)
+#: Where code lies that is not the user's: vadexport's, Python's, and installed packages'.
+_OTHERS: Final = (
+    Path(__file__).parents[1],
+    *(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")),
+)
 #: Layers that compute something else in training mode; their classes' names begin so.
 _TRAINING_LAYERS: Final = (
     *("Dropout", "AlphaDropout", "FeatureAlphaDropout", "DropPath", "StochasticDepth"),
@@ -56,9 +68,10 @@ def measure(
         mend: what to do about a model in training mode, such as "call .eval() before …".
 
     Raises:
-        InputError: it fails, draws random numbers, is in training mode, gives values that are not
-            finite, or gives neither score nor map.
+        InputError: its weights hold NaN, it fails, draws random numbers, is in training mode, gives
+            values that are not finite, or gives neither score nor map.
     """
+    check_weights(network)
     _refuse_training(network, mend)
     found, batch = _first_call(network, images, batch)
     images = images[: batch or 2]
@@ -93,6 +106,54 @@ def reason(error: BaseException) -> str:
     return text.splitlines()[0] if text else repr(error)
 
 
+def told(error: BaseException) -> str:
+    """An error in one line, and where in a user's file it was raised."""
+    frames = _own_frames(error)
+    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    named = reason(error) if str(error).strip() else _line(error)
+    return f"{type(error).__name__}: {named}{where}" if named else f"{reason(error)}{where}"
+
+
+def _line(error: BaseException) -> str:
+    """The line of a user's file that raised an error; empty for none."""
+    frames = _own_frames(error)
+    return frames[-1].line or "" if frames else ""
+
+
+def _own_frames(error: BaseException) -> list[traceback.FrameSummary]:
+    """Where an error passed through the user's own code."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return [
+        frame
+        for frame in frames
+        if not frame.filename.startswith("<")
+        and not any(map(Path(frame.filename).is_relative_to, _OTHERS))
+    ]
+
+
+def check_weights(network: Any) -> None:
+    """Look at the weights, and at what fitting left, before anything runs.
+
+    Raises:
+        InputError: they have no values, or hold NaN; a single number may be NaN, for unset.
+    """
+    for name, value in _weights(network):
+        if value.is_meta:
+            raise InputError(
+                f"the weights {name} are on PyTorch's device meta, where they have no values: load "
+                "the trained ones"
+            )
+        if value.is_floating_point() and value.numel() > 1 and bool(value.isnan().any()):
+            raise InputError(f"the weights {name} hold NaN: they are damaged; train or save again")
+
+
+def _weights(network: Any) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers by the names that their owner knows."""
+    if isinstance(network, nn.Module):
+        for name, value in chain(network.named_parameters(), network.named_buffers()):
+            yield name.removeprefix("module."), value
+
+
 def _run(network: Callable[[Tensor], Any], images: Tensor) -> Any:
     try:
         with torch.inference_mode():
@@ -102,9 +163,21 @@ def _run(network: Callable[[Tensor], Any], images: Tensor) -> Any:
     except Exception as error:
         shape = ", ".join(map(str, images.shape))
         raise InputError(
-            f"the model cannot take float32 [{shape}]: {reason(error)}; --resize and --image-size "
-            "set another size"
+            f"the model cannot take float32 [{shape}]: {told(error)}{_advice(network, error)}"
         ) from error
+
+
+def _advice(network: Any, error: Exception) -> str:
+    """What to do about a model that fails, as far as its weights and the error tell."""
+    for name, value in _weights(network):
+        if value.device.type != "cpu":
+            return f"; its weights {name} are on device {value.device}: move it with .cpu() first"
+        if value.is_floating_point() and value.dtype != torch.float32:
+            dtype = str(value.dtype).removeprefix("torch.")
+            return f"; its weights {name} are {dtype}: make them float32 with .float() first"
+    if _OF_SIZES.search(f"{error} {_line(error)}"):
+        return "; --resize and --image-size set another size"
+    return ""
 
 
 def _first_call(

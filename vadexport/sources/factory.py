@@ -5,9 +5,8 @@ import importlib
 import inspect
 import re
 import sys
-import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -18,7 +17,7 @@ from torch import nn
 from vadexport.backends.pytorch import PyTorchRunner
 from vadexport.errors import InputError
 from vadexport.sources.base import Source
-from vadexport.sources.checking import reason, training_layer
+from vadexport.sources.checking import check_weights, told, training_layer
 from vadexport.sources.plain import PLAIN_OPTIONS, PlainModel, PlainReference, colour_or_gray
 from vadexport.sources.spec import SourceSpec
 from vadexport.torchvision_operators import declare_torchvision_operators
@@ -41,8 +40,7 @@ def open_factory(spec: SourceSpec) -> Source:
     if found is None:
         raise InputError(f"{spec.location!r} names no factory: write python:package.module:factory")
     declare_torchvision_operators()
-    # What the user's code prints must not mix with what a command prints.
-    with _current_folder_first(), redirect_stdout(sys.stderr):
+    with _current_folder_first():
         factory = _function(_module(found["module"]), found["name"])
         network = _made(factory, spec.location)
         if _digest(network, factory) != _digest(_made(factory, spec.location), factory):
@@ -94,13 +92,13 @@ def _module(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise InputError(f"importing {name} fails: {_told(error)}") from error
+            raise InputError(f"importing {name} fails: {told(error)}") from error
         raise InputError(
             f"there is no Python module {error.name}: it is looked for in {Path.cwd()} and among "
             "the installed packages"
         ) from None
     except (Exception, SystemExit) as error:
-        raise InputError(f"importing {name} fails: {_told(error)}") from error
+        raise InputError(f"importing {name} fails: {told(error)}") from error
 
 
 def _function(module: ModuleType, name: str) -> Callable[[], Any]:
@@ -109,7 +107,7 @@ def _function(module: ModuleType, name: str) -> Callable[[], Any]:
         raise InputError(f"{module.__name__} has no {name}: name a function that returns the model")
     if not callable(found):
         raise InputError(
-            f"{name} of {module.__name__} is a {type(found).__name__}: name a function that "
+            f"{name} of {module.__name__} is of type {type(found).__name__}: name a function that "
             "returns the model"
         )
     function: Callable[[], Any] = found
@@ -120,22 +118,13 @@ def _made(factory: Callable[[], Any], location: str) -> nn.Module:
     try:
         found = factory()
     except (Exception, SystemExit) as error:
-        raise InputError(f"{location} fails: {_told(error)}") from error
+        raise InputError(f"{location} fails: {told(error)}") from error
     if not isinstance(found, nn.Module):
-        raise InputError(f"{location} returns a {type(found).__name__}: wanted is an nn.Module")
+        raise InputError(
+            f"{location} returns a value of type {type(found).__name__}: wanted is an nn.Module"
+        )
+    check_weights(found)
     return found
-
-
-def _told(error: BaseException) -> str:
-    """An error in one line, and where in the user's file it was raised."""
-    own = Path(__file__)
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if Path(frame.filename) != own and not frame.filename.startswith("<frozen")
-    ]
-    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {reason(error)}{where}"
 
 
 def _digest(network: nn.Module, factory: Callable[[], Any]) -> str:

@@ -1,12 +1,15 @@
 """Read an ONNX file that nobody vouches for."""
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import onnx
+from onnx import TensorProto, numpy_helper
 
 from vadexport.artifact import file_digest
 from vadexport.errors import InputError
@@ -17,6 +20,7 @@ _LIMIT: Final = 2**31 - 1
 #: Sets of operators that every ONNX Runtime brings.
 _KNOWN_DOMAINS: Final = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 _OLDEST_OPSET: Final = 7
+_FLOATS: Final = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
 _WANTED: Final = "wanted is one input, images float32 [N, 3, h, w] or [N, 1, h, w]"
 
 
@@ -59,6 +63,7 @@ def read_onnx(path: Path) -> OnnxFile:
     _refuse_large(path, size)
     _load_weights(model, path)
     _check(model, path)
+    _refuse_nan(model, path)
     _inline(model)
     images = _images(model, path)
     shape = images.type.tensor_type.shape.dim
@@ -174,6 +179,18 @@ def _check(model: onnx.ModelProto, path: Path) -> None:
         onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError) as error:
         raise InputError(f"{path} is no valid ONNX: {reason(error)}") from None
+
+
+def _refuse_nan(model: onnx.ModelProto, path: Path) -> None:
+    """One number may be NaN: it may say unset, as in PyTorch's modules."""
+    for tensor in _tensors(model):
+        if tensor.data_type in _FLOATS and math.prod(tensor.dims) > 1:
+            values = numpy_helper.to_array(tensor)
+            if np.isnan(values).any():
+                raise InputError(
+                    f"the weights {tensor.name or 'of a constant'} of {path} hold NaN: they are "
+                    "damaged; train or save again"
+                )
 
 
 def _inline(model: onnx.ModelProto) -> None:

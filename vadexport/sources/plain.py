@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vadexport import contract
 from vadexport.contract import ImageInput
 from vadexport.detectors.exportable import Exportable, Scores
-from vadexport.detectors.steps import EagerPreprocessing, Resize, Step
+from vadexport.detectors.steps import CenterCrop, EagerPreprocessing, Resize, Step
 from vadexport.errors import InputError
 from vadexport.sources.cameras import camera_input
 from vadexport.sources.checking import Measured, measure
@@ -223,6 +223,7 @@ def plain_detector(spec: SourceSpec, model: PlainModel) -> PlainDetector:
     thresholds = _thresholds(spec)
     steps = _steps(spec, model)
     image_input = _camera(spec, model, steps)
+    _check_crops(steps, image_input)
     images = _sample(steps, image_input, model.channels, model.batch)
     _check_size(images, model)
     measured = measure(model.network, images, wanted, model.batch, model.mend)
@@ -260,6 +261,22 @@ def _camera(spec: SourceSpec, model: PlainModel, steps: tuple[Step, ...]) -> Ima
     fixed = [step.size for step in steps if isinstance(step, Resize)]
     sizes = [size for size in fixed[:1] if isinstance(size, tuple)]
     return camera_input(spec, model.size or (*sizes, _DEFAULT_SIZE)[0])
+
+
+def _check_crops(steps: tuple[Step, ...], image_input: ImageInput) -> None:
+    """A crop that is larger than its image would fill it up with black."""
+    size = image_input.height, image_input.width
+    for step in steps:
+        if isinstance(step, Resize):
+            size = step.of(*size)
+        elif isinstance(step, CenterCrop):
+            if step.size[0] > size[0] or step.size[1] > size[1]:
+                raise InputError(
+                    f"--crop {step.size[0]}x{step.size[1]} is larger than the image, which is "
+                    f"{size[0]}x{size[1]} there: give a smaller one, or a larger --resize or "
+                    "--image-size"
+                )
+            size = step.size
 
 
 def _check_size(images: Tensor, model: PlainModel) -> None:

@@ -1,6 +1,8 @@
 """From a specification to the source that reads it."""
 
+import sys
 import zipfile
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +13,10 @@ from vadexport.sources.spec import SourceSpec
 
 #: What a location starts with that names a function instead of a file.
 FACTORY = "python:"
+_KINDS = (
+    ".safetensors of `vadexport fit`, .ckpt of anomalib, .pt2 of torch.export.save, TorchScript "
+    "and ONNX"
+)
 
 
 def open_source(given: SourceSpec | Path) -> Source:
@@ -23,7 +29,12 @@ def open_source(given: SourceSpec | Path) -> Source:
         InputError: there is no file, or none that holds a detector, or it must not be trusted.
         MissingPackageError: a package that the source needs is not installed.
     """
-    spec = SourceSpec.of(given)
+    # What a user's code prints while it runs must not mix with what a command prints.
+    with redirect_stdout(sys.stderr):
+        return _opened(SourceSpec.of(given))
+
+
+def _opened(spec: SourceSpec) -> Source:
     if spec.location.startswith(FACTORY):
         from vadexport.sources.factory import open_factory
 
@@ -31,6 +42,11 @@ def open_source(given: SourceSpec | Path) -> Source:
     path = spec.path
     if path.is_dir():
         raise InputError(f"{path} is a folder; a source is a file: `vadexport build --help`")
+    if path.suffix == ".py" and path.is_file():
+        raise InputError(
+            f"{path} is Python code: name the function in it that returns the model, "
+            f"python:{path.stem}:factory ({_KINDS} are read as well)"
+        )
     match _kind_of(path):
         case "onnx":
             from vadexport.sources.onnx import open_onnx

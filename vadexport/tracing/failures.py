@@ -1,13 +1,13 @@
 """Word what PyTorch's exporter raises: one line that says what to do."""
 
 import re
+import sysconfig
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
@@ -22,9 +22,11 @@ _FIXED_BATCH: Final = re.compile(
     r"inferred a static shape|specialized it to be a constant|Constraints violated"
 )
 _OPERATOR: Final = re.compile(r"target=(?:torch\.ops\.)?([\w.]+)")
-#: Code that is not the user's: PyTorch's, its exporter's and vadexport's.
-_TORCH: Final = Path(torch.__file__).parent
-_OTHERS: Final = (_TORCH, _TORCH.with_name("onnxscript"), Path(__file__).parents[1])
+#: Where code lies that is not the user's: vadexport's, Python's, and installed packages'.
+_OTHERS: Final = (
+    Path(__file__).parents[1],
+    *(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")),
+)
 
 
 @contextmanager

@@ -68,6 +68,14 @@ def test_a_pre_processor_of_another_size_is_kept(zoo, tmp_path):
 
 
 class TestRefused:
+    def test_a_memory_bank_with_nan(self, checkpoint_of, tmp_path):
+        checkpoint = torch.load(checkpoint_of("Patchcore"), weights_only=False)
+        checkpoint["state_dict"]["model.memory_bank"][3, 5] = torch.nan
+        path = tmp_path / "damaged.ckpt"
+        torch.save(checkpoint, path)
+        with pytest.raises(InputError, match="the weights memory_bank hold NaN"):
+            open_source(path)
+
     def test_an_error_without_a_word(self, checkpoint_of, monkeypatch):
         def end(*_args, **_kwargs):
             raise EOFError
@@ -83,13 +91,17 @@ class TestRefused:
     def test_no_lightning_checkpoint(self, tmp_path):
         path = tmp_path / "weights.pt"
         torch.save({"weight": torch.zeros(2)}, path)
-        with pytest.raises(InputError, match="no checkpoint of anomalib: it holds no Lightning"):
+        with pytest.raises(
+            InputError, match=r"no checkpoint of anomalib: it holds no Lightning.*factory"
+        ):
             open_source(path)
 
     def test_a_bare_tensor(self, tmp_path):
         path = tmp_path / "tensor.pt"
         torch.save(torch.zeros(2), path)
-        with pytest.raises(InputError, match="no checkpoint of anomalib: it holds a Tensor"):
+        with pytest.raises(
+            InputError, match="no checkpoint of anomalib: it holds a value of type Tensor"
+        ):
             open_source(path)
 
     @pytest.mark.parametrize("share", [0.3, 0.9])

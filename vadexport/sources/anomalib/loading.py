@@ -26,6 +26,10 @@ from vadexport.sources.checking import reason
 from vadexport.torchvision_operators import declare_torchvision_operators
 
 _HYPER_PARAMETERS = "hyper_parameters"
+_OTHERWISE = (
+    "weights need the code of their model: build from python:package.module:factory, or save the "
+    "model itself with torch.export.save (.pt2)"
+)
 #: Parameters of a module's class that are no hyper-parameters.
 _COMPONENTS = COMPONENTS | {"self"}
 
@@ -46,7 +50,9 @@ def load_module(path: Path, model: str | None, *, trust_pickle: bool) -> Any:
     models = _anomalib_models()
     checkpoint = _read(path, models, trust_pickle=trust_pickle)
     if "state_dict" not in checkpoint or "pytorch-lightning_version" not in checkpoint:
-        raise InputError(f"{path} is no checkpoint of anomalib: it holds no Lightning state")
+        raise InputError(
+            f"{path} is no checkpoint of anomalib: it holds no Lightning state; {_OTHERWISE}"
+        )
     checkpoint = modernised(checkpoint, path)
     classes = _classes(models)
     if model is not None and model not in classes:
@@ -71,8 +77,7 @@ def load_module(path: Path, model: str | None, *, trust_pickle: bool) -> Any:
         raise InputError(f"{path} may be of several classes of anomalib ({names}): give --model")
     if not _is_anomalibs(checkpoint):
         raise InputError(
-            f"{path} is a Lightning checkpoint of another project than anomalib: build from "
-            "python:package.module:factory, or save the model with torch.export.save (.pt2)"
+            f"{path} is a Lightning checkpoint of another project than anomalib; {_OTHERWISE}"
         )
     raise InputError(
         f"{path} does not say which model of anomalib it is, and its state fits none: if it is "
@@ -123,7 +128,10 @@ def _read(path: Path, models: Any, *, trust_pickle: bool) -> dict[str, Any]:
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
         raise InputError(f"{path} is truncated or damaged: {reason(error)}") from None
     if not isinstance(found, dict):
-        raise InputError(f"{path} is no checkpoint of anomalib: it holds a {type(found).__name__}")
+        kind = type(found).__name__
+        raise InputError(
+            f"{path} is no checkpoint of anomalib: it holds a value of type {kind}; {_OTHERWISE}"
+        )
     return found
 
 

@@ -75,7 +75,9 @@ def predicted(found: Any) -> tuple[Tensor, Tensor | None]:
     elif isinstance(found, tuple) and len(found) == 2:
         score, anomaly_map = found
     else:
-        raise InputError(f"the model gives a {type(found).__name__}, neither score nor map")
+        raise InputError(
+            f"the model gives a value of type {type(found).__name__}, neither score nor map"
+        )
     if score is None:
         if anomaly_map is None:
             raise InputError("the model gives neither a score nor a map")

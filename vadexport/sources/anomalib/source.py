@@ -18,7 +18,7 @@ from vadexport.sources.anomalib.reference import (
 from vadexport.sources.anomalib.transforms import steps_of
 from vadexport.sources.base import Source
 from vadexport.sources.cameras import camera_input
-from vadexport.sources.checking import reason
+from vadexport.sources.checking import check_weights, reason
 from vadexport.sources.spec import SourceSpec
 
 _DEFAULT_SIZE = (256, 256)
@@ -36,6 +36,7 @@ def open_anomalib(spec: SourceSpec) -> Source:
     module = load_module(spec.path, spec.model, trust_pickle=spec.trust_pickle)
     name = type(module).__name__
     _check_fitted(module, name)
+    check_weights(module.model)
     steps = steps_of(module.pre_processor.transform if module.pre_processor else None)
     sizes = [step.size for step in steps if isinstance(step, Resize)]
     own = sizes[0] if sizes and not isinstance(sizes[0], int) else _DEFAULT_SIZE
