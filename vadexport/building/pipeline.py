@@ -72,8 +72,7 @@ def build(options: BuildOptions, listener: Listener) -> BuildResult:
                 folder = staging.result / (target.folder if len(options.targets) > 1 else "")
                 built.append(builder.build(target, folder))
         built.sort(key=lambda one: options.targets.index(one.target))
-        if not any(one.folder for one in built):
-            raise next(one.error for one in built if one.error)
+        _tell_of_failures([one for one in built if one.target in available], listener)
         for one in built:
             if one.folder is None:
                 _keep_old(one.target, options, staging.result, listener)
@@ -88,6 +87,10 @@ def build(options: BuildOptions, listener: Listener) -> BuildResult:
     ]
     unit = f"{builder.unit.value:.4g}, the interquartile range of {builder.unit.words}"
     return BuildResult(tuple(final), images.words, unit, tuple(builder.notes))
+
+
+class _UnfitError(InputError):
+    """A target that this detector cannot have, while it may have others."""
 
 
 @dataclass
@@ -121,11 +124,10 @@ class _Builder:
             self.listener.step(f"compile {target}", 1, 2)
             compiled = self._climb("compiled", target, folder)
             self.listener.step(f"compile {target}", 2, 2)
-        except InputError:
-            raise
         except VadexportError as error:
+            if isinstance(error, InputError) and not isinstance(error, _UnfitError):
+                raise
             check_room(self.work, self._room_needed())
-            self.listener.warn(f"{target} was not built: {error}")
             shutil.rmtree(folder, ignore_errors=True)
             return BuiltTarget(target, None, rungs, error)
         return BuiltTarget(target, folder, (*rungs, compiled))
@@ -191,6 +193,11 @@ class _Builder:
         graph, rungs = self._float_graph
         if self.images.calibration is None:
             raise AssertionError("INT8 without calibration images")
+        if not graph.has_layers():
+            raise _UnfitError(
+                f"the network of {self.source.detector.family} has no convolution and no other "
+                "layer that could be INT8: build targets of fp32"
+            )
         quantised = self.work / "quantised" / _MODEL_FILE
         quantised.parent.mkdir(exist_ok=True)
         with Child("INT8 calibration", timeout_s=1800) as child:
@@ -270,6 +277,17 @@ def _split_by_availability(
     if not available:
         raise next(one.error for one in missing if one.error)
     return available, missing
+
+
+def _tell_of_failures(built: Sequence[BuiltTarget], listener: Listener) -> None:
+    """Warn of targets that were not built; raises the first's error where none was."""
+    errors = {str(one.target): one.error for one in built if one.error}
+    ends = next(iter(errors.values())) if len(errors) == len(built) else None
+    for target, error in errors.items():
+        if str(error) != str(ends):  # what ends the command is told there
+            listener.warn(f"{target} was not built: {error}")
+    if ends is not None:
+        raise ends
 
 
 def _write_report(built: BuiltTarget, check_images: str) -> None:

@@ -22,6 +22,8 @@ from vadexport.tracing.failures import worded
 #: Newest opset that OpenVINO, ONNX Runtime and TensorRT all read.
 OPSET = 20
 _PROTOBUF_LIMIT = 2**31 - 1
+#: Operators with weights, where a network's time goes.
+_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 #: Loggers of PyTorch's exporter.
 _TALKATIVE = (
     *("torch.onnx", "torch._subclasses.fake_tensor"),
@@ -51,6 +53,13 @@ class TracedGraph:
         preprocessing = self._needed_for(self.seams[:1])
         ends = self.seams[1:] or tuple(self._convolved())
         return self._needed_for(ends) - preprocessing
+
+    def has_layers(self) -> bool:
+        """Whether there is anything in the network that INT8 could make faster."""
+        network = self.network_nodes()
+        return any(
+            node.op_type in _LAYERS and node.name in network for node in self.model.graph.node
+        )
 
     def _convolved(self) -> Iterator[str]:
         weights = {tensor.name: tensor.dims for tensor in self.model.graph.initializer}
