@@ -1,7 +1,8 @@
 """`vadexport verify`: hold artifacts against the untouched reference."""
 
 import platform
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from vadexport import contract
-from vadexport.artifact import REPORT_FOLDER, Artifact, find_artifacts, open_artifact
+from vadexport.artifact import REPORT_FOLDER, Artifact, Manifest, find_artifacts, open_artifact
 from vadexport.backends.base import Execution, RunnerOpener, available_threads
 from vadexport.backends.child import Child
 from vadexport.backends.registry import opener
@@ -25,7 +26,7 @@ from vadexport.listening import Listener
 from vadexport.machine import processor_name, tool_versions
 from vadexport.reporting import write_reports
 from vadexport.sources import Source, SourceSpec, open_source, reference_opener
-from vadexport.verification.drift import DriftUnit, NormalScores, fitted_scores
+from vadexport.verification.drift import DriftUnit, fitted_scores
 from vadexport.verification.latency import LatencyFigures, Stopwatch, measure, speedup
 from vadexport.verification.limits import Limits, disturbance, latency_checks, parity_checks
 from vadexport.verification.parity import ImageRecord, compare_images, figures
@@ -33,6 +34,8 @@ from vadexport.verification.result import Exhibit, Latency, Verification
 
 REFERENCE = "reference"
 _TIMED_CALLS = 16
+#: Rounds where nobody says how many: as many as there is time for, in seconds.
+_MOST_ROUNDS, _FEWEST_ROUNDS, _MEASURING_S = 100, 10, 60.0
 _WORST_EXHIBITS = 4
 _NEAREST_EXHIBITS = 2
 _FEW_IMAGES = 20
@@ -48,7 +51,8 @@ class VerifyOptions:
             leaves open is as it was for the build.
         images: IMAGES that neither training nor calibration saw; of a category folder `test`.
         limits: that replace the defaults of a target's precision, by their name in `Limits`.
-        rounds: of the latency measurement; 0 leaves it out.
+        rounds: of the latency measurement; 0 leaves it out, None makes 100, or as many as a minute
+            has time for, but no fewer than 10.
         threads: of the reference and of each artifact; default all processors.
         report: folder of the report; default `report` in the artifact. With several artifacts,
             each gets a folder in it.
@@ -59,7 +63,7 @@ class VerifyOptions:
     reference: SourceSpec | Path
     images: str
     limits: dict[str, float | None] = field(default_factory=dict)
-    rounds: int = 100
+    rounds: int | None = None
     threads: int | None = None
     report: Path | None = None
     skip_unreadable: bool = False
@@ -86,7 +90,7 @@ def verify(options: VerifyOptions, listener: Listener) -> VerifyResult:
         MissingPackageError: a backend is not installed here.
         BackendError: a backend crashed or timed out.
     """
-    if not options.rounds and any(
+    if options.rounds == 0 and any(
         options.limits.get(name) is not None for name in ("min_speedup", "max_latency_ms")
     ):
         raise InputError("a limit on speed needs a measurement: give it more than 0 rounds")
@@ -108,7 +112,7 @@ def verify(options: VerifyOptions, listener: Listener) -> VerifyResult:
             image_input,
             source.detector.thresholds,
         )
-        timed = contest.time(options.rounds, listener) if options.rounds else {}
+        timed = {} if options.rounds == 0 else contest.time(options.rounds, listener)
         verifications = [
             _judge(artifact, source, records[name], timed, contest, options)
             for name, artifact in contest.artifacts.items()
@@ -162,10 +166,20 @@ class _Contest:
         """Inference of a contestant."""
         return partial(self._children[name].apply, _infer)
 
-    def time(self, rounds: int, listener: Listener) -> dict[str, LatencyFigures]:
-        """Latency of all contestants, interleaved."""
+    def time(self, rounds: int | None, listener: Listener) -> dict[str, LatencyFigures]:
+        """Latency of all contestants, interleaved; None for as many rounds as there is time for."""
+        contestants = {
+            name: partial(child.apply, Stopwatch.time) for name, child in self._children.items()
+        }
+        if rounds is None:
+            rounds = _affordable_rounds(contestants)
+            if rounds < _MOST_ROUNDS:
+                listener.note(
+                    f"latency is measured in {rounds} rounds, for calls take long: --rounds "
+                    f"{_MOST_ROUNDS} gives narrower intervals"
+                )
         found = measure(
-            {name: partial(child.apply, Stopwatch.time) for name, child in self._children.items()},
+            contestants,
             {name: child.apply(_execution) for name, child in self._children.items()},
             rounds=rounds,
             progress=lambda done, total: listener.step("latency", done, total),
@@ -199,11 +213,7 @@ def _judge(
     """All that is known of one artifact, with a verdict."""
     manifest = artifact.manifest
     name = str(manifest.target)
-    normal = [one.reference_raw for one in records if one.anomalous is False and one.finite]
-    unit = DriftUnit.of(
-        fitted_scores(source.detector.normal_scores.numpy()),
-        NormalScores(np.array(normal), f"{len(normal)} of the verified images, the normal ones"),
-    )
+    unit = _drift_unit(manifest, source)
     found = figures(records, unit.value)
     limits = Limits.of_precision(manifest.target.precision).overridden(**options.limits)
     checks = parity_checks(found, limits)
@@ -246,9 +256,20 @@ def _judge(
             if manifest.map_size is not None
         ),
         ladder=tuple(manifest.parity),
-        environment=_environment(options),
+        environment=_environment(options, latency),
         warnings=tuple(warnings),
     )
+
+
+def _drift_unit(manifest: Manifest, source: Source) -> DriftUnit:
+    """The unit of the build, so that a limit means the same in both.
+
+    Scores that the detector brings give it again; images that only the build saw do not.
+    """
+    own = fitted_scores(source.detector.normal_scores.numpy())
+    if manifest.drift_unit_from == own.words:
+        return DriftUnit.of(own)
+    return DriftUnit(manifest.drift_unit, f"{manifest.drift_unit_from}, when it was built")
 
 
 def _to_exhibit(
@@ -342,8 +363,18 @@ def _timed_calls(
     return [next(image_input.batches(images[start : start + size]))[0] for start in starts]
 
 
-def _environment(options: VerifyOptions) -> dict[str, Any]:
+def _affordable_rounds(contestants: Mapping[str, Callable[[int], object]]) -> int:
+    """By how long one round takes, which is not counted."""
+    started = time.perf_counter()
+    for time_call in contestants.values():
+        time_call(0)
+    took = time.perf_counter() - started
+    return max(_FEWEST_ROUNDS, min(_MOST_ROUNDS, int(_MEASURING_S / took)))
+
+
+def _environment(options: VerifyOptions, latency: Latency | None) -> dict[str, Any]:
     return {
+        "latency_rounds": len(latency.artifact.samples_ms) if latency else 0,
         "verified_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "processor": processor_name(),
         "threads": options.threads or available_threads(),

@@ -47,9 +47,7 @@ from vadexport.terminal import printable
 @click.option(
     "--rounds",
     type=click.IntRange(min=0),
-    default=100,
-    show_default=True,
-    help="Rounds of the latency measurement; 0 leaves it out.",
+    help="Of the latency measurement; 0 leaves it out. [default: 100, or what a minute allows]",
 )
 @click.option("--report", type=PATH, help="Folder of the report. [default: report in the artifact]")
 @source_options
@@ -72,7 +70,7 @@ def command(
     max_map_drift: float | None,
     min_speedup: float | None,
     max_latency_ms: float | None,
-    rounds: int,
+    rounds: int | None,
     report: Path | None,
     threads: int | None,
     skip_unreadable: bool,
@@ -81,8 +79,9 @@ def command(
     """Hold ARTIFACT, or each artifact of a build, against its reference in PyTorch.
 
     Drift is the difference of raw scores, in units of the spread (interquartile range) of the
-    reference's scores on normal images. Limits that are not given depend on the precision. How the
-    build read its source is in the artifact: options of the reference need not be given again.
+    reference's scores on normal images: those that the detector brings, else those of the build.
+    Limits that are not given depend on the precision. How the build read its source is in the
+    artifact: options of the reference need not be given again.
 
     \b
     Example:
