@@ -37,7 +37,7 @@ SIZES = (256, 300, 512, 1024)
 IMAGES = 3
 CLOSE = 1e-4
 BACKENDS = ("onnxruntime", "openvino")
-TIMEOUT_S = 1500
+TIMEOUT_S = 5000
 
 
 def main() -> None:
@@ -170,6 +170,7 @@ def ours(
     from vadexport.errors import VadexportError
     from vadexport.passes import DEFAULT_PASSES, apply_passes
     from vadexport.sources import SourceSpec, open_source
+    from vadexport.targets import Target
     from vadexport.telemetry import forbid_telemetry
     from vadexport.tracing.graph import simplify, trace
 
@@ -188,8 +189,9 @@ def ours(
             folder = Path(name)
             onnx.save(model, folder / "graph.onnx")
             try:
-                backend.compile_graph(folder / "graph.onnx", folder)
-                runner = backend.open_runner(folder, "fp32", 1)
+                target = Target(word, "fp32")
+                backend.compile_graph(folder / "graph.onnx", folder, target)
+                runner = backend.open_runner(folder, target, 1)
             except VadexportError as error:
                 found[word] = {"error": str(error)[:200]}
                 continue

@@ -31,6 +31,7 @@ from vadexport.contract import ANOMALY_MAP, PRED_LABEL, RAW_SCORE, Dtype, ImageA
 from vadexport.detectors.base import Detector
 from vadexport.detectors.families import FAMILIES
 from vadexport.passes import DEFAULT_PASSES, apply_passes
+from vadexport.targets import Target
 from vadexport.telemetry import forbid_telemetry
 from vadexport.tracing.graph import simplify, trace
 from vadexport.verification.statistics import interquartile_range
@@ -156,12 +157,13 @@ def differences(
     spread = float(np.ptp(expected_maps, axis=(1, 2, 3)).mean())
     unit = interquartile_range(expected)
     found = []
-    for compile_graph, open_runner in BACKENDS.values():
+    for backend, (compile_graph, open_runner) in BACKENDS.items():
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             onnx.save(model, folder / "graph.onnx")
-            compile_graph(folder / "graph.onnx", folder)
-            runner = open_runner(folder, "fp32", 2)
+            target = Target(backend, "fp32")
+            compile_graph(folder / "graph.onnx", folder, target)
+            runner = open_runner(folder, target, 2)
             parts = [(runner.infer(c), n) for c, n in image_input.batches(np.stack(images))]
         raw = np.concatenate([outputs[RAW_SCORE][:count] for outputs, count in parts])
         maps = np.concatenate([outputs[ANOMALY_MAP][:count] for outputs, count in parts])

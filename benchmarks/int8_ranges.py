@@ -26,6 +26,7 @@ from vadexport.detectors.patchcore import PatchCoreConfig, fit
 from vadexport.images import ImageFile, decode
 from vadexport.machine import processor_name, tool_versions
 from vadexport.passes import DEFAULT_PASSES, apply_passes
+from vadexport.targets import Target
 from vadexport.telemetry import forbid_telemetry
 from vadexport.tracing.graph import TracedGraph, simplify, trace
 from vadexport.verification.statistics import auroc, interquartile_range, spearman
@@ -112,6 +113,7 @@ def with_nncf(*, default_ranges: bool, bias_correction: bool) -> Quantiser:
 VARIANTS: dict[str, Quantiser | None] = {
     "float32, OpenVINO": None,
     "vadexport: min-max, no correction": ours,
+    "the same, uint8 behind a ReLU6": with_nncf(default_ranges=False, bias_correction=False),
     "min-max, bias correction": with_nncf(default_ranges=False, bias_correction=True),
     "NNCF ranges, no correction": with_nncf(default_ranges=True, bias_correction=False),
     "NNCF defaults": with_nncf(default_ranges=True, bias_correction=True),
@@ -131,8 +133,9 @@ def run(
         if quantiser is not None:
             quantiser(model, model.with_stem("int8"), graph, calibration)
             model = model.with_stem("int8")
-        compile_graph(model, Path(name))
-        runner = open_runner(Path(name), "int8", available_threads())
+        target = Target("openvino", "int8")
+        compile_graph(model, Path(name), target)
+        runner = open_runner(Path(name), target, available_threads())
         return np.array([float(runner.infer(image[None])[RAW_SCORE][0]) for image in judged])
 
 

@@ -1,29 +1,115 @@
+from itertools import chain
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vadexport.errors import InputError
-from vadexport.targets import PRECISIONS, Target, all_targets
+from vadexport.targets import COMPUTE_CAPABILITIES, PRECISIONS, Target, all_targets
+
+ORDERED_GENERATIONS = [
+    "+".join(each for number, each in enumerate(COMPUTE_CAPABILITIES) if chosen >> number & 1)
+    for chosen in range(2 ** len(COMPUTE_CAPABILITIES))
+]
+VALID = [
+    *(Target(backend, p) for backend in ("openvino", "onnxruntime") for p in ("fp32", "int8")),
+    *(Target("onnxruntime", p, "cuda") for p in ("fp32", "fp16", "int8")),
+    *(Target("tensorrt", p) for p in ("fp32", "fp16", "int8", "auto")),
+    *(
+        Target("tensorrt-rtx", p, device)
+        for p in ("fp32", "fp16", "int8", "auto")
+        for device in ORDERED_GENERATIONS
+    ),
+]
 
 
-@pytest.mark.parametrize("target", all_targets(), ids=str)
+@given(target=st.sampled_from(VALID))
 def test_what_is_written_is_read_again(target):
     assert Target.parse(str(target)) == target
 
 
-def test_all_targets_are_those_of_the_table():
+def test_all_targets_are_those_of_the_table_and_of_onnx_runtime_on_cuda():
     written = [f"{b}:{p}" for b, precisions in PRECISIONS.items() for p in precisions]
-    assert [str(target) for target in all_targets()] == written
-    assert "openvino:int8" in written
+    known = [str(target) for target in all_targets()]
+    assert [name for name in known if "@" not in name] == written
+    assert [name for name in known if "@" in name] == [
+        f"onnxruntime:{precision}@cuda" for precision in ("fp32", "fp16", "int8")
+    ]
+    assert set(all_targets()) < set(VALID)
 
 
 def test_folders_of_a_build_are_distinct_plain_names():
-    folders = [target.folder for target in all_targets()]
+    folders = [target.folder for target in VALID]
     assert len(set(folders)) == len(folders)
     assert all(set(folder) <= set("abcdefghijklmnopqrstuvwxyz0123456789-") for folder in folders)
 
 
-@given(st.text(max_size=30))
+def test_those_on_a_gpu():
+    on_gpu = {str(target) for target in all_targets() if target.on_gpu}
+    on_processor = {"openvino:fp32", "openvino:int8", "onnxruntime:fp32", "onnxruntime:int8"}
+    assert on_gpu == set(map(str, all_targets())) - on_processor
+    assert Target.parse("tensorrt-rtx:auto@sm86").on_gpu
+
+
+class TestGenerations:
+    @given(generations=st.lists(st.sampled_from(COMPUTE_CAPABILITIES), min_size=1, unique=True))
+    def test_stand_in_their_own_order_however_they_are_given(self, generations):
+        found = Target.parse(f"tensorrt-rtx:fp16@{'+'.join(generations)}")
+        numbers = [int(each.removeprefix("sm")) for each in found.device.split("+")]
+        assert numbers == sorted(int(each.removeprefix("sm")) for each in generations)
+
+    @pytest.mark.parametrize(
+        ("device", "fault"),
+        [
+            ("sm87", "names sm87"),
+            ("sm86+sm90", "names sm90"),
+            ("cuda", "names cuda"),
+            ("sm86+sm89+sm86", "names a GPU generation twice"),
+            ("sm86+", "names "),
+            ("+sm86", "names "),
+            ("+", "names "),
+            ("86", "names 86"),
+        ],
+    )
+    def test_that_are_not_known_or_named_twice(self, device, fault):
+        with pytest.raises(InputError) as caught:
+            Target.parse(f"tensorrt-rtx:int8@{device}")
+        text = str(caught.value)
+        assert text.startswith(f"target 'tensorrt-rtx:int8@{device}' {fault}:")
+        assert ", ".join(COMPUTE_CAPABILITIES) in text
+        assert len(text.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "openvino:fp32@cuda",
+        "openvino:int8@sm86",
+        "tensorrt:fp16@cuda",
+        "tensorrt:fp16@sm86",
+        "onnxruntime:fp32@sm86",
+        "onnxruntime:fp32@cpu",
+        "onnxruntime:fp16",
+        "onnxruntime:auto@cuda",
+        "onnxruntime:auto",
+        "openvino:auto",
+        "tensorrt:auto@sm86",
+        "tensorrt-rtx:bf16",
+    ],
+)
+def test_a_device_or_precision_that_the_backend_does_not_have(text):
+    with pytest.raises(InputError, match=f"unknown target '{text}'; known targets: openvino:fp32"):
+        Target.parse(text)
+
+
+@given(
+    st.text(max_size=30)
+    | st.tuples(
+        st.sampled_from([*PRECISIONS, "x"]),
+        st.sampled_from(["", *chain(*PRECISIONS.values()), "auto"]),
+        st.text(alphabet="@+smcuda01689", max_size=12),
+    ).map("{0[0]}:{0[1]}{0[2]}".format)
+)
 @example("openvino")
 @example("openvino:")
 @example(":int8")
@@ -33,30 +119,25 @@ def test_folders_of_a_build_are_distinct_plain_names():
 @example("OpenVINO:int8")
 @example("openvino:INT8")
 @example("openvino:int8:int8")
-@example("openvino:int8@sm86")
 @example("openvino:fp16")
-@example("tensorrt:fp32")
-@example("tensorrt-rtx:fp16@sm86")
+@example("openvino:int8@")
+@example("tensorrt-rtx:fp16@")
+@example("tensorrt-rtx:fp16@SM86")
+@example("tensorrt-rtx:fp16@sm86,sm89")
 @example("tensorrt")
-def test_anything_else_is_refused_in_one_line_that_lists_the_targets(text):
-    if text in map(str, all_targets()):
-        return
-    with pytest.raises(InputError, match="openvino:int8, onnxruntime:fp32") as caught:
-        Target.parse(text)
-    assert repr(text) in str(caught.value)
-    assert len(str(caught.value).splitlines()) == 1
+def test_anything_else_is_refused_in_one_line_that_names_it(text):
+    try:
+        found = Target.parse(text)
+    except InputError as error:
+        assert repr(text) in str(error)
+        assert len(str(error).splitlines()) == 1
+    else:
+        assert found in VALID
+        assert sorted(str(found)) == sorted(text)
 
 
 def test_a_typing_error_and_an_unknown_target_are_told_apart():
-    with pytest.raises(InputError, match="not of the form backend:precision"):
+    with pytest.raises(InputError, match=r"not of the form backend:precision\[@device\]"):
         Target.parse("openvino/int8")
     with pytest.raises(InputError, match="unknown target 'openvino:fp64'"):
         Target.parse("openvino:fp64")
-
-
-@pytest.mark.parametrize("text", ["tensorrt-rtx:fp16@sm86", "tensorrt:fp16", "tensorrt"])
-def test_tensorrt_is_not_here_yet(text):
-    with pytest.raises(InputError, match=r"TensorRT targets .* not available in this version yet"):
-        Target.parse(text)
-    with pytest.raises(InputError, match="not of the form"):
-        Target.parse(f"x{text}@")

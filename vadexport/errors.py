@@ -40,6 +40,12 @@ class MissingPackageError(VadexportError):
         self.extra = extra
 
 
+class MissingDeviceError(VadexportError):
+    """What a target runs on, a GPU or its driver, is not here (exit status 3)."""
+
+    exit_status = 3
+
+
 class BackendError(VadexportError):
     """A backend crashed, timed out or refused the graph (exit status 4)."""
 

@@ -1,65 +1,115 @@
-"""Targets: backend and precision, written `openvino:int8`."""
+"""Targets: backend, precision and device, written `openvino:int8` or `tensorrt-rtx:fp16@sm86`."""
 
 import re
 from dataclasses import dataclass
-from typing import Self
+from typing import Final, Self
 
 from vadexport.errors import InputError
 
-_SYNTAX = re.compile(r"(?P<backend>[a-z][a-z0-9-]*):(?P<precision>[a-z][a-z0-9]*)")
-
-#: Backends that are designed, and that a later version will know.
-_PLANNED = ("tensorrt", "tensorrt-rtx")
+_SYNTAX: Final = re.compile(
+    r"(?P<backend>[a-z][a-z0-9-]*):(?P<precision>[a-z][a-z0-9]*)(@(?P<device>[a-z0-9+]+))?"
+)
 
 #: Precisions that each backend can be asked for, in the order they are listed to users.
-PRECISIONS: dict[str, tuple[str, ...]] = {
+PRECISIONS: Final[dict[str, tuple[str, ...]]] = {
     "openvino": ("fp32", "int8"),
     "onnxruntime": ("fp32", "int8"),
+    "tensorrt": ("fp32", "fp16", "int8"),
+    "tensorrt-rtx": ("fp32", "fp16", "int8"),
 }
+#: ONNX Runtime on an NVIDIA GPU.
+CUDA: Final = "cuda"
+_CUDA_PRECISIONS: Final = ("fp32", "fp16", "int8")
+#: NVIDIA's GPU generations that TensorRT-RTX compiles for: Turing, Ampere (data centre, desktop),
+#: Ada Lovelace, Blackwell.
+COMPUTE_CAPABILITIES: Final = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
+#: The lowest precision whose scores hold; `build` finds it.
+AUTO: Final = "auto"
 
 
 @dataclass(frozen=True, order=True)
 class Target:
     """What a detector is compiled for.
 
-    `precision` is that of the network (the backbone); the score head always stays in float32.
+    Attributes:
+        backend: such as `openvino`.
+        precision: of the network (the backbone); the score head always stays in float32.
+        device: `cuda` for ONNX Runtime on an NVIDIA GPU; for TensorRT-RTX the GPU generations of
+            the engine, joined by `+`; empty is the processor, the GPU at hand (TensorRT), or all
+            generations from Ampere on (TensorRT-RTX).
     """
 
     backend: str
     precision: str
+    device: str = ""
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read `backend:precision`.
+        """Read `backend:precision[@device]`.
 
         Raises:
             InputError: the text has another form, or names a target that does not exist.
         """
-        if text.partition(":")[0] in _PLANNED:
-            raise InputError(
-                f"TensorRT targets such as {text!r} are not available in this version yet; "
-                f"{_known()}"
-            )
         match = _SYNTAX.fullmatch(text)
         if match is None:
-            raise InputError(f"target {text!r} is not of the form backend:precision; {_known()}")
-        target = cls(**match.groupdict())
-        if target.precision not in PRECISIONS.get(target.backend, ()):
+            raise InputError(
+                f"target {text!r} is not of the form backend:precision[@device]; {_known()}"
+            )
+        found = {key: value or "" for key, value in match.groupdict().items()}
+        target = cls(**found)
+        if target.precision not in _precisions(target.backend, target.device):
             raise InputError(f"unknown target {text!r}; {_known()}")
+        if target.backend == "tensorrt-rtx":
+            return cls(target.backend, target.precision, _generations(target.device, text))
         return target
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it runs on an NVIDIA GPU."""
+        return self.backend.startswith("tensorrt") or self.device == CUDA
 
     @property
     def folder(self) -> str:
         """Name of the target's folder in a build of several targets."""
-        return f"{self.backend}-{self.precision}"
+        device = f"-{self.device.replace('+', '-')}" if self.device else ""
+        return f"{self.backend}-{self.precision}{device}"
 
     def __str__(self) -> str:
-        return f"{self.backend}:{self.precision}"
+        return f"{self.backend}:{self.precision}{'@' if self.device else ''}{self.device}"
 
 
 def all_targets() -> list[Target]:
-    """Every target that this version knows, whether or not its package is installed."""
-    return [Target(b, p) for b, precisions in PRECISIONS.items() for p in precisions]
+    """Every target that this version knows, whether or not its package is installed.
+
+    Those of TensorRT-RTX stand without the GPU generations that can be added.
+    """
+    found = [Target(b, p) for b, precisions in PRECISIONS.items() for p in precisions]
+    cuda = [Target("onnxruntime", precision, CUDA) for precision in _CUDA_PRECISIONS]
+    after = found.index(Target("onnxruntime", "int8")) + 1
+    return [*found[:after], *cuda, *found[after:]]
+
+
+def _precisions(backend: str, device: str) -> tuple[str, ...]:
+    """Those that the backend has on the device; none where it does not know the device."""
+    if backend == "tensorrt-rtx" or (backend == "tensorrt" and not device):
+        return (*PRECISIONS[backend], AUTO)
+    if backend == "onnxruntime" and device == CUDA:
+        return _CUDA_PRECISIONS
+    return () if device else PRECISIONS.get(backend, ())
+
+
+def _generations(device: str, text: str) -> str:
+    """GPU generations in their own order; raises InputError where one is not known."""
+    wanted = device.split("+") if device else []
+    unknown = next((each for each in wanted if each not in COMPUTE_CAPABILITIES), None)
+    if unknown is not None or len(set(wanted)) < len(wanted):
+        fault = f"names {unknown}" if unknown is not None else "names a GPU generation twice"
+        raise InputError(
+            f"target {text!r} {fault}: TensorRT-RTX compiles for "
+            f"{', '.join(COMPUTE_CAPABILITIES)}, several joined by +, or without @ for all from "
+            "Ampere on"
+        )
+    return "+".join(each for each in COMPUTE_CAPABILITIES if each in wanted)
 
 
 def _known() -> str:

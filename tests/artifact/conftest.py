@@ -21,6 +21,7 @@ def manifest():
         precision={"network": "int8", "score head": "fp32"},
         calibration=CalibrationEntry("cd" * 32, 0, ("ab" * 8, "cd" * 8)),
         parity=[{"rung": "traced", "held": True, "drift_max": 1e-6}],
+        proven_on="artifact",
         tools={"torch": "2.13.0"},
         processor="Some CPU",
         files={"model.xml": FileEntry("0" * 64, 5)},

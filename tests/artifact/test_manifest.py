@@ -18,7 +18,9 @@ paths = st.from_regex(r"[a-z]{1,5}(/[a-z]{1,5}){0,2}\.[a-z]{3}", fullmatch=True)
 digests = st.from_regex("[0-9a-f]{64}", fullmatch=True)
 manifests = st.builds(
     Manifest,
-    target=st.sampled_from([Target("openvino", "fp32"), Target("onnxruntime", "int8")]),
+    target=st.sampled_from(
+        [Target("openvino", "fp32"), Target("tensorrt-rtx", "fp16", "sm86+sm89")]
+    ),
     image_input=st.builds(
         ImageInput,
         st.integers(1, 16384),
@@ -54,6 +56,7 @@ manifests = st.builds(
             {"rung": texts, "held": st.booleans(), "spearman": st.none() | numbers}
         )
     ),
+    proven_on=st.sampled_from(["artifact", "graph"]),
     tools=st.dictionaries(texts, texts),
     processor=texts,
     files=st.dictionaries(paths, st.builds(FileEntry, digests, st.integers(0))),

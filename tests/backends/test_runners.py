@@ -30,7 +30,8 @@ def case(request, name, graph_of, tmp_path_factory):
     folder = tmp_path_factory.mktemp(name)
     (folder / "artifact").mkdir()
     onnx.save(graph_of(detector_name, batch)[1].model, folder / "graph.onnx")
-    get_backend(name).compile_graph(folder / "graph.onnx", folder / "artifact")
+    target = Target(name, "fp32")
+    get_backend(name).compile_graph(folder / "graph.onnx", folder / "artifact", target)
     (folder / "graph.onnx").unlink()  # an artifact stands alone
     fixture = {"plain": "crops", "resizing": "coloured"}[detector_name]
     unseen = np.stack([255 - image[::-1] for image in request.getfixturevalue(fixture)])
@@ -165,7 +166,7 @@ def assert_refused(name, path, tmp_path):
     folder = tmp_path / "artifact"
     folder.mkdir()
     with pytest.raises(BackendError) as caught:
-        get_backend(name).compile_graph(path, folder)
+        get_backend(name).compile_graph(path, folder, Target(name, "fp32"))
     text = str(caught.value)
     assert text.startswith({"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}[name])
     assert len(text.splitlines()) == 1
@@ -176,11 +177,11 @@ def assert_refused(name, path, tmp_path):
 class TestMissingPackage:
     def test_every_way_in_names_the_extra(self, name, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
-        backend = get_backend(name)
+        backend, target = get_backend(name), Target(name, "fp32")
         for call in (
             backend.version,
-            lambda: backend.compile_graph(tmp_path / "graph.onnx", tmp_path),
-            lambda: backend.open_runner(tmp_path, "fp32", 1),
+            lambda: backend.compile_graph(tmp_path / "graph.onnx", tmp_path, target),
+            lambda: backend.open_runner(tmp_path, target, 1),
             opener(Target(name, "fp32"), tmp_path, 1),
         ):
             with pytest.raises(MissingPackageError) as caught:
@@ -194,9 +195,9 @@ class TestMissingPackage:
 
 class TestRegistry:
     def test_knows_the_backends_of_all_targets(self):
-        assert sorted(PRECISIONS) == sorted(BACKENDS)
+        assert set(PRECISIONS) == {*BACKENDS, "tensorrt", "tensorrt-rtx"}
         for backend in PRECISIONS:
-            assert backend == get_backend(backend).PACKAGE
+            assert backend.replace("-", "_") == get_backend(backend).PACKAGE
 
     def test_an_unknown_backend_is_refused(self):
         with pytest.raises(InputError, match="unknown backend 'pytorch'; known: openvino"):

@@ -28,10 +28,31 @@ def test_a_package_that_works_and_one_that_does_not(run, broken):
         .strip()
         .startswith("broken: import of nncf failed: ImportError: its library (log: ")
     )
-    assert lines["fit, build, verify"].startswith("torch 2.")
+    assert lines["fit, build, verify"].strip().startswith("torch 2.")
     rows = {line.split()[0]: line for line in done.stdout.splitlines()}
     assert "works, onnxruntime " in rows["onnxruntime:fp32"]
     assert "to build it: broken: import of nncf failed" in rows["onnxruntime:int8"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("onnxruntime:fp16@cuda", "missing: "),
+        ("tensorrt-rtx:fp16", "builds, tensorrt-rtx "),
+        ("tensorrt:fp16", "missing: "),
+    ],
+)
+def test_what_no_gpu_here_can_run(run, name, words):
+    done = json.loads(run("doctor", "--json").stdout)["targets"][name]
+    if done["runs"]:
+        pytest.skip("there is a GPU")
+    shown = run("doctor").stdout
+    (row,) = [line for line in shown.splitlines() if line.split()[0] == name]
+    assert row.partition(name)[2].strip().startswith(words)
+    if name.startswith("tensorrt-rtx"):
+        assert done["status"] == "works"
+        assert row.endswith(f"; to run it: {done['device']}")
+    assert "NVIDIA GPU" in row or "pip install" in row
 
 
 def test_a_backend_that_crashes(run, broken):
@@ -39,10 +60,10 @@ def test_a_backend_that_crashes(run, broken):
     found = json.loads(run("doctor", "--json", PYTHONPATH=path).stdout)
     crashed = found["targets"]["openvino:fp32"]
     assert crashed.pop("reason").startswith("import of openvino crashed (SIGSEGV)")
-    assert crashed == {"status": "broken", "version": None, "runs": False}
+    assert crashed == {"status": "broken", "version": None, "runs": False, "device": None}
     works = found["targets"]["onnxruntime:fp32"]
     assert works.pop("version")[0].isdigit()
-    assert works == {"status": "works", "reason": None, "runs": True}
+    assert works == {"status": "works", "reason": None, "runs": True, "device": None}
 
 
 def test_a_package_that_is_not_there(run, tmp_path):

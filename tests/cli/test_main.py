@@ -58,7 +58,7 @@ def test_required_packages_are_those_of_the_project():
 
 def test_extras_that_errors_name_exist():
     extras = {get_backend(name).EXTRA for name in PRECISIONS} - {None}
-    assert extras == {"openvino"}
+    assert extras == {"openvino", "tensorrt", "tensorrt-rtx"}
     assert extras <= set(PROJECT["optional-dependencies"])
 
 

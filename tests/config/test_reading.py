@@ -6,6 +6,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
+from vadexport.backends.tensorrt.settings import TensorRTSettings
 from vadexport.config import Config, SourceChoices, location_in, read_config
 from vadexport.config.choices import CAMERAS, INTERPOLATIONS
 from vadexport.config.reading import LAYOUTS, SCHEMA
@@ -43,6 +44,15 @@ targets = ["openvino:int8", "onnxruntime:fp32"]
 batch = "dynamic"
 input_layout = "float-nchw"
 threads = 3
+[build.tensorrt]
+batches = [1, 4, 16]
+workspace_mb = 512
+level = 4
+tf32 = true
+timing_cache = "kept/timings"
+version_compatible = true
+hardware_compatible = false
+time_limit_s = 60
 [verify]
 images = "/abs/test"
 [limits]
@@ -78,6 +88,17 @@ def test_every_key(read, tmp_path):
     assert found.build.batch == "dynamic"
     assert found.build.input_layout == "float-nchw"
     assert found.build.threads == 3
+    assert found.tensorrt == {
+        "batches": (1, 4, 16),
+        "workspace_mb": 512,
+        "level": 4,
+        "tf32": True,
+        "timing_cache": tmp_path / "kept" / "timings",
+        "version_compatible": True,
+        "hardware_compatible": False,
+        "time_limit_s": 60,
+    }
+    assert set(found.tensorrt) == {each.name for each in fields(TensorRTSettings)}
     assert found.limits == {
         "max_drift": 1e-3,
         "max_flips": 0,
@@ -89,8 +110,11 @@ def test_every_key(read, tmp_path):
 
 def test_that_text_names_every_key_there_is():
     content = tomllib.loads(WHOLE)
-    preprocess = content["source"].pop("preprocess")
-    held = {**content, "source.preprocess": preprocess}
+    held = {
+        **content,
+        "source.preprocess": content["source"].pop("preprocess"),
+        "build.tensorrt": content["build"].pop("tensorrt"),
+    }
     assert {name: set(table) for name, table in held.items()} == {
         name: set(table) for name, table in SCHEMA.items()
     }

@@ -95,6 +95,7 @@ def test_a_value_of_another_kind(refused, table, line, wanted, shown):
         ("batch = 1", "unknown key 'batch' before any table: it belongs into [build]"),
         ("source.preprocess.meen = 1", "unknown key 'meen' in [source.preprocess]; did you mean"),
         ("[bild]", "unknown table [bild]; did you mean build?"),
+        ("[build.tensorrt]\nfp16 = true", "unknown key 'fp16' in [build.tensorrt]; known here: "),
         ("[x]", "unknown table [x]; known here: source, calibration, build, verify, limits"),
     ],
 )
@@ -113,10 +114,29 @@ def test_an_unknown_name(refused, text, said):
             "build.targets = ['openvino:fp32', 'openvino:fp32']",
             "[build] targets: name each target once",
         ),
+        ("build.tensorrt = 1", "[build.tensorrt] must be a table, not 1"),
     ],
 )
 def test_wrong_tables_and_targets(refused, text, said):
     assert refused(text).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("level = 6", "tensorrt level 6 is outside 0 … 5"),
+        (f"level = 0x{'f' * 5000}", "tensorrt level is a huge number"),
+        ("batches = [1, 2]", "tensorrt batches [1, 2] are not three numbers"),
+        ("batches = [3, 2, 1]", "tensorrt batches (3, 2, 1) are not smallest"),
+        ("tf32 = 'yes'", "tensorrt tf32 'yes' is neither true nor false"),
+        ("timing_cache = 1", "tensorrt timing_cache 1 is no path"),
+        ("time_limit_s = 0.5", "tensorrt time_limit_s 0.5 is no whole number"),
+    ],
+)
+def test_wrong_settings_of_tensorrt(refused, line, said):
+    key = line.partition(" = ")[0]
+    told = refused(f"[build.tensorrt]\n{line}")
+    assert told.startswith(f"[build.tensorrt] {key}: {said}")
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,7 @@ def test_every_example_in_the_comments_is_one_the_reader_takes(read):
     found = tomllib.loads(live)
     assert set(found) == {"source", "calibration", "build", "verify", "limits"}
     assert set(found["source"]["preprocess"]) == set(SCHEMA["source.preprocess"])
+    assert set(found["build"].pop("tensorrt")) < set(SCHEMA["build.tensorrt"])
     for table in ("calibration", "build", "verify", "limits"):
         assert set(found[table]) == set(SCHEMA[table])
     assert read(live).source.camera == "gray"

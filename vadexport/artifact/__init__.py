@@ -8,7 +8,13 @@ from vadexport.artifact.folder import (
     read_manifest,
     write_manifest,
 )
-from vadexport.artifact.manifest import MANIFEST_FILE, CalibrationEntry, FileEntry, Manifest
+from vadexport.artifact.manifest import (
+    MANIFEST_FILE,
+    CalibrationEntry,
+    FileEntry,
+    Manifest,
+    ProvenOn,
+)
 from vadexport.artifact.writing import Staging, check_room, file_digest, written_atomically
 
 __all__ = [
@@ -18,6 +24,7 @@ __all__ = [
     "CalibrationEntry",
     "FileEntry",
     "Manifest",
+    "ProvenOn",
     "Staging",
     "check_room",
     "file_digest",

@@ -10,7 +10,7 @@ import math
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self, get_args
 
 from vadexport.contract import OUTPUT_NAMES, PRED_SCORE, RAW_SCORE, ImageInput
 from vadexport.errors import InputError
@@ -19,6 +19,8 @@ from vadexport.thresholds import Thresholds
 
 MANIFEST_FILE: Final = "manifest.json"
 SCHEMA_VERSION: Final = 1
+#: What parity was proven on: the artifact as it will run, or the ONNX graph behind it.
+ProvenOn = Literal["artifact", "graph"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class Manifest:
         precision: of each part of the graph.
         calibration: the calibration images; None without INT8.
         parity: the ladder: figures of each rung against the reference.
+        proven_on: `artifact`, or `graph` where the device that it runs on was not at hand: parity
+            was then proven on the ONNX graph that it was compiled from.
         tools: versions of the packages that made it.
         processor: that it was built on.
         files: every file of the artifact but the manifest and the report, by its posix path.
@@ -79,6 +83,7 @@ class Manifest:
     precision: dict[str, str]
     calibration: CalibrationEntry | None
     parity: list[dict[str, Any]]
+    proven_on: ProvenOn
     tools: dict[str, str]
     processor: str
     files: dict[str, FileEntry] = field(default_factory=dict)
@@ -149,6 +154,7 @@ class Manifest:
             precision=_texts(value["precision"], "precision"),
             calibration=_calibration(value["calibration"]),
             parity=[_rung(rung) for rung in value["parity"]],
+            proven_on=_proven_on(value["proven_on"]),
             tools=_texts(value["tools"], "tools"),
             processor=_text(value["processor"], "processor"),
             files={
@@ -210,6 +216,13 @@ def _rung(value: Any) -> dict[str, Any]:
     ):
         raise TypeError("a figure of the parity ladder is no number")
     return dict(value)
+
+
+def _proven_on(value: Any) -> ProvenOn:
+    if value not in get_args(ProvenOn):
+        raise TypeError(f"proven_on is {value!r}")
+    found: ProvenOn = value
+    return found
 
 
 def _text(value: Any, name: str) -> str:

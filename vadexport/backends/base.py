@@ -8,7 +8,9 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from vadexport.backends.tensorrt.settings import DEFAULT_SETTINGS, TensorRTSettings
 from vadexport.contract import Outputs
+from vadexport.targets import Target
 
 
 @dataclass(frozen=True)
@@ -44,18 +46,37 @@ class Runner(Protocol):
 class Backend(Protocol):
     """The module of a backend; its heavy package is imported by the functions that need it."""
 
-    #: Name of the package, and the pip extra that brings it; None where vadexport always does.
+    #: Name of the package's module, and the pip extra that brings it; None where vadexport does.
     PACKAGE: str
     EXTRA: str | None
+    #: Whether it compiles for devices that are not at hand.
+    AHEAD_OF_TIME: bool
 
     def version(self) -> str:
         """Version of the installed package; raises MissingPackageError."""
 
-    def compile_graph(self, model: Path, folder: Path) -> None:
-        """Write the files of an artifact for the ONNX file `model` into `folder`."""
+    def compile_graph(
+        self,
+        model: Path,
+        folder: Path,
+        target: Target,
+        settings: TensorRTSettings = DEFAULT_SETTINGS,
+    ) -> dict[str, Any]:
+        """Write the files of an artifact for the ONNX file `model` into `folder`.
 
-    def open_runner(self, folder: Path, precision: str, threads: int) -> Runner:
-        """Load the files that `compile_graph` wrote; `precision` is the target's."""
+        Returns what can be told of them, as JSON values.
+        """
+
+    def check_device(self, target: Target) -> None:
+        """Find out whether artifacts of `target` can run here.
+
+        Raises:
+            MissingPackageError: a package is not installed.
+            MissingDeviceError: there is no such device.
+        """
+
+    def open_runner(self, folder: Path, target: Target, threads: int) -> Runner:
+        """Load the files that `compile_graph` wrote."""
 
 
 RunnerOpener = Callable[[], Runner]

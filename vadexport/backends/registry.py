@@ -3,11 +3,19 @@
 import importlib
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Final, cast
 
 from vadexport.backends.base import Backend, Runner, RunnerOpener
 from vadexport.errors import InputError
 from vadexport.targets import PRECISIONS, Target
+
+#: Modules of backends, by their name in targets.
+_MODULES: Final = {
+    "openvino": "vadexport.backends.openvino",
+    "onnxruntime": "vadexport.backends.onnxruntime",
+    "tensorrt": "vadexport.backends.tensorrt.enterprise",
+    "tensorrt-rtx": "vadexport.backends.tensorrt.rtx",
+}
 
 
 def get_backend(name: str) -> Backend:
@@ -18,7 +26,7 @@ def get_backend(name: str) -> Backend:
     """
     if name not in PRECISIONS:
         raise InputError(f"unknown backend {name!r}; known: {', '.join(PRECISIONS)}")
-    return cast("Backend", importlib.import_module(f"vadexport.backends.{name}"))
+    return cast("Backend", importlib.import_module(_MODULES[name]))
 
 
 def opener(target: Target, folder: Path, threads: int) -> RunnerOpener:
@@ -27,4 +35,4 @@ def opener(target: Target, folder: Path, threads: int) -> RunnerOpener:
 
 
 def _open(target: Target, folder: Path, threads: int) -> Runner:
-    return get_backend(target.backend).open_runner(folder, target.precision, threads)
+    return get_backend(target.backend).open_runner(folder, target, threads)

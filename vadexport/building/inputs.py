@@ -47,6 +47,7 @@ def build_images(options: BuildOptions, image_input: ImageInput, listener: Liste
         InputError: INT8 is asked for without images, or an image is wrong.
     """
     int8 = [str(target) for target in options.targets if target.precision == "int8"]
+    calibrates = any(target.precision != "fp32" for target in options.targets)
     if options.calibration is None:
         if int8:
             raise InputError(
@@ -57,7 +58,7 @@ def build_images(options: BuildOptions, image_input: ImageInput, listener: Liste
         return BuildImages(None, checks, words, real=False)
     files = _readable(training_images(options.calibration), image_input, options, listener)
     _check_sizes(files, image_input)
-    chosen = choose_calibration_set(files, calibrates=bool(int8))
+    chosen = choose_calibration_set(files, calibrates=calibrates)
     if int8 and len(chosen.calibrate) < FEW_IMAGES:
         listener.warn(
             f"{len(chosen.calibrate)} calibration images are few: INT8 ranges need at least "
@@ -66,7 +67,7 @@ def build_images(options: BuildOptions, image_input: ImageInput, listener: Liste
     loaded = load_images(chosen.check, image_input)
     checks = np.stack([image for _, image in loaded])
     words = f"{len(checks)} normal images"
-    if int8:
+    if calibrates:
         words += " apart from calibration" if chosen.disjoint else ", which also calibrated"
     return BuildImages(chosen, checks, words, real=True)
 

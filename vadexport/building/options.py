@@ -1,8 +1,11 @@
 """What to build, and what was built."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from vadexport.artifact import ProvenOn
+from vadexport.backends.tensorrt.settings import DEFAULT_SETTINGS, TensorRTSettings
 from vadexport.contract import Layout
 from vadexport.errors import VadexportError
 from vadexport.sources import SourceSpec
@@ -23,6 +26,7 @@ class BuildOptions:
         threads: of the reference and of the checks; default all processors.
         skip_unreadable: leave out images that cannot be read.
         layout: how the graph takes its images, see `ImageInput`.
+        tensorrt: settings of TensorRT's builder.
     """
 
     source: SourceSpec | Path
@@ -33,6 +37,7 @@ class BuildOptions:
     threads: int | None = None
     skip_unreadable: bool = False
     layout: Layout = "nhwc"
+    tensorrt: TensorRTSettings = DEFAULT_SETTINGS
 
 
 @dataclass(frozen=True)
@@ -44,12 +49,21 @@ class BuiltTarget:
         folder: of its artifact; None where there is none.
         rungs: of its ladder, as far as it got.
         error: what stopped it.
+        resolved: the target with the precision that `auto` came to.
+        precision: of each part.
+        proven_on: `artifact`, or `graph` where the device that it runs on is not here: parity was
+            then proven on the ONNX graph that it was compiled from.
+        facts: what its backend tells of it, as JSON values.
     """
 
     target: Target
     folder: Path | None
     rungs: tuple[Rung, ...]
     error: VadexportError | None = None
+    resolved: Target | None = None
+    precision: dict[str, str] = field(default_factory=dict)
+    proven_on: ProvenOn = "artifact"
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -3,18 +3,17 @@
 import json
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
-
-import onnx
+from typing import Any, Final
 
 from vadexport.artifact import (
     MANIFEST_FILE,
     REPORT_FOLDER,
     Manifest,
+    ProvenOn,
     check_room,
     write_manifest,
     written_atomically,
@@ -22,21 +21,27 @@ from vadexport.artifact import (
 from vadexport.backends.base import available_threads
 from vadexport.backends.child import Child
 from vadexport.backends.registry import get_backend, opener
+from vadexport.building.graphs import Climber, Graphs, UnfitError
 from vadexport.building.inputs import BuildImages, build_images
 from vadexport.building.options import BuildOptions, BuildResult, BuiltTarget
-from vadexport.calibration import quantise, require_nncf
-from vadexport.contract import ImageInput
-from vadexport.errors import InputError, MissingPackageError, VadexportError
+from vadexport.calibration import require_nncf
+from vadexport.errors import (
+    BackendError,
+    InputError,
+    MissingDeviceError,
+    MissingPackageError,
+    VadexportError,
+)
 from vadexport.listening import Listener
 from vadexport.machine import processor_name, tool_versions
-from vadexport.passes import DEFAULT_PASSES, apply_passes
 from vadexport.sources import Source, SourceSpec, open_source, reference_opener
-from vadexport.targets import Target
-from vadexport.tracing.graph import TracedGraph, simplify, trace
+from vadexport.targets import AUTO, Target
 from vadexport.verification.drift import DriftUnit, NormalScores, fitted_scores
 from vadexport.verification.ladder import Ladder, Rung, child_inference
 
-_MODEL_FILE = "model.onnx"
+#: Of precisions that `auto` tries: the fastest first.
+_AUTO_ORDER: Final = ("int8", "fp16", "fp32")
+_COMPILE_TIMEOUT_S: Final = 600
 
 
 def build(options: BuildOptions, listener: Listener) -> BuildResult:
@@ -67,7 +72,9 @@ def build(options: BuildOptions, listener: Listener) -> BuildResult:
                 child_inference(child), images.checks, image_input, source.detector.thresholds
             )
             listener.step("reference", 1, 1)
-            builder = _Builder(source, image_input, images, ladder, staging.work, threads, listener)
+            climber = Climber(ladder, _drift_unit(source, images, ladder), threads)
+            graphs = Graphs(source, image_input, images, climber, staging.work, listener)
+            builder = _Builder(graphs, options)
             for target in available:
                 folder = staging.result / (target.folder if len(options.targets) > 1 else "")
                 built.append(builder.build(target, folder))
@@ -85,151 +92,140 @@ def build(options: BuildOptions, listener: Listener) -> BuildResult:
         else one
         for one in built
     ]
-    unit = f"{builder.unit.value:.4g}, the interquartile range of {builder.unit.words}"
-    return BuildResult(tuple(final), images.words, unit, tuple(builder.notes))
+    unit = f"{climber.unit.value:.4g}, the interquartile range of {climber.unit.words}"
+    return BuildResult(tuple(final), images.words, unit, tuple(builder.notes()))
 
 
-class _UnfitError(InputError):
-    """A target that this detector cannot have, while it may have others."""
+def _built_on(built: BuiltTarget) -> str:
+    """The processor, and the GPU if it was built on one."""
+    gpu = built.facts.get("for") if not get_backend(built.target.backend).AHEAD_OF_TIME else None
+    return f"{processor_name()}; {gpu}" if gpu else processor_name()
+
+
+def _drift_unit(source: Source, images: BuildImages, ladder: Ladder) -> DriftUnit:
+    known = [fitted_scores(source.detector.normal_scores.numpy())]
+    if images.real:
+        known.append(NormalScores(ladder.reference_scores, images.words))
+    return DriftUnit.of(*known)
 
 
 @dataclass
 class _Builder:
-    """Graphs of one build, made when a target first needs them, and what they share."""
+    """Compiles the graphs of one build for its targets."""
 
-    source: Source
-    image_input: ImageInput
-    images: BuildImages
-    ladder: Ladder
-    work: Path
-    threads: int
-    listener: Listener
-    notes: list[str] = field(default_factory=list)
+    graphs: Graphs
+    options: BuildOptions
+    #: Targets whose device is not here, by the reason.
+    not_run: dict[str, list[str]] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        known = [fitted_scores(self.source.detector.normal_scores.numpy())]
-        if self.images.real:
-            known.append(NormalScores(self.ladder.reference_scores, self.images.words))
-        self.unit = DriftUnit.of(*known)
+    def notes(self) -> Iterator[str]:
+        """What else the user should know."""
+        yield from self.graphs.notes
+        for reason, targets in self.not_run.items():
+            yield (
+                f"not run here: {', '.join(targets)} ({reason}). Parity was proven on the ONNX "
+                "graphs behind them, run by ONNX Runtime on the processor, and no speed measured"
+            )
 
     def build(self, target: Target, folder: Path) -> BuiltTarget:
         """Compile `target` into `folder` and check what came of it."""
         rungs: tuple[Rung, ...] = ()
         try:
-            model, rungs = self._graph(target.precision)
+            resolved = self._resolved(target)
+            graph = self.graphs.of(resolved.precision)
+            rungs = graph.rungs
             folder.mkdir(exist_ok=True)
-            self.listener.step(f"compile {target}", 0, 2)
-            with Child(str(target)) as child:
-                child.run(get_backend(target.backend).compile_graph, model, folder)
-            self.listener.step(f"compile {target}", 1, 2)
-            compiled = self._climb("compiled", target, folder)
-            self.listener.step(f"compile {target}", 2, 2)
+            facts = self._compiled(graph.path, folder, resolved)
+            checked, proven_on = self._checked(folder, resolved)
         except VadexportError as error:
-            if isinstance(error, InputError) and not isinstance(error, _UnfitError):
+            if isinstance(error, InputError) and not isinstance(error, UnfitError):
                 raise
-            check_room(self.work, self._room_needed())
+            check_room(self.graphs.work, self._room_needed())
             shutil.rmtree(folder, ignore_errors=True)
             return BuiltTarget(target, None, rungs, error)
-        return BuiltTarget(target, folder, (*rungs, compiled))
-
-    def _room_needed(self) -> int:
-        """Bytes that a target's files may need, by the largest file so far."""
-        return 2 * max((path.stat().st_size for path in self.work.rglob("*.*")), default=0)
+        return BuiltTarget(
+            target,
+            folder,
+            (*rungs, *checked),
+            resolved=resolved,
+            precision=graph.precision,
+            proven_on=proven_on,
+            facts=facts,
+        )
 
     def manifest(self, built: BuiltTarget) -> Manifest:
         """The manifest of a target; its files are counted when it is written."""
-        detector, calibration = self.source.detector, None
-        if built.target.precision == "int8" and self.images.calibration:
-            calibration = self.images.calibration.entry()
+        graphs = self.graphs
+        target = built.resolved or built.target
+        detector, unit, calibration = graphs.source.detector, graphs.climber.unit, None
+        if graphs.images.calibration and graphs.images.calibration.calibrate:
+            calibration = None if target.precision == "fp32" else graphs.images.calibration.entry()
         return Manifest(
-            target=built.target,
-            image_input=self.image_input,
-            outputs=tuple(output.name for output in self._float_graph[0].model.graph.output),
+            target=target,
+            image_input=graphs.image_input,
+            outputs=graphs.outputs,
             map_size=detector.map_size,
-            source=self.source.to_json(),
-            options=self.source.options,
+            source=graphs.source.to_json(),
+            options=graphs.source.options,
             thresholds=detector.thresholds,
-            drift_unit=self.unit.value,
-            drift_unit_from=self.unit.words,
-            precision={"network": built.target.precision, "score head": "fp32"},
+            drift_unit=unit.value,
+            drift_unit_from=unit.words,
+            precision=built.precision,
             calibration=calibration,
             parity=[rung.to_json() for rung in built.rungs],
-            tools=tool_versions(),
-            processor=processor_name(),
+            proven_on=built.proven_on,
+            tools={**tool_versions(), target.backend: get_backend(target.backend).version()},
+            processor=_built_on(built),
         )
 
-    def _graph(self, precision: str) -> tuple[Path, tuple[Rung, ...]]:
-        graph, rungs = self._float_graph
-        if precision == "fp32":
-            return self._save("float", graph.model), rungs
-        return self._int8_graph
-
-    @cached_property
-    def _float_graph(self) -> tuple[TracedGraph, tuple[Rung, ...]]:
-        """Trace, simplify and rewrite; rewrites that move scores are undone."""
-        self.listener.step("trace", 0, 3)
-        traced = trace(self.source.detector, self.image_input)
-        rungs = [self._climb_onnx("traced", traced.model, "fp32")]
-        self.listener.step("trace", 1, 3)
-        graph = simplify(traced)
-        rungs.append(self._climb_onnx("simplified", graph.model, "fp32"))
-        self.listener.step("trace", 2, 3)
-        model, places = apply_passes(graph.model, DEFAULT_PASSES)
-        if any(places.values()):
-            rewritten = self._climb_onnx("rewritten", model, "fp32")
-            names = ", ".join(name for name, count in places.items() if count)
-            if rewritten.held:
-                rungs.append(rewritten)
-                graph = replace(graph, model=model)
-                self.notes.append(f"rewrites applied: {names}")
+    def _resolved(self, target: Target) -> Target:
+        """The target itself; of `auto`, the one with the lowest precision whose scores hold."""
+        if target.precision != AUTO:
+            return target
+        for precision in _AUTO_ORDER:
+            try:
+                last = self.graphs.of(precision).rungs[-1]
+            except (BackendError, UnfitError) as error:
+                reason = str(error)
             else:
-                self.notes.append(f"rewrites undone, for they move scores: {names}")
-        self.listener.step("trace", 3, 3)
-        return graph, tuple(rungs)
+                reason = "; ".join(check.line for check in last.checks if not check.held)
+            if not reason:
+                break
+            self.graphs.notes.append(f"{target}: not {precision}: {reason}")
+        self.graphs.notes.append(f"{target}: {precision}")
+        return replace(target, precision=precision)
 
-    @cached_property
-    def _int8_graph(self) -> tuple[Path, tuple[Rung, ...]]:
-        """Quantise the network."""
-        graph, rungs = self._float_graph
-        if self.images.calibration is None:
-            raise AssertionError("INT8 without calibration images")
-        if not graph.has_layers():
-            raise _UnfitError(
-                f"the network of {self.source.detector.family} has no convolution and no other "
-                "layer that could be INT8: build targets of fp32"
-            )
-        quantised = self.work / "quantised" / _MODEL_FILE
-        quantised.parent.mkdir(exist_ok=True)
-        with Child("INT8 calibration", timeout_s=1800) as child:
-            layers = child.run(
-                quantise,
-                self._save("float", graph.model),
-                quantised,
-                graph.network_nodes(),
-                self.images.calibration.calibrate,
-                self.image_input,
-                progress=lambda done, total: self.listener.step("calibrate", done, total),
-            )
-        self.notes.append(f"INT8: {layers} layers of the network; the score head stays float32")
-        rung = self._climb("quantised", Target("onnxruntime", "int8"), quantised.parent)
-        return quantised, (*rungs, rung)
+    def _compiled(self, model: Path, folder: Path, target: Target) -> dict[str, Any]:
+        backend, step = get_backend(target.backend), f"compile {target}"
+        self.graphs.listener.step(step, 0, 1)
+        limit = _COMPILE_TIMEOUT_S
+        if target.backend.startswith("tensorrt"):
+            limit = self.options.tensorrt.time_limit_s
+        with Child(str(target), timeout_s=limit) as child:
+            facts = child.run(backend.compile_graph, model, folder, target, self.options.tensorrt)
+        self.graphs.listener.step(step, 1, 1)
+        return facts
 
-    def _climb_onnx(self, name: str, model: onnx.ModelProto, precision: str) -> Rung:
-        """Check an ONNX graph, run by ONNX Runtime."""
-        folder = self._save(name, model).parent
-        return self._climb(name, Target("onnxruntime", precision), folder)
+    def _checked(self, folder: Path, target: Target) -> tuple[tuple[Rung, ...], ProvenOn]:
+        """Rungs of what was compiled, as far as it can run here."""
+        climber = self.graphs.climber
+        rungs: tuple[Rung, ...] = ()
+        if target.on_gpu:  # its graph is in the folder, as the backend reads it
+            rungs = (climber.climb_graph("prepared", folder, target.precision),)
+            try:
+                with Child(str(target)) as child:
+                    child.run(get_backend(target.backend).check_device, target)
+            except (MissingDeviceError, MissingPackageError) as error:
+                self.not_run.setdefault(str(error), []).append(str(target))
+                return rungs, "graph"
+        open_runner = opener(target, folder, climber.threads)
+        compiled = climber.climb("compiled", str(target), open_runner, target.precision)
+        return (*rungs, compiled), "artifact"
 
-    def _climb(self, name: str, target: Target, folder: Path) -> Rung:
-        open_runner = opener(target, folder, self.threads)
-        what = f"{target} ({name})"
-        return self.ladder.climb(name, what, open_runner, self.unit.value, target.precision)
-
-    def _save(self, name: str, model: onnx.ModelProto) -> Path:
-        path = self.work / name / _MODEL_FILE
-        if not path.exists():
-            path.parent.mkdir()
-            onnx.save(model, path)
-        return path
+    def _room_needed(self) -> int:
+        """Bytes that a target's files may need, by the largest file so far."""
+        files = self.graphs.work.rglob("*.*")
+        return 2 * max((path.stat().st_size for path in files), default=0)
 
 
 def _refuse_to_remove(options: BuildOptions) -> None:
@@ -265,10 +261,13 @@ def _split_by_availability(
     available, missing = [], []
     for target in targets:
         try:
-            get_backend(target.backend).version()
+            backend = get_backend(target.backend)
+            backend.version()
+            if not backend.AHEAD_OF_TIME:
+                backend.check_device(target)
             if target.precision == "int8":
                 require_nncf()
-        except MissingPackageError as error:
+        except (MissingPackageError, MissingDeviceError) as error:
             if len(targets) > 1:  # alone, it is the error that ends the command
                 listener.warn(f"{target} is not built: {error}")
             missing.append(BuiltTarget(target, None, (), error))
@@ -299,6 +298,8 @@ def _write_report(built: BuiltTarget, check_images: str) -> None:
         "built_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "host": platform.node(),
         "check_images": check_images,
+        "proven_on": built.proven_on,
+        "compiled": built.facts,
         "ladder": [asdict(rung) for rung in built.rungs],
     }
     folder = built.folder / REPORT_FOLDER

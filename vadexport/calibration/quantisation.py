@@ -12,6 +12,8 @@ import onnx
 from vadexport.contract import INPUT_NAME, Call, ImageInput
 from vadexport.errors import BackendError, InputError, MissingPackageError
 from vadexport.images import ImageFile, load_images
+from vadexport.passes import apply_passes
+from vadexport.passes.signed_activations import SignedActivations
 
 
 def require_nncf() -> None:
@@ -30,11 +32,11 @@ def quantise(
 ) -> int:
     """Write a Q/DQ form of the ONNX file `model`, made by NNCF. To be run in a child process.
 
-    Weights are symmetric per channel, activations symmetric per tensor; behind a ReLU6, which is
-    never negative, NNCF takes uint8 with zero point 0, which TensorRT would misread. Ranges are
-    those that the images reach: NNCF's default, the mean of the images' ranges, clips what defects
-    excite. Only `network_nodes` are quantised. Biases are left as they are; NNCF's correction of
-    them was measured to move scores further (benchmarks/int8_ranges.py).
+    Weights are symmetric per channel, activations symmetric per tensor, all of them int8: one
+    graph means the same to every target (`SignedActivations`). Ranges are those that the images
+    reach: NNCF's default, the mean of the images' ranges, clips what defects excite. Only
+    `network_nodes` are quantised. Biases are left as they are; NNCF's correction of them was
+    measured to move scores further (benchmarks/int8_ranges.py).
 
     Args:
         model: ONNX file.
@@ -89,7 +91,8 @@ def quantise(
     layers = _quantised_layers(quantised)
     if layers == 0:
         raise BackendError("there is nothing to quantise in the network of this detector")
-    onnx.save(quantised, destination)
+    signed, _ = apply_passes(quantised, (SignedActivations(),))
+    onnx.save(signed, destination)
     return layers
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from vadexport.backends.tensorrt.settings import TensorRTSettings
 from vadexport.cli.config_options import chosen, config_option, needed
 from vadexport.cli.console import Console, columns
 from vadexport.cli.options import (
@@ -57,6 +58,14 @@ if TYPE_CHECKING:
     show_default=True,
     help="The camera's bytes, or float32 from 0 to 1 as anomalib's own inferencers feed it.",
 )
+@click.option(
+    "--tensorrt",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A setting of TensorRT's builder, such as batches=1:8:32, workspace_mb=2048, level=5 or "
+    "tf32=true; docs/tensorrt.md has them all.",
+)
 @source_options
 @threads_option
 @skip_unreadable_option
@@ -75,6 +84,7 @@ def command(
     calibration: str | None,
     batch: int | None,
     input_layout: "Layout",
+    settings: tuple[str, ...],
     threads: int | None,
     skip_unreadable: bool,
     as_json: bool,
@@ -91,6 +101,8 @@ def command(
     Example:
       vadexport build detector.safetensors -o artifact \\
           --target openvino:int8 --target onnxruntime:fp32 --calibration images/train
+      vadexport build detector.safetensors -o artifact \\
+          --target tensorrt-rtx:fp16@sm86+sm89 --calibration images/train
       vadexport build --config vadexport.toml
     """
     config = config or Config()
@@ -109,10 +121,20 @@ def command(
         threads=chosen("threads", threads, stored.threads),
         skip_unreadable=skip_unreadable,
         layout=chosen("input_layout", input_layout, stored.input_layout),
+        tensorrt=TensorRTSettings.of({**config.tensorrt, **_settings(settings)}),
     )
     result = build(options, console)
     console.result(json.dumps(_as_json(result), indent=2) if as_json else _as_text(result))
     ctx.exit(_status(result))
+
+
+def _settings(given: tuple[str, ...]) -> dict[str, str]:
+    """Settings by name; raises a usage error where one is not NAME=VALUE."""
+    pairs = [text.partition("=") for text in given]
+    wrong = next((name for name, sign, _ in pairs if not sign), None)
+    if wrong is not None:
+        raise click.UsageError(f"--tensorrt {wrong!r} is not of the form NAME=VALUE")
+    return {name: value for name, _, value in pairs}
 
 
 def _status(result: "BuildResult") -> int:
@@ -133,7 +155,8 @@ def _as_text(result: "BuildResult") -> str:
     seen = set()
     for one in result.targets:
         for rung in one.rungs:
-            name = f"compiled {one.target}" if rung.name == "compiled" else rung.name
+            of_target = rung.name in ("prepared", "compiled")
+            name = f"{rung.name} {one.target}" if of_target else rung.name
             if name not in seen:
                 seen.add(name)
                 found = rung.figures

@@ -30,6 +30,10 @@ _HELPERS = {
     "diffusers": ("fit diffusion", "diffusion"),
     "pydicom": ("DICOM images", "dicom"),
 }
+#: Of them those that need torchvision's operators, of which torch knows only if it fits.
+_ON_TORCHVISION = ("timm", "diffusers")
+#: Backend and device of targets.
+Device = tuple[str, str]
 #: A disk that is read for the first time takes its time; an import that hangs must end.
 _IMPORT_TIMEOUT_S = 60
 
@@ -47,12 +51,13 @@ def command(console: Console, *, as_json: bool) -> None:
       vadexport doctor
     """
     packages = _try_all(console)
+    devices = _try_devices(packages)
     if as_json:
-        console.result(json.dumps(_as_json(packages), indent=2))
+        console.result(json.dumps(_as_json(packages, devices), indent=2))
         return
     machine = f"{processor_name()}, {available_threads()} threads, {platform.platform()}"
     rows = [("vadexport", __version__), ("machine", machine)]
-    rows += [(str(target), _state(target, packages)) for target in all_targets()]
+    rows += [(str(target), _state(target, packages, devices)) for target in all_targets()]
     rows += [(words, _words(packages[name])) for name, (words, _) in _HELPERS.items()]
     console.result(
         columns([(f"{name}:" if ":" not in name else name, text) for name, text in rows])
@@ -105,8 +110,29 @@ def _try(name: str, extra: str | None) -> _Package:
         return _Package(name, "broken", reason=str(error))
 
 
+def _try_devices(packages: dict[str, _Package]) -> dict[Device, str | None]:
+    """Why artifacts of a backend cannot run on a device; None where they can."""
+    found: dict[Device, str | None] = {}
+    for target in all_targets():
+        backend = get_backend(target.backend)
+        device = (target.backend, target.device)
+        if device in found or not target.on_gpu or packages[backend.PACKAGE].problem is not None:
+            continue
+        try:
+            with Child(f"{target.backend} on a GPU", timeout_s=_IMPORT_TIMEOUT_S) as child:
+                child.run(backend.check_device, target)
+            found[device] = None
+        except VadexportError as error:
+            found[device] = str(error)
+    return found
+
+
 def _import(name: str) -> str:
     """Version of a module that can be imported; raises whatever the import raises."""
+    if name in _ON_TORCHVISION:
+        from vadexport.torchvision_operators import declare_torchvision_operators
+
+        declare_torchvision_operators()  # as vadexport does before it uses them
     module = importlib.import_module(name)
     try:
         version = importlib.metadata.version(name)
@@ -115,20 +141,25 @@ def _import(name: str) -> str:
     return version.partition("+")[0]
 
 
-def _state(target: Target, packages: dict[str, _Package]) -> str:
+def _state(target: Target, packages: dict[str, _Package], devices: dict[Device, str | None]) -> str:
     backend, nncf = packages[get_backend(target.backend).PACKAGE], packages["nncf"]
     if backend.problem is not None:
         return f"missing: {backend.problem}" if backend.status == "missing" else backend.problem
     if target.precision == "int8" and nncf.problem is not None:
         return f"{target.backend} {backend.version} runs it; to build it: {nncf.problem}"
-    return f"works, {target.backend} {backend.version}"
+    missing = devices.get((target.backend, target.device))
+    if missing is None:
+        return f"works, {target.backend} {backend.version}"
+    if get_backend(target.backend).AHEAD_OF_TIME:
+        return f"builds, {target.backend} {backend.version}; to run it: {missing}"
+    return f"missing: {missing}"
 
 
 def _words(package: _Package) -> str:
     return package.problem or f"{package.name} {package.version}"
 
 
-def _as_json(packages: dict[str, _Package]) -> dict[str, object]:
+def _as_json(packages: dict[str, _Package], devices: dict[Device, str | None]) -> dict[str, object]:
     return {
         "vadexport": __version__,
         "machine": {
@@ -136,20 +167,26 @@ def _as_json(packages: dict[str, _Package]) -> dict[str, object]:
             "threads": available_threads(),
             "system": platform.platform(),
         },
-        "targets": {str(target): _target_json(target, packages) for target in all_targets()},
+        "targets": {
+            str(target): _target_json(target, packages, devices) for target in all_targets()
+        },
         "packages": {name: _status_json(packages[name]) for name in _HELPERS},
     }
 
 
-def _target_json(target: Target, packages: dict[str, _Package]) -> dict[str, object]:
+def _target_json(
+    target: Target, packages: dict[str, _Package], devices: dict[Device, str | None]
+) -> dict[str, object]:
     """Whether it can be built and run here; what is built elsewhere may run where INT8 is not."""
+    no_device = devices.get((target.backend, target.device))
     backend = packages[get_backend(target.backend).PACKAGE]
     needed = [backend, packages["nncf"]] if target.precision == "int8" else [backend]
     worst = next((one for one in needed if one.status != "works"), backend)
     return {
         **_status_json(worst),
         "version": backend.version,
-        "runs": backend.status == "works",
+        "runs": backend.status == "works" and no_device is None,
+        "device": no_device,
     }
 
 

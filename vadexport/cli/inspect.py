@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vadexport.artifact import MANIFEST_FILE, Artifact, find_artifacts, open_artifact
+from vadexport.artifact import MANIFEST_FILE, Artifact, ProvenOn, find_artifacts, open_artifact
 from vadexport.cli.console import Console, columns
 from vadexport.cli.options import console_options, json_option
 from vadexport.cli.source_options import is_artifact, source_options
@@ -104,13 +104,20 @@ def _describe_artifact(artifact: Artifact) -> dict[str, str]:
         "threshold": _thresholds(manifest.thresholds, has_map=False)["threshold"],
         "calibration": f"{len(calibration.image_digests)} images" if calibration else "none",
         "drift unit": f"{manifest.drift_unit:.4f}, from {manifest.drift_unit_from}",
-        "drift when built": f"{drift:.2e} at most" if drift is not None else "not measured",
+        "drift when built": _drift(drift, manifest.proven_on),
         "tools": ", ".join(f"{name} {version}" for name, version in manifest.tools.items()),
         "built on": manifest.processor,
         "files": f"{MANIFEST_FILE} and "
         + ", ".join(f"{name} ({entry.size:,} bytes)" for name, entry in manifest.files.items()),
         "integrity": "every file is the one that was built",
     }
+
+
+def _drift(largest: float | None, proven_on: ProvenOn) -> str:
+    if largest is None:
+        return "not measured"
+    on = " (of its ONNX graph; itself it did not run)" if proven_on == "graph" else ""
+    return f"{largest:.2e} at most{on}"
 
 
 def _input(image_input: ImageInput) -> str:

@@ -50,6 +50,11 @@ from vadexport.terminal import printable
     help="Of the latency measurement; 0 leaves it out. [default: 100, or what a minute allows]",
 )
 @click.option("--report", type=PATH, help="Folder of the report. [default: report in the artifact]")
+@click.option(
+    "--proxy",
+    is_flag=True,
+    help="Where an artifact's GPU is not here, verify the ONNX graph behind it on the processor.",
+)
 @source_options
 @threads_option
 @skip_unreadable_option
@@ -72,6 +77,7 @@ def command(
     max_latency_ms: float | None,
     rounds: int | None,
     report: Path | None,
+    proxy: bool,
     threads: int | None,
     skip_unreadable: bool,
     as_json: bool,
@@ -115,6 +121,7 @@ def command(
         threads=threads,
         report=report,
         skip_unreadable=skip_unreadable,
+        proxy=proxy,
     )
     result = verify(options, console)
     if as_json:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import date, time
 from typing import Any, Final
 
+from vadexport.backends.tensorrt.settings import TensorRTSettings
 from vadexport.errors import InputError
 from vadexport.targets import Target
 
@@ -80,6 +81,18 @@ def numbers(*, above: float | None = None) -> Kind:
 
     beyond = "" if above is None else f" above {above:g}"
     return Kind(f"three numbers{beyond}, such as [0.485, 0.456, 0.406]", take)
+
+
+def tensorrt(name: str) -> Kind:
+    """A setting of TensorRT's builder; the settings' own rules say what it may be."""
+
+    def take(value: Any) -> Any:
+        try:
+            return getattr(TensorRTSettings.of({name: value}), name)
+        except InputError as error:
+            raise WrongValueError(str(error)) from None
+
+    return Kind("a setting of TensorRT's builder", take)
 
 
 def _text(value: Any) -> str:

@@ -7,11 +7,12 @@ import glob
 import os
 import re
 import tomllib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from vadexport.backends.tensorrt.settings import TensorRTSettings
 from vadexport.config import kinds
 from vadexport.config.choices import CAMERAS, FACTORY, INTERPOLATIONS, SourceChoices
 from vadexport.config.kinds import Kind, WrongValueError, shown
@@ -57,6 +58,9 @@ SCHEMA: Final[dict[str, dict[str, Kind]]] = {
         "input_layout": kinds.one_of(*LAYOUTS),
         "threads": kinds.whole(kinds.MAX_THREADS),
     },
+    "build.tensorrt": {
+        field.name: kinds.tensorrt(field.name) for field in fields(TensorRTSettings)
+    },
     "verify": {"images": kinds.TEXT},
     "limits": {
         "max_drift": _AT_LEAST_0,
@@ -91,6 +95,7 @@ class Config:
         build: what to build.
         verify: IMAGES.
         limits: of a verification, by their name in `Limits`.
+        tensorrt: settings of its builder, by their name in `TensorRTSettings`.
     """
 
     source: SourceChoices = field(default_factory=SourceChoices)
@@ -98,6 +103,7 @@ class Config:
     build: BuildTable = field(default_factory=BuildTable)
     verify: str | None = None
     limits: dict[str, float] = field(default_factory=dict)
+    tensorrt: dict[str, Any] = field(default_factory=dict)
 
 
 def read_config(file: Path) -> Config:
@@ -131,6 +137,7 @@ def read_config(file: Path) -> Config:
         build,
         _images(tables["verify"], file.parent),
         tables["limits"],
+        _from(file.parent, tables["build.tensorrt"]),
     )
 
 
@@ -232,6 +239,13 @@ def _unknown_table(place: _Place, name: str) -> str:
 def _nearest(name: str, known: list[str]) -> str:
     near = get_close_matches(name[:64], known, n=1)
     return f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
+
+
+def _from(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings whose path starts from the file's folder."""
+    if "timing_cache" in settings:
+        settings = {**settings, "timing_cache": folder / settings["timing_cache"]}
+    return settings
 
 
 def _images(table: dict[str, Any], folder: Path) -> str | None:

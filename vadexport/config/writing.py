@@ -30,6 +30,11 @@ batch = 1
 input_layout = "nhwc"
 # threads = 4
 
+# Of TensorRT's builder; docs/tensorrt.md has them all.
+# [build.tensorrt]
+# batches = [1, 8, 32]     # smallest, most usual and largest, of a dynamic batch
+# workspace_mb = 2048      # most GPU memory that one layer may use beside its tensors
+
 [verify]
 # IMAGES that neither training nor calibration has seen.
 # images = "images/test"

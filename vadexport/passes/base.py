@@ -71,6 +71,7 @@ class GraphView:
             value.name: value.type.tensor_type
             for value in (*inferred.value_info, *inferred.input, *inferred.output)
         }
+        self._dtypes = {tensor.name: tensor.data_type for tensor in graph.initializer}
 
     def only_consumer(self, name: str, op_type: str) -> onnx.NodeProto | None:
         """The node that alone reads the tensor, if it is an `op_type` and reads it first."""
@@ -85,6 +86,11 @@ class GraphView:
         """Value of an initializer that no caller can replace; None for anything else."""
         tensor = self._constants.get(name)
         return None if tensor is None else onnx.numpy_helper.to_array(tensor)
+
+    def dtype(self, name: str) -> int | None:
+        """Type of a tensor's elements, as `onnx.TensorProto` numbers them; None where unknown."""
+        known = self._types.get(name)
+        return self._dtypes.get(name) if known is None else int(known.elem_type)
 
     def shape(self, name: str) -> tuple[int | None, ...] | None:
         """Shape of a tensor, None for each size that is not static; None where unknown."""

@@ -78,6 +78,7 @@ def _which(v: Verification) -> dict[str, Any]:
         "target": v.target,
         "artifact_name": v.artifact_name,
         "source_name": v.source_name,
+        "proven_on": v.proven_on,
     }
 
 

@@ -9,7 +9,7 @@ from vadexport.terminal import printable
 from vadexport.verification.result import Verification
 
 _WIDTH: Final = 100
-_LONGEST_NAME: Final = 22
+_LONGEST_NAME: Final = 28
 
 Row = tuple[str, ...]
 
@@ -89,6 +89,8 @@ def _latency(v: Verification) -> Row:
 
 def _below(v: Verification) -> list[str]:
     lines = [check.line for check in v.checks if not check.held]
+    if v.proven_on == "graph":
+        lines.insert(0, "its ONNX graph, run on the processor; the artifact itself did not run")
     lines += [f"not checked: {line}" for line in unchecked(v)]
     name = _shortened(v.target)
     return [part for line in lines for part in _wrapped(f"{name}: {line}")]

@@ -120,6 +120,9 @@ class OnnxFileRunner(PyTorchRunner):
             f"{self.execution.backend}",
         )
 
+    def use_gpu(self) -> None:
+        """It stays on the processor, where ONNX Runtime has the file."""
+
 
 def _detector(spec: SourceSpec, file: OnnxFile) -> PlainDetector:
     """For any number of images a call where the file's graph allows it, whatever it says."""

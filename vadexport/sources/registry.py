@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from vadexport.backends.base import Runner, RunnerOpener
+from vadexport.backends.pytorch import PyTorchRunner
 from vadexport.errors import InputError
 from vadexport.sources.base import Source
 from vadexport.sources.spec import SourceSpec
@@ -70,13 +71,22 @@ def _opened(spec: SourceSpec) -> Source:
             return open_native(spec)
 
 
-def reference_opener(spec: SourceSpec, threads: int) -> RunnerOpener:
-    """A function, fit for a child process, that opens the reference of a source."""
-    return partial(_open_reference, spec, threads)
+def reference_opener(spec: SourceSpec, threads: int, *, on_gpu: bool = False) -> RunnerOpener:
+    """A function, fit for a child process, that opens the reference of a source.
+
+    Args:
+        spec: of the source.
+        threads: of the processor, that a call may use.
+        on_gpu: whether PyTorch shall run it on the first NVIDIA GPU, where it can.
+    """
+    return partial(_open_reference, spec, threads, on_gpu)
 
 
-def _open_reference(spec: SourceSpec, threads: int) -> Runner:
-    return open_source(spec).open_reference(threads)
+def _open_reference(spec: SourceSpec, threads: int, on_gpu: bool) -> Runner:  # noqa: FBT001
+    runner = open_source(spec).open_reference(threads)
+    if on_gpu and isinstance(runner, PyTorchRunner):
+        runner.use_gpu()
+    return runner
 
 
 def _kind_of(path: Path) -> str:

@@ -55,7 +55,7 @@ class TracedGraph:
         return self._needed_for(ends) - preprocessing
 
     def has_layers(self) -> bool:
-        """Whether there is anything in the network that INT8 could make faster."""
+        """Whether there is anything in the network that INT8 or float16 could make faster."""
         network = self.network_nodes()
         return any(
             node.op_type in _LAYERS and node.name in network for node in self.model.graph.node

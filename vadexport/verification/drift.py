@@ -53,8 +53,7 @@ class DriftUnit:
         if max((len(one.scores) for one in known), default=0) < 2:
             raise InputError(
                 "drift is measured in units of the spread of normal scores, and the detector "
-                "brings none: give normal images, best 8 or more (`build --calibration IMAGES`, "
-                "`verify` with images of a folder named good)"
+                "brings none: give normal images, best 8 or more (`build --calibration IMAGES`)"
             )
         raise InputError(
             "the reference gives all normal images the same score, so drift has no unit: "

@@ -47,7 +47,8 @@ class Limits:
 
 #: float32 must reproduce the reference up to rounding; the distance of a patch to a row of the
 #: memory bank that it is itself loses all but a thousandth of the map's range to cancellation, in
-#: the reference as well. INT8 must keep decisions and order.
+#: the reference as well. float16 must not move a score that anyone would notice, INT8 must keep
+#: decisions and order.
 _DEFAULTS: dict[str, dict[str, float]] = {
     "fp32": {
         "max_drift": 1e-3,
@@ -55,6 +56,13 @@ _DEFAULTS: dict[str, dict[str, float]] = {
         "min_spearman": 0.9999,
         "max_map_drift": 1e-2,
         "max_auroc_loss": 5e-5,
+    },
+    "fp16": {
+        "max_drift": 0.02,
+        "max_flips": 0.0,
+        "min_spearman": 0.999,
+        "max_map_drift": 0.02,
+        "max_auroc_loss": 5e-4,
     },
     "int8": {
         "max_drift": 1.0,

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vadexport.artifact import ProvenOn
 from vadexport.contract import ImageArray
 from vadexport.verification.latency import LatencyFigures, Speedup
 from vadexport.verification.limits import Check, Limits
@@ -68,6 +69,8 @@ class Verification:
         ladder: the build's rungs, from the manifest.
         environment: versions, processor, threads, time: what the figures hold for.
         warnings: what may spoil the result.
+        proven_on: `artifact`, or `graph` where its device is not here: the figures are then those
+            of the ONNX graph behind it, run on the processor.
     """
 
     target: str
@@ -85,6 +88,7 @@ class Verification:
     ladder: tuple[dict[str, Any], ...]
     environment: dict[str, Any]
     warnings: tuple[str, ...] = ()
+    proven_on: ProvenOn = "artifact"
 
     @property
     def held(self) -> bool:

@@ -10,6 +10,7 @@ import pytest
 from vadexport.backends import openvino
 from vadexport.contract import ANOMALY_MAP, PRED_LABEL, PRED_SCORE, RAW_SCORE
 from vadexport.sources import SourceSpec, open_source
+from vadexport.targets import Target
 from vadexport.tracing.graph import simplify, trace
 
 #: Relative to the largest raw score; what issue 4 asks for.
@@ -63,8 +64,9 @@ def test_openvino_scores_as_the_reference(name, checkpoint_of, textured, tmp_pat
     source = open_source(checkpoint_of(name))
     image_input = source.detector.image_input
     onnx.save(simplify(trace(source.detector, image_input)).model, tmp_path / "graph.onnx")
-    openvino.compile_graph(tmp_path / "graph.onnx", tmp_path)
-    runner, reference = openvino.open_runner(tmp_path, "fp32", 1), source.open_reference(1)
+    target = Target("openvino", "fp32")
+    openvino.compile_graph(tmp_path / "graph.onnx", tmp_path, target)
+    runner, reference = openvino.open_runner(tmp_path, target, 1), source.open_reference(1)
     for image in textured(3, image_input.height, image_input.width, seed=5):
         assert_alike(runner.infer(image[None]), reference.infer(image[None]))
 

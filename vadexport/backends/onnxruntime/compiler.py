@@ -2,11 +2,16 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
-from vadexport.errors import BackendError, MissingPackageError
+from vadexport.backends.cuda import Cuda
+from vadexport.backends.tensorrt.settings import DEFAULT_SETTINGS, TensorRTSettings
+from vadexport.errors import BackendError, MissingDeviceError, MissingPackageError
+from vadexport.targets import CUDA, Target
 from vadexport.telemetry import forbid_telemetry
 
 MODEL_FILE = "model.onnx"
+CUDA_PROVIDER = "CUDAExecutionProvider"
 
 
 def version() -> str:
@@ -19,8 +24,30 @@ def version() -> str:
     return str(onnxruntime.__version__)
 
 
-def compile_graph(model: Path, folder: Path) -> None:
-    """Write `model.onnx`.
+def check_device(target: Target) -> None:
+    """Find out whether artifacts of the target can run here.
+
+    Raises:
+        MissingPackageError: ONNX Runtime is not installed.
+        MissingDeviceError: for CUDA, this ONNX Runtime has no provider for it, or there is no GPU.
+    """
+    version()
+    if target.device != CUDA:
+        return
+    import onnxruntime
+
+    if CUDA_PROVIDER not in onnxruntime.get_available_providers():
+        raise MissingDeviceError(
+            "this ONNX Runtime cannot use NVIDIA GPUs: pip uninstall onnxruntime, then pip install "
+            "onnxruntime-gpu"
+        )
+    Cuda()
+
+
+def compile_graph(
+    model: Path, folder: Path, _target: Target, _settings: TensorRTSettings = DEFAULT_SETTINGS
+) -> dict[str, Any]:
+    """Write `model.onnx`, once ONNX Runtime has loaded it, on the processor.
 
     Raises:
         MissingPackageError: ONNX Runtime is not installed.
@@ -35,3 +62,4 @@ def compile_graph(model: Path, folder: Path) -> None:
         reason = " ".join(str(error).split())
         raise BackendError(f"ONNX Runtime cannot load the graph: {reason}") from error
     shutil.copyfile(model, folder / MODEL_FILE)
+    return {}

@@ -1,9 +1,12 @@
 """ONNX to OpenVINO IR."""
 
 from pathlib import Path
+from typing import Any
 
+from vadexport.backends.tensorrt.settings import DEFAULT_SETTINGS, TensorRTSettings
 from vadexport.contract import RAW_SCORE
 from vadexport.errors import BackendError, MissingPackageError
+from vadexport.targets import Target
 from vadexport.telemetry import forbid_telemetry
 
 MODEL_FILE = "model.xml"
@@ -19,7 +22,14 @@ def version() -> str:
     return str(openvino.__version__).split("-", maxsplit=1)[0]
 
 
-def compile_graph(model: Path, folder: Path) -> None:
+def check_device(_target: Target) -> None:
+    """OpenVINO's targets run on every processor it is installed on; raises MissingPackageError."""
+    version()
+
+
+def compile_graph(
+    model: Path, folder: Path, _target: Target, _settings: TensorRTSettings = DEFAULT_SETTINGS
+) -> dict[str, Any]:
     """Write `model.xml` and `model.bin`, weights uncompressed.
 
     Of a graph that takes floats, as anomalib's own `OpenVINOInferencer` feeds them, the raw score
@@ -44,3 +54,4 @@ def compile_graph(model: Path, folder: Path) -> None:
             if RAW_SCORE in result.input_value(0).get_names():
                 graph.remove_result(result)
     openvino.save_model(graph, folder / MODEL_FILE, compress_to_fp16=False)
+    return {}

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from vadexport.backends.base import Execution
 from vadexport.backends.openvino.compiler import MODEL_FILE, version
 from vadexport.contract import INPUT_NAME, OUTPUT_NAMES, RAW_SCORE, Outputs
+from vadexport.targets import Target
 
 #: Layers that move or hold data and compute nothing.
 _SILENT_LAYERS = frozenset({"Input", "Output", "Const", "Reorder", "Reshape"})
@@ -25,7 +26,7 @@ class OpenVinoRunner:
         MissingPackageError: OpenVINO is not installed.
     """
 
-    def __init__(self, folder: Path, precision: str, threads: int) -> None:
+    def __init__(self, folder: Path, target: Target, threads: int) -> None:
         release = version()
         import openvino
 
@@ -46,7 +47,9 @@ class OpenVinoRunner:
         self._names = [_contract_name(output.get_names()) for output in self._compiled.outputs]
         self.execution = Execution(
             backend=f"OpenVINO {release}",
-            precision="float32" if precision == "fp32" else "INT8 network, float32 score head",
+            precision="float32"
+            if target.precision == "fp32"
+            else "INT8 network, float32 score head",
             device=str(core.get_property("CPU", "FULL_DEVICE_NAME")),
             threads=threads,
             layers=self._executed_layers(),

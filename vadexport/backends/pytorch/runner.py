@@ -1,5 +1,6 @@
-"""Run a detector's module, untouched, in PyTorch eager mode on the CPU."""
+"""Run a detector's module, untouched, in PyTorch eager mode."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +22,9 @@ class PyTorchRunner:
 
     def __init__(self, module: nn.Module, threads: int) -> None:
         torch.set_num_threads(threads)
-        torch.set_float32_matmul_precision("highest")
+        torch.set_float32_matmul_precision("highest")  # on a GPU: no TF32
+        torch.backends.cudnn.allow_tf32 = False
+        self._device = torch.device("cpu")
         self._module = module.eval()
         self.execution = Execution(
             backend=f"PyTorch {torch.__version__.split('+')[0]} eager",
@@ -30,8 +33,16 @@ class PyTorchRunner:
             threads=threads,
         )
 
+    def use_gpu(self) -> None:
+        """Move to the first NVIDIA GPU; without one, or a PyTorch for it, it stays where it is."""
+        if torch.cuda.is_available():
+            self._device = torch.device("cuda", 0)
+            self._module.to(self._device)
+            name = torch.cuda.get_device_name(self._device)
+            self.execution = replace(self.execution, device=name)
+
     def infer(self, image: NDArray[Any]) -> Outputs:
         """See the base class."""
         with torch.inference_mode():
-            outputs = self._module(torch.from_numpy(image))
-        return {name: value.numpy() for name, value in outputs.items()}
+            outputs = self._module(torch.from_numpy(image).to(self._device))
+        return {name: value.cpu().numpy() for name, value in outputs.items()}

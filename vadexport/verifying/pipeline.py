@@ -1,85 +1,35 @@
-"""`vadexport verify`: hold artifacts against the untouched reference."""
+"""The steps of a verification."""
 
 import platform
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from vadexport import contract
 from vadexport.artifact import REPORT_FOLDER, Artifact, Manifest, find_artifacts, open_artifact
-from vadexport.backends.base import Execution, RunnerOpener, available_threads
-from vadexport.backends.child import Child
-from vadexport.backends.registry import opener
-from vadexport.contract import Call, ImageArray, ImageInput, Outputs
+from vadexport.backends.base import available_threads
+from vadexport.backends.cuda import GpuState
+from vadexport.contract import ImageArray, ImageInput
 from vadexport.errors import InputError
-from vadexport.images import ImageFile, decode, image_digest, load_images
+from vadexport.images import ImageFile, load_images
 from vadexport.images.listing import test_images as images_to_test
 from vadexport.listening import Listener
 from vadexport.machine import processor_name, tool_versions
 from vadexport.reporting import write_reports
-from vadexport.sources import Source, SourceSpec, open_source, reference_opener
+from vadexport.sources import Source, SourceSpec, open_source
 from vadexport.verification.drift import DriftUnit, fitted_scores
-from vadexport.verification.latency import LatencyFigures, Stopwatch, measure, speedup
+from vadexport.verification.latency import LatencyFigures, speedup
 from vadexport.verification.limits import Limits, disturbance, latency_checks, parity_checks
 from vadexport.verification.parity import ImageRecord, compare_images, figures
-from vadexport.verification.result import Exhibit, Latency, Verification
+from vadexport.verification.result import Latency, Verification
+from vadexport.verifying.arena import REFERENCE, Arena
+from vadexport.verifying.options import VerifyOptions, VerifyResult
 
-REFERENCE = "reference"
-_TIMED_CALLS = 16
-#: Rounds where nobody says how many: as many as there is time for, in seconds.
-_MOST_ROUNDS, _FEWEST_ROUNDS, _MEASURING_S = 100, 10, 60.0
 _WORST_EXHIBITS = 4
 _NEAREST_EXHIBITS = 2
 _FEW_IMAGES = 20
-
-
-@dataclass(frozen=True)
-class VerifyOptions:
-    """What to hold against what.
-
-    Attributes:
-        artifact: an artifact, or a build folder with several.
-        reference: the trained detector: its file, or a specification. What a specification
-            leaves open is as it was for the build.
-        images: IMAGES that neither training nor calibration saw; of a category folder `test`.
-        limits: that replace the defaults of a target's precision, by their name in `Limits`.
-        rounds: of the latency measurement; 0 leaves it out, None makes 100, or as many as a minute
-            has time for, but no fewer than 10.
-        threads: of the reference and of each artifact; default all processors.
-        report: folder of the report; default `report` in the artifact. With several artifacts,
-            each gets a folder in it.
-        skip_unreadable: leave out images that cannot be read.
-    """
-
-    artifact: Path
-    reference: SourceSpec | Path
-    images: str
-    limits: dict[str, float | None] = field(default_factory=dict)
-    rounds: int | None = None
-    threads: int | None = None
-    report: Path | None = None
-    skip_unreadable: bool = False
-
-
-@dataclass(frozen=True)
-class VerifyResult:
-    """A verification of each artifact, and where its report lies."""
-
-    verifications: tuple[Verification, ...]
-    reports: tuple[Path, ...]
-
-    @property
-    def held(self) -> bool:
-        """Whether every check of every artifact held."""
-        return all(verification.held for verification in self.verifications)
 
 
 def verify(options: VerifyOptions, listener: Listener) -> VerifyResult:
@@ -88,11 +38,10 @@ def verify(options: VerifyOptions, listener: Listener) -> VerifyResult:
     Raises:
         InputError: an artifact was changed, or the reference or an image is wrong.
         MissingPackageError: a backend is not installed here.
+        MissingDeviceError: an artifact's GPU is not here, and no proxy may stand in for it.
         BackendError: a backend crashed or timed out.
     """
-    if options.rounds == 0 and any(
-        options.limits.get(name) is not None for name in ("min_speedup", "max_latency_ms")
-    ):
+    if options.rounds == 0 and options.limits_speed:
         raise InputError("a limit on speed needs a measurement: give it more than 0 rounds")
     artifacts = [open_artifact(folder) for folder in find_artifacts(options.artifact)]
     spec = SourceSpec.of(options.reference).completed(artifacts[0].manifest.options)
@@ -103,19 +52,19 @@ def verify(options: VerifyOptions, listener: Listener) -> VerifyResult:
     reports = [_report_folder(artifact, artifacts, options) for artifact in artifacts]
     listener.step("load", 0, 1)
     with ExitStack() as stack:
-        contest = _Contest(stack, options, spec, artifacts, files)
+        arena = Arena.opened(stack, options, spec, artifacts, files)
         listener.step("load", 1, 1)
         records = compare_images(
-            contest.inference(REFERENCE),
-            {name: contest.inference(name) for name in contest.artifacts},
+            arena.contest.inference(REFERENCE),
+            {name: arena.contest.inference(name) for name in arena.artifacts},
             _named(files, image_input, options, listener),
             image_input,
             source.detector.thresholds,
         )
-        timed = {} if options.rounds == 0 else contest.time(options.rounds, listener)
+        timed = arena.timed(options, listener)
         verifications = [
-            _judge(artifact, source, records[name], timed, contest, options)
-            for name, artifact in contest.artifacts.items()
+            _judge(artifact, source, records[name], timed, arena, options)
+            for name, artifact in arena.artifacts.items()
         ]
     for verification, folder in zip(verifications, reports, strict=True):
         for warning in (*verification.warnings, *write_reports(verification, folder)):
@@ -139,75 +88,12 @@ def _report_folder(
     return folder
 
 
-class _Contest:
-    """The reference and the artifacts, each in a child process of its own."""
-
-    def __init__(
-        self,
-        stack: ExitStack,
-        options: VerifyOptions,
-        spec: SourceSpec,
-        artifacts: Sequence[Artifact],
-        files: Sequence[ImageFile],
-    ) -> None:
-        threads = options.threads or available_threads()
-        self.artifacts = {str(one.manifest.target): one for one in artifacts}
-        self.image_input = image_input = artifacts[0].manifest.image_input
-        self._files = {file.name: file for file in files}
-        calls = _timed_calls(files, image_input, options)
-        openers: dict[str, RunnerOpener] = {REFERENCE: reference_opener(spec, threads)}
-        for name, artifact in self.artifacts.items():
-            openers[name] = opener(artifact.manifest.target, artifact.folder, threads)
-        self._children = {name: stack.enter_context(Child(name)) for name in openers}
-        for name, child in self._children.items():
-            child.open(Stopwatch, openers[name], calls)
-
-    def inference(self, name: str) -> partial[Outputs]:
-        """Inference of a contestant."""
-        return partial(self._children[name].apply, _infer)
-
-    def time(self, rounds: int | None, listener: Listener) -> dict[str, LatencyFigures]:
-        """Latency of all contestants, interleaved; None for as many rounds as there is time for."""
-        contestants = {
-            name: partial(child.apply, Stopwatch.time) for name, child in self._children.items()
-        }
-        if rounds is None:
-            rounds = _affordable_rounds(contestants)
-            if rounds < _MOST_ROUNDS:
-                listener.note(
-                    f"latency is measured in {rounds} rounds, for calls take long: --rounds "
-                    f"{_MOST_ROUNDS} gives narrower intervals"
-                )
-        found = measure(
-            contestants,
-            {name: child.apply(_execution) for name, child in self._children.items()},
-            rounds=rounds,
-            progress=lambda done, total: listener.step("latency", done, total),
-        )
-        return {one.name: one for one in found}
-
-    def digests(self, records: Sequence[ImageRecord]) -> frozenset[str]:
-        """Which images the records are of."""
-        return frozenset(image_digest(self._files[record.name].path) for record in records)
-
-    def exhibit(self, name: str, record: ImageRecord, why: str) -> Exhibit:
-        """Run one image again, to keep its maps."""
-        file = self._files[record.name]
-        image = decode(file.path, self.image_input.channels)
-        call, _ = next(self.image_input.batches(image[None]))
-        maps = [
-            self.inference(one)(call)[contract.ANOMALY_MAP][0, 0].astype(np.float32)
-            for one in (REFERENCE, name)
-        ]
-        return Exhibit(record, why, image, *maps)
-
-
 def _judge(
     artifact: Artifact,
     source: Source,
     records: Sequence[ImageRecord],
     timed: dict[str, LatencyFigures],
-    contest: _Contest,
+    arena: Arena,
     options: VerifyOptions,
 ) -> Verification:
     """All that is known of one artifact, with a verdict."""
@@ -218,20 +104,29 @@ def _judge(
     limits = Limits.of_precision(manifest.target.precision).overridden(**options.limits)
     checks = parity_checks(found, limits)
     latency = None
-    if timed:
+    if name in timed:
         latency = Latency(
             artifact=timed[name],
             reference=timed[REFERENCE],
             speedup=speedup(timed[name], timed[REFERENCE]),
-            batch=contest.image_input.batch or 1,
+            batch=arena.image_input.batch or 1,
         )
         checks += latency_checks(latency.artifact, latency.reference, latency.speedup, limits)
-    warnings = _overlap_warnings(artifact, source, contest.digests(records))
+    warnings = _overlap_warnings(artifact, source, arena.digests(records))
     if len(records) < _FEW_IMAGES:
         few, them = (
             ("1 image is", "it") if len(records) == 1 else (f"{len(records)} images are", "them")
         )
         warnings.append(f"{few} few: parity on {them} says little")
+    if name in arena.proxied:
+        warnings.insert(
+            0,
+            "not the artifact was verified but the ONNX graph behind it, on the processor, for "
+            f"{arena.proxied[name]}",
+        )
+    state = arena.contest.gpu_state(name)
+    if state is not None and state.slowed_by:
+        warnings.append(f"the GPU was slowed down by its {', '.join(state.slowed_by)}")
     if latency and (reason := disturbance(latency.artifact, latency.reference)):
         warnings.append(reason)
     if manifest.source.get("sha256") != source.sha256:
@@ -251,12 +146,13 @@ def _judge(
         limits=limits,
         checks=tuple(checks),
         exhibits=tuple(
-            contest.exhibit(name, record, why)
+            arena.exhibit(name, record, why)
             for record, why in _to_exhibit(records, threshold)
             if manifest.map_size is not None
         ),
         ladder=tuple(manifest.parity),
-        environment=_environment(options, latency),
+        environment=_environment(options, latency, state),
+        proven_on="graph" if name in arena.proxied else "artifact",
         warnings=tuple(warnings),
     )
 
@@ -352,28 +248,11 @@ def _named(
         listener.step("parity", number, len(files))
 
 
-def _timed_calls(
-    files: Sequence[ImageFile], image_input: ImageInput, options: VerifyOptions
-) -> list[Call]:
-    """Calls of the graph to time, on the first images, in memory."""
-    size = image_input.batch or 1
-    loaded = load_images(files, image_input, skip_unreadable=options.skip_unreadable)
-    images = np.stack([image for _, image in islice(loaded, _TIMED_CALLS * size)])
-    starts = range(0, len(images), size)
-    return [next(image_input.batches(images[start : start + size]))[0] for start in starts]
-
-
-def _affordable_rounds(contestants: Mapping[str, Callable[[int], object]]) -> int:
-    """By how long one round takes, which is not counted."""
-    started = time.perf_counter()
-    for time_call in contestants.values():
-        time_call(0)
-    took = time.perf_counter() - started
-    return max(_FEWEST_ROUNDS, min(_MOST_ROUNDS, int(_MEASURING_S / took)))
-
-
-def _environment(options: VerifyOptions, latency: Latency | None) -> dict[str, Any]:
+def _environment(
+    options: VerifyOptions, latency: Latency | None, state: GpuState | None
+) -> dict[str, Any]:
     return {
+        **({} if state is None else {"gpu": state.to_json()}),
         "latency_rounds": len(latency.artifact.samples_ms) if latency else 0,
         "verified_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "processor": processor_name(),
@@ -382,11 +261,3 @@ def _environment(options: VerifyOptions, latency: Latency | None) -> dict[str, A
         "python": platform.python_version(),
         **tool_versions(),
     }
-
-
-def _infer(stopwatch: Stopwatch, image: Call) -> Outputs:
-    return stopwatch.runner.infer(image)
-
-
-def _execution(stopwatch: Stopwatch) -> Execution:
-    return stopwatch.runner.execution

@@ -5,11 +5,11 @@ import sys
 
 import pytest
 
-from vadexport import verifying
 from vadexport.building import BuildOptions, build
 from vadexport.listening import Listener
 from vadexport.sources import SourceSpec
 from vadexport.targets import Target
+from vadexport.verification import contest
 from vadexport.verifying import VerifyOptions, verify
 
 BRIGHTNESS = """
@@ -33,7 +33,7 @@ class Noting(Listener):
 def clock(monkeypatch):
     """A clock that only contestants move."""
     now = [0.0]
-    monkeypatch.setattr(verifying.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(contest.time, "perf_counter", lambda: now[0])
 
     def contestants(*seconds):
         def taking(own):
@@ -52,7 +52,7 @@ def clock(monkeypatch):
     [((0.01, 0.02), 100), ((1.0, 0.5), 40), ((20.0, 0.1), 10)],
 )
 def test_as_many_rounds_as_a_minute_has_time_for(clock, seconds, rounds):
-    assert verifying._affordable_rounds(clock(*seconds)) == rounds
+    assert contest._affordable_rounds(clock(*seconds)) == rounds
 
 
 @pytest.mark.parametrize("given", [None, 12])
@@ -60,7 +60,7 @@ def test_the_report_says_how_many_rounds_ran(
     artifact, checkpoint, images, tmp_path, monkeypatch, given
 ):
     rounds = given or 10
-    monkeypatch.setattr(verifying, "_MEASURING_S", 0.0)
+    monkeypatch.setattr(contest, "_MEASURING_S", 0.0)
     told = Noting()
     options = VerifyOptions(
         artifact, checkpoint, str(images), rounds=given, threads=1, report=tmp_path

@@ -1,0 +1,212 @@
+"""Engines of every family and of anomalib's models, built by TensorRT-RTX without a GPU.
+
+For each detector, fp16 and int8, one engine for sm86 and sm89: how long it took to build, how large
+it is, how many layers of the network are in float16, and the drift of the graph that the engine was
+built from, run by ONNX Runtime with every float16 value rounded to float16. Detectors of the
+families are fitted on solar cells (Deitsch et al. 2019) and judged on cells that nothing has seen;
+anomalib's have random weights (benchmarks/anomalib_zoo.py) and are judged on noise.
+
+No engine runs here: only a GPU shows that, see tests/gpu.
+
+    python benchmarks/tensorrt_engines.py [--only patchcore,Padim] [--document docs/tensorrt.md]
+"""
+
+import argparse
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from documents import replace_table
+
+OUTPUT = Path("benchmark-output")
+TARGETS = ("tensorrt-rtx:fp16@sm86+sm89", "tensorrt-rtx:int8@sm86+sm89")
+SIZE = "256x256"
+FITS = {
+    "patchcore": (),
+    "padim": (),
+    "student_teacher": ("--max-minutes", "2"),
+    "efficient_ad": ("--max-minutes", "2"),
+    "autoencoder": ("--max-minutes", "2"),
+    "diffusion": ("--max-minutes", "2"),
+}
+#: Of every kind of arithmetic: neighbours, Gaussians, students, flows, attention, decoders.
+ANOMALIB = (
+    *("Cfa", "Dfkde", "Dfm", "Dinomaly", "Draem", "EfficientAd", "Fastflow", "Ganomaly", "Padim"),
+    *("Patchcore", "ReverseDistillation", "Stfpm", "Supersimplenet", "Uflow", "UniNet"),
+)
+TIMEOUT_S = 3000
+
+
+@dataclass(frozen=True)
+class Row:
+    """One detector and target.
+
+    Attributes:
+        built: whether there is an engine; if not, `reason` says why.
+        seconds: of its build.
+        megabytes: of the engine.
+        precision: of the network.
+        images: that it was judged on.
+        drift: largest, of the graph, in drift units.
+        flips: of decisions; None where there are none.
+        reason: why there is no engine.
+    """
+
+    built: bool
+    seconds: float = 0.0
+    megabytes: float = 0.0
+    precision: str = ""
+    images: int = 0
+    drift: float = 0.0
+    flips: int | None = None
+    reason: str = ""
+
+
+def main() -> None:
+    """Measure what is not yet measured, and print the table."""
+    from vadexport.machine import tool_versions
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default=",".join((*FITS, *ANOMALIB)))
+    parser.add_argument("--document", type=Path, help="whose table is replaced")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(measure(options.one)))
+        return
+    OUTPUT.mkdir(exist_ok=True)
+    kept = OUTPUT / "tensorrt.json"
+    found: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
+    for name in options.only.split(","):
+        if found.get(name, {}).get("versions") != tool_versions():
+            found[name] = {"rows": measured_apart(name), "versions": tool_versions()}
+            kept.write_text(json.dumps(found, indent=2) + "\n")
+        print(name, json.dumps(found[name]["rows"]), flush=True)
+    table = as_table({name: one["rows"] for name, one in found.items()})
+    print(table)
+    if options.document is not None:
+        replace_table(options.document, table)
+
+
+def measured_apart(name: str) -> dict[str, Any]:
+    """Measure in a process of its own; what stopped it where it failed."""
+    try:
+        done = subprocess.run(
+            [sys.executable, __file__, "--one", name],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=TIMEOUT_S,
+        )
+    except subprocess.TimeoutExpired:
+        reason = f"took longer than {TIMEOUT_S} s"
+    else:
+        if not done.returncode:
+            found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+            return found
+        reason = (done.stderr.strip().splitlines() or ["no word"])[-1][:200]
+    return {target: asdict(Row(built=False, reason=reason)) for target in TARGETS}
+
+
+def measure(name: str) -> dict[str, Any]:
+    """Both rows of a detector."""
+    os.environ["TQDM_DISABLE"] = "1"
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        if name in FITS:
+            from detectors import lay_out
+
+            images = lay_out("mono")
+            source = folder / "detector.safetensors"
+            vadexport("fit", name, images / "train", "-o", source, "--size", SIZE, *FITS[name])
+            calibration, unseen = images / "calibration", images / "test"
+        else:
+            from anomalib_zoo import save
+
+            source = save(name, folder)
+            calibration, unseen = (
+                noise(folder / "normal", 24),
+                noise(folder / "unseen", 24, start=24),
+            )
+        return {target: asdict(row(source, target, calibration, unseen)) for target in TARGETS}
+
+
+def noise(folder: Path, count: int, start: int = 0) -> Path:
+    """Images of coarse and fine noise."""
+    from noise import rgb_noise
+    from PIL import Image
+
+    folder.mkdir()
+    for number, image in enumerate(rgb_noise(start + count, 256, 256, seed=0)[start:]):
+        Image.fromarray(image).save(folder / f"{number}.png")
+    return folder
+
+
+def row(source: Path, target: str, calibration: Path, unseen: Path) -> Row:
+    """Build one engine, and hold its graph against the reference."""
+    artifact = source.parent / target.replace(":", "-")
+    built = vadexport(
+        *("build", source, "-o", artifact, "--target", target, "--calibration", calibration),
+        *("--image-size", "256x256") if source.suffix == ".ckpt" else (),
+        fails=True,
+    )
+    if not (artifact / "manifest.json").exists():
+        return Row(built=False, reason=built.stderr.strip().splitlines()[-1][:200])
+    report = json.loads((artifact / "report" / "build.json").read_text())["compiled"]
+    manifest = json.loads((artifact / "manifest.json").read_text())
+    verified = vadexport(
+        *("verify", artifact, "--reference", source, "--images", unseen, "--proxy", "--json"),
+        fails=True,
+    )
+    figures = json.loads(verified.stdout)[0]["parity"]["figures"]
+    return Row(
+        built=True,
+        seconds=report["build_seconds"],
+        megabytes=report["engine_bytes"] / 1e6,
+        precision=manifest["precision"]["network"],
+        images=figures["images"],
+        drift=figures["drift_max"],
+        flips=figures["flips"],
+    )
+
+
+def vadexport(*words: object, fails: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run a command, quietly."""
+    command = [sys.executable, "-m", "vadexport", *map(str, words), "--quiet"]
+    return subprocess.run(command, check=not fails, capture_output=True, text=True)
+
+
+def as_table(found: dict[str, dict[str, Any]]) -> str:
+    """A Markdown table: a row a detector."""
+    titles = ["detector", "fp16: layers", "drift", "flips", "engine", "build"]
+    titles += ["int8: drift", "flips", "engine", "build"]
+    lines = [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
+    for name in (*FITS, *ANOMALIB):
+        if name not in found:
+            continue
+        half, eight = (Row(**found[name][target]) for target in TARGETS)
+        layers = half.precision.removeprefix("fp16, ").removesuffix(" layers")
+        whose = name if name in FITS else f"anomalib {name}"
+        lines.append(f"| {whose} | {layers} | {cells(half)} | {cells(eight)} |")
+    return "\n".join(lines) + "\n"
+
+
+def cells(one: Row) -> str:
+    """Drift, flips, size and time of an engine; why there is none."""
+    if not one.built:
+        return f"no engine: {one.reason} | – | – | –"
+    flips = "–" if one.flips is None else f"{one.flips}/{one.images}"
+    return f"{one.drift:.2g} | {flips} | {one.megabytes:.1f} MB | {one.seconds:.1f} s"
+
+
+if __name__ == "__main__":
+    main()

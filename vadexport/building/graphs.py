@@ -1,0 +1,210 @@
+"""The ONNX graphs of a build, each made when a target first needs it, and checked."""
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import onnx
+
+from vadexport.backends.base import RunnerOpener
+from vadexport.backends.child import Child
+from vadexport.building.inputs import BuildImages
+from vadexport.calibration import halve, quantise
+from vadexport.contract import ImageInput
+from vadexport.errors import InputError
+from vadexport.images import load_images
+from vadexport.listening import Listener
+from vadexport.passes import DEFAULT_PASSES, apply_passes
+from vadexport.sources import Source
+from vadexport.tracing.graph import TracedGraph, simplify, trace
+from vadexport.verification.drift import DriftUnit
+from vadexport.verification.ladder import Ladder, Rung
+from vadexport.verification.limits import Limits
+from vadexport.verification.proxy import GRAPH_FILE, proxy_opener
+
+#: Of the drift that a float16 artifact may have; the rest is for images that were not seen.
+_HALF_SHARE: Final = 0.5
+#: Images that choose the layers which float16 suits.
+_MOST_HALF_IMAGES: Final = 16
+_CHILD_TIMEOUT_S: Final = 1800
+
+
+class UnfitError(InputError):
+    """A target that this detector cannot have, while it may have others."""
+
+
+@dataclass(frozen=True)
+class Climber:
+    """Checks steps of a build against the reference.
+
+    Attributes:
+        ladder: check images and the reference's outputs.
+        unit: of drift.
+        threads: that a step's runner may use.
+    """
+
+    ladder: Ladder
+    unit: DriftUnit
+    threads: int
+
+    def climb(self, name: str, what: str, open_runner: RunnerOpener, precision: str) -> Rung:
+        """Check what `open_runner` opens; `what` names it in errors."""
+        return self.ladder.climb(name, what, open_runner, self.unit.value, precision)
+
+    def climb_graph(self, name: str, folder: Path, precision: str) -> Rung:
+        """Check the ONNX graph in a folder, run by ONNX Runtime on the processor."""
+        open_runner = proxy_opener(folder, precision, self.threads)
+        return self.climb(name, f"onnxruntime:{precision} ({name})", open_runner, precision)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A graph of one precision.
+
+    Attributes:
+        path: of its ONNX file.
+        rungs: of the steps that led to it.
+        precision: of each part.
+    """
+
+    path: Path
+    rungs: tuple[Rung, ...]
+    precision: dict[str, str]
+
+
+@dataclass
+class Graphs:
+    """What targets of a precision share."""
+
+    source: Source
+    image_input: ImageInput
+    images: BuildImages
+    climber: Climber
+    work: Path
+    listener: Listener
+    notes: list[str] = field(default_factory=list)
+
+    def of(self, precision: str) -> Graph:
+        """The graph of a precision.
+
+        Raises:
+            InputError: the detector cannot be traced.
+            UnfitError: its network has no layer that could have the precision.
+            BackendError: quantising failed.
+        """
+        if precision == "fp16":
+            return self._half
+        return self._int8 if precision == "int8" else self._float
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the graphs' outputs."""
+        return tuple(output.name for output in self._traced[0].model.graph.output)
+
+    @cached_property
+    def _traced(self) -> tuple[TracedGraph, tuple[Rung, ...]]:
+        """Trace, simplify and rewrite; rewrites that move scores are undone."""
+        self.listener.step("trace", 0, 3)
+        traced = trace(self.source.detector, self.image_input)
+        rungs = [self._climb("traced", traced.model)]
+        self.listener.step("trace", 1, 3)
+        graph = simplify(traced)
+        rungs.append(self._climb("simplified", graph.model))
+        self.listener.step("trace", 2, 3)
+        model, places = apply_passes(graph.model, DEFAULT_PASSES)
+        if any(places.values()):
+            rewritten = self._climb("rewritten", model)
+            names = ", ".join(name for name, count in places.items() if count)
+            if rewritten.held:
+                rungs.append(rewritten)
+                graph = replace(graph, model=model)
+                self.notes.append(f"rewrites applied: {names}")
+            else:
+                self.notes.append(f"rewrites undone, for they move scores: {names}")
+        self.listener.step("trace", 3, 3)
+        return graph, tuple(rungs)
+
+    @cached_property
+    def _float(self) -> Graph:
+        graph, rungs = self._traced
+        path = self._save("float", graph.model)
+        return Graph(path, rungs, {"network": "fp32", "score head": "fp32"})
+
+    @cached_property
+    def _half(self) -> Graph:
+        """Cast what scores allow to float16."""
+        network = self._layers("float16")
+        path = self._new("half")
+        limit = Limits.of_rung("fp16").max_drift or 0.0
+        with Child("float16 conversion", timeout_s=_CHILD_TIMEOUT_S) as child:
+            plan = child.run(
+                halve,
+                self._float.path,
+                path,
+                network,
+                self._half_calls(),
+                _HALF_SHARE * limit * self.climber.unit.value,
+                progress=lambda done, total: self.listener.step("float16", done, total),
+            )
+        kept = plan.kept_layers
+        whole = f"{plan.layers} of {plan.layers + sum(kept.values())} layers"
+        stays = "".join(f", and {count}: {reason}" for reason, count in kept.items())
+        self.notes.append(f"FP16: {whole} of the network; the score head stays float32{stays}")
+        rung = self.climber.climb_graph("half", path.parent, "fp16")
+        precision = {"network": f"fp16, {whole}", "score head": "fp32"}
+        return Graph(path, (*self._float.rungs, rung), precision)
+
+    def _half_calls(self) -> list[np.ndarray]:
+        """Calls of the graph on the images that choose layers."""
+        images = self.images.checks
+        if self.images.calibration is not None and self.images.calibration.calibrate:
+            files = self.images.calibration.calibrate[:_MOST_HALF_IMAGES]
+            images = np.stack([image for _, image in load_images(files, self.image_input)])
+        return [call for call, _ in self.image_input.batches(images)]
+
+    @cached_property
+    def _int8(self) -> Graph:
+        """Quantise the network."""
+        if self.images.calibration is None:
+            raise UnfitError("INT8 needs normal images to set its ranges: --calibration IMAGES")
+        network = self._layers("INT8")
+        path = self._new("quantised")
+        with Child("INT8 calibration", timeout_s=_CHILD_TIMEOUT_S) as child:
+            layers = child.run(
+                quantise,
+                self._float.path,
+                path,
+                network,
+                self.images.calibration.calibrate,
+                self.image_input,
+                progress=lambda done, total: self.listener.step("calibrate", done, total),
+            )
+        self.notes.append(f"INT8: {layers} layers of the network; the score head stays float32")
+        rung = self.climber.climb_graph("quantised", path.parent, "int8")
+        precision = {"network": "int8", "score head": "fp32"}
+        return Graph(path, (*self._float.rungs, rung), precision)
+
+    def _layers(self, wanted: str) -> frozenset[str]:
+        """Names of the network's nodes; raises UnfitError where none of them is a layer."""
+        graph, _ = self._traced
+        if not graph.has_layers():
+            raise UnfitError(
+                f"the network of {self.source.detector.family} has no convolution and no other "
+                f"layer that could be {wanted}: build targets of fp32"
+            )
+        return graph.network_nodes()
+
+    def _climb(self, name: str, model: onnx.ModelProto) -> Rung:
+        return self.climber.climb_graph(name, self._save(name, model).parent, "fp32")
+
+    def _save(self, name: str, model: onnx.ModelProto) -> Path:
+        path = self._new(name)
+        onnx.save(model, path)
+        return path
+
+    def _new(self, name: str) -> Path:
+        path = self.work / name / GRAPH_FILE
+        path.parent.mkdir()
+        return path

@@ -1,0 +1,150 @@
+"""float16 with normal images: which layers their values fit, and which of them move scores."""
+
+from collections.abc import Callable, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from vadexport.contract import INPUT_NAME, RAW_SCORE, Call
+from vadexport.errors import BackendError
+from vadexport.passes.half_precision import (
+    HalfPlan,
+    half_candidates,
+    layers_of,
+    observed_tensors,
+    plan_half,
+    to_half,
+)
+from vadexport.passes.half_rounding import rounded_as_half
+
+#: Layers are judged in no more groups than this: each costs a run over the images.
+_MOST_GROUPS: Final = 40
+
+
+def halve(
+    model: Path,
+    destination: Path,
+    network_nodes: frozenset[str],
+    calls: Sequence[Call],
+    allowed: float,
+    progress: Callable[[int, int], None],
+) -> HalfPlan:
+    """Write a form of the ONNX file `model` whose network computes in float16.
+
+    The score head stays in float32, and so does every layer whose values on the given images leave
+    too little room in float16. Where scores then move by more than `allowed`, the layers that move
+    them most stay in float32 as well: each group of layers is put into float16 alone, and as few of
+    the worst are taken back as will do. What float16 does to scores is measured on the graph that
+    rounds as float16 storage does (`rounded_as_half`).
+
+    To be run in a child process.
+
+    Args:
+        model: ONNX file.
+        destination: of the float16 ONNX file.
+        network_nodes: names of the nodes that may compute in float16.
+        calls: of the graph, on normal images.
+        allowed: largest move of a raw score.
+        progress: told how much is done, of how much.
+
+    Returns:
+        What computes in float16, and what does not although it could.
+
+    Raises:
+        BackendError: no layer of the network can.
+    """
+    graph = onnx.load(model)
+    candidates = half_candidates(graph, network_nodes)
+    largest = largest_values(graph, observed_tensors(candidates), calls)
+    plan = plan_half(graph, network_nodes, largest)
+    if plan.layers == 0:
+        raise BackendError("no layer of this detector's network fits float16")
+    expected = _scores(graph, calls)
+
+    def moved(candidate: HalfPlan) -> float:
+        found = _scores(rounded_as_half(to_half(graph, candidate)), calls)
+        return float(np.abs(found - expected).max())
+
+    if not moved(plan) <= allowed:
+        groups = _grouped(layers_of(graph, plan))
+        moves = []
+        for number, group in enumerate(groups):
+            moves.append(moved(HalfPlan(frozenset(group), 0, ())))
+            progress(number + 1, len(groups))
+        worst = sorted(range(len(groups)), key=lambda number: -moves[number])
+
+        def without(count: int) -> HalfPlan:
+            """The plan without the `count` groups that move scores most."""
+            reason = "scores would move too far"
+            full = {name: reason for number in worst[:count] for name in groups[number]}
+            return plan_half(graph, network_nodes, largest, full)
+
+        low, high = 0, len(groups)  # with none taken back it moves too far, with all not at all
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if moved(without(middle)) <= allowed else (middle, high)
+        plan = without(high)
+        if plan.layers == 0:
+            raise BackendError("no layer of this detector's network can be float16: scores move")
+    else:
+        progress(1, 1)
+    onnx.save(to_half(graph, plan), destination)
+    return plan
+
+
+def largest_values(
+    model: onnx.ModelProto, names: Sequence[str], calls: Sequence[Call]
+) -> dict[str, float]:
+    """Largest magnitude of each tensor in any call, found by ONNX Runtime in float32.
+
+    Names of constants are left out. NaN counts as infinity.
+    """
+    watched = onnx.ModelProto()
+    watched.CopyFrom(model)
+    graph = watched.graph
+    constants = {tensor.name for tensor in graph.initializer}
+    names = [name for name in names if name not in constants]
+    del graph.output[:]
+    for number, name in enumerate(names):
+        # Reduced inside of the graph: whole tensors of all layers would fill the memory.
+        graph.node.append(helper.make_node("Abs", [name], [f"{name}/magnitude"]))
+        graph.node.append(
+            helper.make_node("ReduceMax", [f"{name}/magnitude"], [f"largest_{number}"], keepdims=0)
+        )
+        graph.output.append(
+            helper.make_tensor_value_info(f"largest_{number}", TensorProto.FLOAT, [])
+        )
+    found = np.zeros(len(names))
+    if names:
+        values = np.array(_run(watched, calls), np.float64)
+        found = np.where(np.isnan(values), np.inf, values).max(axis=0)
+    return dict(zip(names, found.tolist(), strict=True))
+
+
+def _grouped(layers: list[list[str]]) -> list[list[str]]:
+    """Neighbouring layers together, where there are too many to judge each."""
+    size = -(-len(layers) // _MOST_GROUPS)
+    starts = range(0, len(layers), size)
+    return [list(chain.from_iterable(layers[start : start + size])) for start in starts]
+
+
+def _scores(model: onnx.ModelProto, calls: Sequence[Call]) -> NDArray[np.float64]:
+    """Raw scores of all images, by ONNX Runtime."""
+    scores = _run(model, calls, [RAW_SCORE])
+    return np.concatenate([np.ravel(outputs[0]) for outputs in scores]).astype(np.float64)
+
+
+def _run(
+    model: onnx.ModelProto, calls: Sequence[Call], names: Sequence[str] | None = None
+) -> list[list[NDArray[np.float32]]]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    return [session.run(names, {INPUT_NAME: call}) for call in calls]

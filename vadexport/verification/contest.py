@@ -1,0 +1,93 @@
+"""The reference and what is held against it, each in a child process of its own."""
+
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+
+from vadexport.backends.base import Execution, RunnerOpener
+from vadexport.backends.child import Child
+from vadexport.backends.cuda import GpuState
+from vadexport.contract import Call, Outputs
+from vadexport.listening import Listener
+from vadexport.verification.latency import LatencyFigures, Stopwatch, measure
+
+#: Rounds where nobody says how many: as many as there is time for, in seconds.
+_MOST_ROUNDS, _FEWEST_ROUNDS, _MEASURING_S = 100, 10, 60.0
+
+
+class Contest:
+    """Contestants that run the same calls.
+
+    Args:
+        stack: closes the children.
+        openers: of each contestant's runner, by its name.
+        calls: of the graph, that are timed.
+    """
+
+    def __init__(
+        self, stack: ExitStack, openers: Mapping[str, RunnerOpener], calls: Sequence[Call]
+    ) -> None:
+        self._children = {name: stack.enter_context(Child(name)) for name in openers}
+        for name, child in self._children.items():
+            child.open(Stopwatch, openers[name], calls)
+
+    def inference(self, name: str) -> Callable[[Call], Outputs]:
+        """Inference of a contestant."""
+        return partial(self._children[name].apply, _infer)
+
+    def gpu_state(self, name: str) -> GpuState | None:
+        """State of the GPU that a contestant runs on; None on the processor."""
+        return self._children[name].apply(_gpu_state)
+
+    def time(
+        self, names: Collection[str], rounds: int | None, listener: Listener
+    ) -> dict[str, LatencyFigures]:
+        """Latency of some contestants, interleaved.
+
+        Args:
+            names: of those that are timed.
+            rounds: how many; None for as many as there is time for.
+            listener: told of each.
+        """
+        children = {name: self._children[name] for name in names}
+        contestants = {
+            name: partial(child.apply, Stopwatch.time) for name, child in children.items()
+        }
+        if rounds is None:
+            rounds = _affordable_rounds(contestants)
+            if rounds < _MOST_ROUNDS:
+                listener.note(
+                    f"latency is measured in {rounds} rounds, for calls take long: --rounds "
+                    f"{_MOST_ROUNDS} gives narrower intervals"
+                )
+        found = measure(
+            contestants,
+            {name: child.apply(_execution) for name, child in children.items()},
+            rounds=rounds,
+            progress=lambda done, total: listener.step("latency", done, total),
+        )
+        return {one.name: one for one in found}
+
+
+def _affordable_rounds(contestants: Mapping[str, Callable[[int], object]]) -> int:
+    """By how long one round takes, which is not counted."""
+    started = time.perf_counter()
+    for time_call in contestants.values():
+        time_call(0)
+    took = time.perf_counter() - started
+    return max(_FEWEST_ROUNDS, min(_MOST_ROUNDS, int(_MEASURING_S / took)))
+
+
+def _infer(stopwatch: Stopwatch, image: Call) -> Outputs:
+    return stopwatch.runner.infer(image)
+
+
+def _execution(stopwatch: Stopwatch) -> Execution:
+    return stopwatch.runner.execution
+
+
+def _gpu_state(stopwatch: Stopwatch) -> GpuState | None:
+    """Runners of processors know of none."""
+    state: GpuState | None = getattr(stopwatch.runner, "gpu_state", lambda: None)()
+    return state

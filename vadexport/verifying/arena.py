@@ -1,0 +1,135 @@
+"""What takes part in a verification, each on the device that it is for."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final, Self
+
+import numpy as np
+
+from vadexport import contract
+from vadexport.artifact import Artifact
+from vadexport.backends.base import available_threads
+from vadexport.backends.child import Child
+from vadexport.backends.registry import get_backend, opener
+from vadexport.contract import Call, ImageInput
+from vadexport.errors import InputError, MissingDeviceError, MissingPackageError
+from vadexport.images import ImageFile, decode, image_digest, load_images
+from vadexport.listening import Listener
+from vadexport.sources import SourceSpec, reference_opener
+from vadexport.targets import Target
+from vadexport.verification.contest import Contest
+from vadexport.verification.latency import LatencyFigures
+from vadexport.verification.parity import ImageRecord
+from vadexport.verification.proxy import proxy_opener
+from vadexport.verification.result import Exhibit
+from vadexport.verifying.options import VerifyOptions
+
+REFERENCE: Final = "reference"
+_TIMED_CALLS: Final = 16
+
+
+@dataclass(frozen=True)
+class Arena:
+    """What takes part in a verification.
+
+    Attributes:
+        artifacts: by their target's name.
+        proxied: names of those whose device is not here, each with the reason.
+        image_input: of all.
+        files: the images, by name.
+        contest: of the reference and the artifacts.
+    """
+
+    artifacts: dict[str, Artifact]
+    proxied: dict[str, str]
+    image_input: ImageInput
+    files: dict[str, ImageFile]
+    contest: Contest
+
+    @classmethod
+    def opened(
+        cls,
+        stack: ExitStack,
+        options: VerifyOptions,
+        spec: SourceSpec,
+        artifacts: Sequence[Artifact],
+        files: Sequence[ImageFile],
+    ) -> Self:
+        """Open the reference and every artifact, on the device that each is for.
+
+        Raises:
+            MissingDeviceError: a device is not here, and no proxy may stand in for it.
+        """
+        threads = options.threads or available_threads()
+        named = {str(one.manifest.target): one for one in artifacts}
+        missing = {name: _missing(one.manifest.target) for name, one in named.items()}
+        proxied = {name: reason for name, reason in missing.items() if reason is not None}
+        if proxied and not options.proxy:
+            name, reason = next(iter(proxied.items()))
+            raise MissingDeviceError(
+                f"{name} cannot run here: {reason}; --proxy verifies the ONNX graph behind it on "
+                "the processor, which proves its numerics and not the artifact itself"
+            )
+        if len(proxied) == len(named) and options.limits_speed:
+            raise InputError(
+                "a limit on speed needs a measurement, and a proxy shows nothing of an artifact's "
+                "speed: verify where its GPU is"
+            )
+        on_gpu = any(one.manifest.target.on_gpu for name, one in named.items() if not missing[name])
+        openers = {REFERENCE: reference_opener(spec, threads, on_gpu=on_gpu)}
+        for name, one in named.items():
+            target = one.manifest.target
+            openers[name] = (
+                proxy_opener(one.folder, target.precision, threads)
+                if name in proxied
+                else opener(target, one.folder, threads)
+            )
+        image_input = artifacts[0].manifest.image_input
+        contest = Contest(stack, openers, _timed_calls(files, image_input, options))
+        return cls(named, proxied, image_input, {file.name: file for file in files}, contest)
+
+    def timed(self, options: VerifyOptions, listener: Listener) -> dict[str, LatencyFigures]:
+        """Latency of all that run on their own device, interleaved with the reference."""
+        names = [name for name in self.artifacts if name not in self.proxied]
+        if options.rounds == 0 or not names:
+            return {}
+        return self.contest.time([REFERENCE, *names], options.rounds, listener)
+
+    def digests(self, records: Sequence[ImageRecord]) -> frozenset[str]:
+        """Which images the records are of."""
+        return frozenset(image_digest(self.files[record.name].path) for record in records)
+
+    def exhibit(self, name: str, record: ImageRecord, why: str) -> Exhibit:
+        """Run one image again, to keep its maps."""
+        image = decode(self.files[record.name].path, self.image_input.channels)
+        call, _ = next(self.image_input.batches(image[None]))
+        maps = [
+            self.contest.inference(one)(call)[contract.ANOMALY_MAP][0, 0].astype(np.float32)
+            for one in (REFERENCE, name)
+        ]
+        return Exhibit(record, why, image, *maps)
+
+
+def _missing(target: Target) -> str | None:
+    """Why a target cannot run here; None where it can."""
+    if not target.on_gpu:
+        return None  # whatever is missing is an error, and its graph is not in the folder
+    try:
+        with Child(str(target)) as child:
+            child.run(get_backend(target.backend).check_device, target)
+    except (MissingDeviceError, MissingPackageError) as error:
+        return str(error)
+    return None
+
+
+def _timed_calls(
+    files: Sequence[ImageFile], image_input: ImageInput, options: VerifyOptions
+) -> list[Call]:
+    """Calls of the graph to time, on the first images, in memory."""
+    size = image_input.batch or 1
+    loaded = load_images(files, image_input, skip_unreadable=options.skip_unreadable)
+    images = np.stack([image for _, image in islice(loaded, _TIMED_CALLS * size)])
+    starts = range(0, len(images), size)
+    return [next(image_input.batches(images[start : start + size]))[0] for start in starts]
