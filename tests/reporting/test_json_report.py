@@ -58,6 +58,8 @@ class TestParity:
             "map_mean": 0.01,
             "map_range": 1.5,
             "consistent": True,
+            "mask_iou": None,
+            "map_spearman": None,
             "drift": pytest.approx(0.4),
             "flipped": True,
             "finite": True,

@@ -118,7 +118,7 @@ def _headlines(v: Verification) -> list[_Headline]:
             MISSING
             if unlabelled
             else f"{figure(found.auroc_reference, '.4f')} → {figure(found.auroc, '.4f')}",
-            "no images of both labels" if unlabelled else "reference → artifact",
+            "no images of both labels" if unlabelled else _auroc_loss(v),
         ),
         _Headline(
             "largest drift",
@@ -133,17 +133,17 @@ def _headlines(v: Verification) -> list[_Headline]:
         _Headline(
             "Spearman",
             figure(found.spearman, ".5f"),
-            "rank correlation of raw scores with the reference's",
+            f"rank correlation of raw scores with the reference's{_kendall(v)}",
         ),
         _Headline(
             "flips",
             MISSING if found.flips is None else f"{found.flips} of {found.images}",
-            "images whose decision differs from the reference's",
+            _flips_bound(v),
         ),
         _Headline(
             "largest map difference",
             percent(found.map_max),
-            f"of the mean range of the reference's maps; mean {percent(found.map_mean)}",
+            f"of the mean range of the reference's maps; mean {percent(found.map_mean)}{_masks(v)}",
         ),
     ]
     if v.latency is None:
@@ -163,6 +163,38 @@ def _headlines(v: Verification) -> list[_Headline]:
             f"95% interval {measured(ratio.low)} to {measured(ratio.high)}",
         ),
     ]
+
+
+def _flips_bound(v: Verification) -> str:
+    """What so many images prove of others."""
+    words = "images whose decision differs from the reference's"
+    if v.evidence is None or v.evidence.flips is None:
+        return words
+    bound = v.evidence.flips
+    return (
+        f"{words}; for images like these the rate is {percent(bound.low)} to "
+        f"{percent(bound.high)} (95% interval, Clopper–Pearson)"
+    )
+
+
+def _auroc_loss(v: Verification) -> str:
+    if v.evidence is None or v.evidence.auroc_loss is None:
+        return "reference → artifact"
+    loss = v.evidence.auroc_loss
+    return (
+        f"reference → artifact; loss {figure(loss.value)}, 95% interval {figure(loss.low)} to "
+        f"{figure(loss.high)}"
+    )
+
+
+def _kendall(v: Verification) -> str:
+    found = v.evidence.kendall if v.evidence else None
+    return "" if found is None else f"; Kendall's τ {figure(found, '.4f')}"
+
+
+def _masks(v: Verification) -> str:
+    found = v.evidence.mask_iou if v.evidence else None
+    return "" if found is None else f"; masks' mean IoU {figure(found, '.4f')}"
 
 
 def _runs(v: Verification) -> list[tuple[str, str, str]]:

@@ -33,6 +33,7 @@ def parity_json(v: Verification) -> dict[str, Any]:
             "drift_unit": v.drift_unit,
             "drift_unit_from": v.drift_unit_from,
             "figures": asdict(v.figures),
+            "evidence": None if v.evidence is None else asdict(v.evidence),
             "limits": asdict(v.limits),
             "checks": [asdict(check) for check in v.checks],
             "images": [_image(record, v.drift_unit) for record in v.records],

@@ -7,15 +7,19 @@ from vadexport.errors import InputError, MissingPackageError
 from vadexport.files import written_whole
 from vadexport.reporting.html_report import html_report
 from vadexport.reporting.json_report import as_text, latency_json, parity_json
+from vadexport.reporting.junit import junit_xml
+from vadexport.reporting.summary import summary_markdown
 from vadexport.verification.result import Verification
 
 PARITY_FILE: Final = "parity.json"
 LATENCY_FILE: Final = "latency.json"
 PAGE_FILE: Final = "index.html"
+JUNIT_FILE: Final = "junit.xml"
+SUMMARY_FILE: Final = "summary.md"
 
 
 def write_reports(v: Verification, folder: Path) -> list[str]:
-    """Write `parity.json`, `latency.json` and `index.html`, each whole or not at all.
+    """Write the JSON files, `junit.xml`, `summary.md` and `index.html`, each whole or not at all.
 
     A file that this verification has nothing for is removed: it would be of an older one. Without
     jinja2 that is `index.html`.
@@ -31,6 +35,8 @@ def write_reports(v: Verification, folder: Path) -> list[str]:
     texts = {
         PARITY_FILE: as_text(parity_json(v)),
         LATENCY_FILE: None if latency is None else as_text(latency),
+        JUNIT_FILE: junit_xml(v),
+        SUMMARY_FILE: summary_markdown(v),
         PAGE_FILE: None,
     }
     try:

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vadexport import contract
 from vadexport.contract import ImageArray, ImageInput, Outputs
@@ -12,6 +14,8 @@ from vadexport.thresholds import Thresholds
 from vadexport.verification.statistics import auroc, spearman
 
 Infer = Callable[[ImageArray], Outputs]
+
+_RANKED_PIXELS: Final = 4096
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,10 @@ class ImageRecord:
         map_range: largest minus smallest value of the reference's map.
         consistent: whether the candidate's `pred_score`, `pred_label` and `pred_mask` follow from
             its own raw score and map by the reference's thresholds.
+        mask_iou: intersection over union of the two masks; None where both are empty, or there is
+            none.
+        map_spearman: rank correlation of the pixels of the two maps, of at most 4,096 spread over
+            them; None where one is constant, or there is none.
     """
 
     name: str
@@ -43,6 +51,8 @@ class ImageRecord:
     map_mean: float | None
     map_range: float | None
     consistent: bool
+    mask_iou: float | None = None
+    map_spearman: float | None = None
 
     @property
     def finite(self) -> bool:
@@ -180,13 +190,14 @@ def _record(
     thresholds: Thresholds | None,
 ) -> ImageRecord:
     name, anomalous = image
-    map_max = map_mean = map_range = None
+    map_max = map_mean = map_range = ranks = None
     if contract.ANOMALY_MAP in expected:
         reference_map = expected[contract.ANOMALY_MAP].astype(np.float64)
         with np.errstate(invalid="ignore"):  # infinity on both sides; counted as not finite
             difference = np.abs(found[contract.ANOMALY_MAP] - reference_map)
             map_range = float(np.ptp(reference_map))
         map_max, map_mean = float(difference.max()), float(difference.mean())
+        ranks = _map_spearman(reference_map, found[contract.ANOMALY_MAP])
     return ImageRecord(
         name=name,
         anomalous=anomalous,
@@ -198,7 +209,25 @@ def _record(
         map_mean=map_mean,
         map_range=map_range,
         consistent=thresholds is None or not thresholds.contradicted_by(found),
+        mask_iou=_mask_iou(expected, found),
+        map_spearman=ranks,
     )
+
+
+def _map_spearman(reference: NDArray[np.float64], found: NDArray[Any]) -> float | None:
+    """Of every n-th pixel, so that ranking large maps takes no time that anyone notices."""
+    step = -(-reference.size // _RANKED_PIXELS)
+    if not (np.isfinite(reference).all() and np.isfinite(found).all()):
+        return None
+    return spearman(reference.ravel()[::step], found.astype(np.float64).ravel()[::step])
+
+
+def _mask_iou(expected: Outputs, found: Outputs) -> float | None:
+    if contract.PRED_MASK not in expected:
+        return None
+    first, second = expected[contract.PRED_MASK] > 0, found[contract.PRED_MASK] > 0
+    either = int(np.count_nonzero(first | second))
+    return int(np.count_nonzero(first & second)) / either if either else None
 
 
 def _label(outputs: Outputs) -> bool | None:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from vadexport.artifact import ProvenOn
 from vadexport.contract import ImageArray
+from vadexport.verification.evidence import Evidence
 from vadexport.verification.latency import LatencyFigures, Speedup
 from vadexport.verification.limits import Check, Limits
 from vadexport.verification.parity import ImageRecord, ParityFigures
@@ -69,6 +70,7 @@ class Verification:
         ladder: the build's rungs, from the manifest.
         environment: versions, processor, threads, time: what the figures hold for.
         warnings: what may spoil the result.
+        evidence: how much the figures prove.
         proven_on: `artifact`, or `graph` where its device is not here: the figures are then those
             of the ONNX graph behind it, run on the processor.
     """
@@ -88,6 +90,7 @@ class Verification:
     ladder: tuple[dict[str, Any], ...]
     environment: dict[str, Any]
     warnings: tuple[str, ...] = ()
+    evidence: Evidence | None = None
     proven_on: ProvenOn = "artifact"
 
     @property

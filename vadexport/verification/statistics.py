@@ -45,6 +45,59 @@ def spearman(first: Float64Array, second: Float64Array) -> float | None:
     return float(a @ b) / norm if norm > 0 else None
 
 
+def kendall(first: Float64Array, second: Float64Array) -> float | None:
+    """Kendall's tau-b (Kendall 1945); None where one side is constant or there is no pair."""
+    from scipy.stats import kendalltau
+
+    if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
+        return None
+    return float(kendalltau(first, second).statistic)
+
+
+def proportion_interval(count: int, total: int) -> Interval:
+    """A proportion with its exact two-sided 95% interval (Clopper & Pearson 1934).
+
+    Exact means that it covers the true proportion in at least 95% of all samples: none of 60 says
+    no more than "at most 6%".
+
+    Args:
+        count: how many have the property.
+        total: of how many; at least one.
+    """
+    from scipy.stats import beta
+
+    low = beta.ppf(0.025, count, total - count + 1) if count else 0.0
+    high = beta.ppf(0.975, count + 1, total - count) if count < total else 1.0
+    return Interval(count / total, float(low), float(high))
+
+
+def auroc_loss(
+    reference: Float64Array,
+    found: Float64Array,
+    anomalous: NDArray[np.bool_],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Interval | None:
+    """AUROC of one score minus that of another on the same images, with a bootstrap interval.
+
+    Images are drawn with replacement, normal and anomalous ones apart, and both scores of an image
+    stay together (percentile interval, Efron 1979). None unless both classes are present.
+    """
+    whole = auroc(reference, anomalous), auroc(found, anomalous)
+    if whole[0] is None or whole[1] is None:
+        return None
+    rng = np.random.default_rng(seed)
+    classes = [np.flatnonzero(anomalous), np.flatnonzero(~anomalous)]
+    losses = np.empty(resamples)
+    for number in range(resamples):
+        drawn = np.concatenate([rng.choice(one, size=len(one)) for one in classes])
+        first, second = (auroc(scores[drawn], anomalous[drawn]) for scores in (reference, found))
+        losses[number] = (first or 0.0) - (second or 0.0)
+    low, high = np.quantile(losses, [0.025, 0.975])
+    return Interval(whole[0] - whole[1], float(low), float(high))
+
+
 def interquartile_range(values: Float64Array) -> float:
     """Difference of the 0.75 and the 0.25 quantile, linear interpolation."""
     low, high = np.quantile(values.astype(np.float64), [0.25, 0.75])

@@ -20,6 +20,7 @@ from vadexport.machine import processor_name, tool_versions
 from vadexport.reporting import write_reports
 from vadexport.sources import Source, SourceSpec, open_source
 from vadexport.verification.drift import DriftUnit, fitted_scores
+from vadexport.verification.evidence import weigh
 from vadexport.verification.latency import LatencyFigures, speedup
 from vadexport.verification.limits import Limits, disturbance, latency_checks, parity_checks
 from vadexport.verification.parity import ImageRecord, compare_images, figures
@@ -154,6 +155,7 @@ def _judge(
         environment=_environment(options, latency, state),
         proven_on="graph" if name in arena.proxied else "artifact",
         warnings=tuple(warnings),
+        evidence=weigh(records, unit.value),
     )
 
 

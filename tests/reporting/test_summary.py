@@ -1,0 +1,55 @@
+import re
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vadexport.reporting.summary import summary_markdown
+from vadexport.verification.evidence import Evidence
+from vadexport.verification.limits import Check, Limits
+from vadexport.verification.statistics import Interval
+
+
+def test_the_verdict_stands_first_then_every_check(make):
+    lines = summary_markdown(make.verification()).splitlines()
+    assert lines[0] == "## ✓ `openvino:int8` against detector.safetensors: all 3 checks held"
+    assert [line[:3] for line in lines[2:5]] == ["- ✓"] * 3
+
+
+def test_what_fell_short_stands_before_what_held(make):
+    checks = (
+        Check("finite", held=True, line="fine"),
+        Check("drift", held=False, line="largest drift 2, limit 1"),
+    )
+    lines = summary_markdown(make.verification(checks=checks)).splitlines()
+    assert lines[0].endswith("1 of 2 checks fell short")
+    assert lines[2:4] == ["- ✗ largest drift 2, limit 1", "- ✓ fine"]
+
+
+def test_limits_that_were_not_checked_are_told(make):
+    text = summary_markdown(make.verification(limits=Limits(max_map_drift=0.1)))
+    assert "- – not checked: largest difference of a map" in text
+
+
+def test_figures_of_both_with_their_bounds(make):
+    evidence = Evidence({}, None, Interval(0.25, 0.006, 0.806), None, None, None)
+    text = summary_markdown(make.verification(evidence=evidence))
+    assert "| image AUROC | 0.9912 | 0.9871 |" in text
+    assert "| flipped decisions | – | 1/4 (95%: 0.6% to 80.6%) |" in text
+    assert "| median latency | 60.0 ms (float32) | 6.00 ms (INT8 network) |" in text
+    assert "| compiled | 0.31 | fell short |" in text
+
+
+def test_without_latency(make):
+    assert "latency" not in summary_markdown(make.verification(latency=None))
+
+
+@given(name=st.text(st.characters(codec=None), max_size=30))
+def test_no_name_of_a_file_is_markdown_html_or_a_line_of_its_own(make, name):
+    plain = summary_markdown(make.verification(warnings=("x",)))
+    text = summary_markdown(make.verification(warnings=(name or "x",)))
+    text.encode(errors="backslashreplace")
+    assert len(text.splitlines()) == len(plain.splitlines())
+    (line,) = [
+        new for new, old in zip(text.splitlines(), plain.splitlines(), strict=True) if new != old
+    ] or ["- x"]
+    assert not re.search(r"(?<!\\)(\\\\)*[<\[`|]", line.removeprefix("- "))

@@ -1,0 +1,83 @@
+"""`summary.md`: a verification in Markdown, for the summary of a pipeline's job."""
+
+from collections.abc import Iterator
+from typing import Final
+
+from vadexport.reporting.wording import (
+    MISSING,
+    figure,
+    flips,
+    measured,
+    percent,
+    unchecked,
+    verdict,
+)
+from vadexport.terminal import printable
+from vadexport.verification.result import Verification
+
+_MARKS: Final = {True: "✓", False: "✗"}
+
+
+def summary_markdown(v: Verification) -> str:
+    """Verdict first, then checks, figures, warnings and the build's ladder."""
+    checks = sorted(v.checks, key=lambda check: check.held)
+    fallen = [check for check in checks if not check.held]
+    head = (
+        f"all {len(v.checks)} checks held"
+        if v.held
+        else f"{len(fallen)} of {len(v.checks)} checks fell short"
+    )
+    lines = [
+        f"## {_MARKS[v.held]} `{_code(v.target)}` against {_text(v.source_name)}: {head}",
+        "",
+        *(f"- {_MARKS[check.held]} {_text(check.line)}" for check in checks),
+        *(f"- – not checked: {_text(line)}" for line in unchecked(v)),
+        "",
+        "| figure | reference | artifact |",
+        "|---|---|---|",
+        *(f"| {name} | {first} | {second} |" for name, first, second in _figures(v)),
+    ]
+    if v.warnings:
+        lines += ["", "**Warnings**", "", *(f"- {_text(warning)}" for warning in v.warnings)]
+    if v.ladder:
+        lines += ["", "| rung | largest drift | verdict |", "|---|---|---|", *_ladder(v)]
+    return "\n".join(lines) + "\n"
+
+
+def _figures(v: Verification) -> Iterator[tuple[str, str, str]]:
+    found = v.figures
+    yield "images", str(found.images), str(found.images)
+    yield "image AUROC", figure(found.auroc_reference, ".4f"), figure(found.auroc, ".4f")
+    unit = f"{figure(found.drift_max)} at most, {figure(found.drift_mean)} mean"
+    yield "drift, in drift units", MISSING, unit
+    yield "Spearman of raw scores", MISSING, figure(found.spearman, ".5f")
+    bound = ""
+    if v.evidence and v.evidence.flips:
+        bound = f" (95%: {percent(v.evidence.flips.low)} to {percent(v.evidence.flips.high)})"
+    yield "flipped decisions", MISSING, flips(found.flips, found.images) + bound
+    yield "largest map difference", MISSING, percent(found.map_max)
+    if v.latency is not None:
+        pair = (v.latency.reference, v.latency.artifact)
+        first, second = (
+            f"{measured(one.median_ms)} ms ({one.execution.precision})" for one in pair
+        )
+        yield "median latency", first, second
+        ratio = v.latency.speedup.ratio
+        words = f"{measured(ratio.value)} [{measured(ratio.low)}–{measured(ratio.high)}]"
+        yield "speed-up [95% interval]", MISSING, words
+
+
+def _ladder(v: Verification) -> Iterator[str]:
+    for rung in v.ladder:
+        drift = rung.get("drift_max")
+        shown = figure(drift) if isinstance(drift, int | float) else MISSING
+        yield f"| {_text(str(rung.get('rung')))} | {shown} | {verdict(bool(rung.get('held')))} |"
+
+
+def _text(text: str) -> str:
+    """Names come from outside: nothing in them may be Markdown, HTML, or end a line."""
+    return "".join(f"\\{sign}" if sign in r"\`*_{}[]<>#|!~" else sign for sign in printable(text))
+
+
+def _code(text: str) -> str:
+    return printable(text).replace("`", "'")

@@ -1,0 +1,69 @@
+"""How much a verification's figures prove: intervals, bounds, and agreement of ranks and masks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from vadexport.verification.parity import ImageRecord
+from vadexport.verification.statistics import (
+    Interval,
+    auroc_loss,
+    kendall,
+    proportion_interval,
+)
+
+_QUANTILES: Final = (0.5, 0.9, 0.95, 0.99)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What figures of so many images say of images that were not seen.
+
+    Attributes:
+        drift_quantiles: drift in drift units, by quantile in percent.
+        kendall: Kendall's tau-b of raw scores; None where one side is constant.
+        flips: fraction of decisions that differ, with its 95% Clopper-Pearson interval; None where
+            the detector makes none.
+        auroc_loss: AUROC of the reference minus the artifact's, with a 95% bootstrap interval over
+            the images; None without labels of both kinds.
+        mask_iou: mean intersection over union of the two masks, of images where either is not
+            empty; None where there is none.
+        map_spearman: mean rank correlation of the pixels of the two maps; None without maps.
+    """
+
+    drift_quantiles: dict[str, float]
+    kendall: float | None
+    flips: Interval | None
+    auroc_loss: Interval | None
+    mask_iou: float | None
+    map_spearman: float | None
+
+
+def weigh(records: Sequence[ImageRecord], drift_unit: float) -> Evidence:
+    """Sum up the records of one artifact; images that are not finite are left out.
+
+    At least one image must be finite, and the drift unit positive: `figures` sees to both.
+    """
+    kept = [record for record in records if record.finite]
+    reference = np.array([record.reference_raw for record in kept])
+    raw = np.array([record.raw for record in kept])
+    drift = np.abs(raw - reference) / drift_unit
+    labelled = np.array([record.anomalous is not None for record in kept])
+    truth = np.array([bool(record.anomalous) for record in kept])[labelled]
+    decided = any(record.reference_label is not None for record in kept)
+    flipped = sum(record.flipped for record in kept)
+    return Evidence(
+        drift_quantiles={f"{100 * q:g}": float(np.quantile(drift, q)) for q in _QUANTILES},
+        kendall=kendall(reference, raw),
+        flips=proportion_interval(flipped, len(kept)) if decided else None,
+        auroc_loss=auroc_loss(reference[labelled], raw[labelled], truth),
+        mask_iou=_mean([record.mask_iou for record in kept]),
+        map_spearman=_mean([record.map_spearman for record in kept]),
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
