@@ -1,0 +1,182 @@
+import json
+from contextlib import suppress
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vadexport.cli.main import cli
+from vadexport.diffing import diff
+from vadexport.errors import InputError
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=8,
+)
+
+
+def parity(scores, **changes):
+    """A `parity.json` of images by name: raw score and decision."""
+    return {
+        "schema_version": 1,
+        "drift_unit": 2.0,
+        "figures": {"images": len(scores), "drift_max": 0.1, "auroc": 0.9871, "flips": 0},
+        "checks": [
+            {"name": "drift", "held": True, "line": "largest drift 0.1, limit 1"},
+            {"name": "flips", "held": False, "line": "1 of 3 decisions flipped"},
+        ],
+        "images": [
+            {"name": name, "raw": raw, "label": label} for name, (raw, label) in scores.items()
+        ],
+        **changes,
+    }
+
+
+SCORES = {"a.png": (1.0, False), "b.png": (2.0, False), "c.png": (3.0, True)}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(name, content):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "parity.json").write_text(json.dumps(content))
+        return tmp_path / name
+
+    return write
+
+
+class TestReports:
+    def test_of_the_same_is_nothing(self, write):
+        found = diff(write("a", parity(SCORES)), write("b", parity(SCORES)))
+        assert (found.build, found.figures, found.images, found.worse) == ((), (), (), ())
+        assert (found.shared, found.decisions, found.held) == (3, 0, True)
+
+    def test_scores_that_moved_stand_largest_first_in_units_of_the_first(self, write):
+        moved = {**SCORES, "a.png": (1.2, False), "b.png": (1.0, False)}
+        after = parity(moved, drift_unit=7.0)
+        found = diff(write("a", parity(SCORES)), write("b", after))
+        assert [(one.name, one.drift) for one in found.images] == [
+            ("b.png", pytest.approx(-0.5)),
+            ("a.png", pytest.approx(0.1)),
+        ]
+        assert found.held
+
+    def test_a_decision_that_changed_comes_first_and_does_not_hold(self, write):
+        moved = {**SCORES, "a.png": (9.0, False), "c.png": (2.9, False)}
+        found = diff(write("a", parity(SCORES)), write("b", parity(moved)))
+        assert [(one.name, one.decision) for one in found.images] == [
+            ("c.png", True),
+            ("a.png", False),
+        ]
+        assert (found.decisions, found.held) == (1, False)
+
+    def test_only_images_of_both_are_compared(self, write):
+        other = {"b.png": (2.0, False), "d.png": (5.0, True)}
+        assert diff(write("a", parity(SCORES)), write("b", parity(other))).shared == 1
+
+    def test_figures_that_changed(self, write):
+        after = parity(SCORES)
+        after["figures"] = {**after["figures"], "auroc": 0.9, "drift_max": 0.1000001}
+        found = diff(write("a", parity(SCORES)), write("b", after))
+        assert [(one.name, one.before, one.after) for one in found.figures] == [
+            ("image AUROC", "0.9871", "0.9000")
+        ]
+
+    def test_a_check_that_no_longer_holds(self, write):
+        after = parity(SCORES)
+        after["checks"][0] = {"name": "drift", "held": False, "line": "largest drift 2, limit 1"}
+        found = diff(write("a", parity(SCORES)), write("b", after))
+        assert found.worse == ("largest drift 2, limit 1",)
+        assert not found.held
+        # One that fell short before as well is nothing new.
+        assert diff(write("b", after), write("c", after)).held
+
+    def test_a_file_alone(self, write):
+        first, second = write("a", parity(SCORES)), write("b", parity(SCORES))
+        assert diff(first / "parity.json", second).shared == 3
+
+    def test_latency(self, write):
+        first, second = write("a", parity(SCORES)), write("b", parity(SCORES))
+        for folder, median in ((first, 8.0), (second, 6.0)):
+            latency = {
+                "schema_version": 1,
+                "artifact": {"median_ms": median},
+                "speedup": {"ratio": 24 / median, "low": 23 / median, "high": 25 / median},
+            }
+            (folder / "latency.json").write_text(json.dumps(latency))
+        assert [(one.name, one.before, one.after) for one in diff(first, second).figures] == [
+            ("median latency, ms", "8", "6"),
+            ("speed-up [95% interval]", "3 [2.88–3.12]", "4 [3.83–4.17]"),
+        ]
+
+
+class TestArtifacts:
+    def test_what_was_built(self, artifact, artifacts):
+        others = [one for one in artifacts.iterdir() if (one / "manifest.json").exists()]
+        found = [diff(artifact, other) for other in others]
+        names = {change.name for one in found for change in one.build}
+        assert "target" in names
+        assert any(name.startswith("file model.") for name in names)
+
+    def test_of_the_same_artifact_is_nothing(self, artifact):
+        assert diff(artifact, artifact).build == ()
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("content", "told"),
+        [
+            (parity(SCORES, schema_version=2), "schema version 2, this vadexport reads 1"),
+            ({}, "no schema_version"),
+            ([], "no schema_version"),
+            (parity(SCORES, images={}), "images is no list"),
+        ],
+    )
+    def test_is_named(self, write, content, told):
+        with pytest.raises(InputError, match=told):
+            diff(write("a", content), write("b", parity(SCORES)))
+
+    def test_no_json(self, write):
+        folder = write("a", {})
+        (folder / "parity.json").write_text("{")
+        with pytest.raises(InputError, match=r"a/parity\.json is no JSON"):
+            diff(folder, folder)
+
+    def test_nothing_there(self, tmp_path):
+        with pytest.raises(InputError, match="no does not exist"):
+            diff(tmp_path / "no", tmp_path)
+        with pytest.raises(InputError, match="neither an artifact nor a report"):
+            diff(tmp_path, tmp_path)
+
+    @given(figures=JSON, checks=JSON, images=st.lists(JSON, max_size=3), unit=JSON)
+    def test_any_other_json_is_read_or_refused(
+        self, tmp_path_factory, figures, checks, images, unit
+    ):
+        folder = tmp_path_factory.mktemp("any")
+        content = parity(SCORES, figures=figures, checks=checks, images=images, drift_unit=unit)
+        (folder / "parity.json").write_text(json.dumps(content))
+        with suppress(InputError):
+            diff(folder, folder)
+
+
+class TestCommand:
+    def run(self, *words):
+        return CliRunner().invoke(cli, ["diff", *map(str, words)])
+
+    def test_the_exit_status_says_whether_it_held(self, write):
+        moved = {**SCORES, "c.png": (1.0, False)}
+        first, second = write("a", parity(SCORES)), write("b", parity(moved))
+        same = self.run(first, first)
+        assert (same.exit_code, same.stdout) == (0, "0 of 3 decisions changed\n")
+        other = self.run(first, second)
+        assert other.exit_code == 1
+        assert "c.png" in other.stdout
+        assert other.stdout.endswith("1 of 3 decisions changed\n")
+
+    def test_json(self, write):
+        folder = write("a", parity(SCORES))
+        found = json.loads(self.run(folder, folder, "--json").stdout)
+        assert found["held"] is True
+        assert found["shared"] == 3

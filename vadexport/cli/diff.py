@@ -1,0 +1,76 @@
+"""`vadexport diff`."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from vadexport.cli.console import Console, columns
+from vadexport.cli.options import PATH, console_options, json_option
+from vadexport.terminal import printable
+
+if TYPE_CHECKING:
+    from vadexport.diffing import Change, Diff
+
+
+@click.command("diff")
+@click.argument("before", type=PATH)
+@click.argument("after", type=PATH)
+@json_option
+@console_options
+@click.pass_context
+def command(
+    ctx: click.Context, console: Console, *, before: Path, after: Path, as_json: bool
+) -> None:
+    """Say what changed from BEFORE to AFTER: artifacts, or reports of `verify`.
+
+    Of artifacts: target, source, precision, versions, files; and where both were verified, their
+    figures and every image whose decision changed. Exit status 1 where a decision changed, or a
+    check that held falls short.
+
+    \b
+    Example:
+      vadexport diff released/artifact artifact
+    """
+    from vadexport.diffing import diff
+
+    found = diff(before, after)
+    console.result(json.dumps(_as_json(found), indent=2) if as_json else _as_text(found))
+    ctx.exit(0 if found.held else 1)
+
+
+def _as_json(found: "Diff") -> dict[str, object]:
+    return {"held": found.held, **asdict(found)}
+
+
+def _as_text(found: "Diff") -> str:
+    parts = [_table("built", found.build), _table("verified", found.figures)]
+    if found.images:
+        rows = [("image", "before", "after", "drift", "decision")]
+        rows += [
+            (
+                printable(one.name),
+                f"{one.before:.6g}",
+                f"{one.after:.6g}",
+                f"{one.drift:+.2g}",
+                "changed" if one.decision else "",
+            )
+            for one in found.images
+        ]
+        parts.append(columns(rows))
+    parts += [printable(f"no longer held: {line}") for line in found.worse]
+    if found.shared:
+        parts.append(f"{found.decisions} of {found.shared} decisions changed")
+    else:
+        parts.append("no image was verified by both: their decisions cannot be compared")
+    return "\n\n".join(part for part in parts if part)
+
+
+def _table(title: str, changes: "tuple[Change, ...]") -> str:
+    if not changes:
+        return ""
+    rows = [(title, "before", "after")]
+    rows += [(printable(one.name), printable(one.before), printable(one.after)) for one in changes]
+    return columns(rows)
