@@ -36,6 +36,11 @@ test: check ## all checks, then all tests
 test-fast: $(VENV)/.dev-stamp ## the tests that take seconds, and no checks
 	@$(BIN)/python -m pytest -m 'not slow and not gpu'
 
+.PHONY: test-gpu
+test-gpu: $(VENV)/.dev-stamp ## the tests that need an NVIDIA GPU, real engines
+	@$(if $(GPU),,echo "test-gpu: no NVIDIA GPU here: each test says what it misses, and is skipped")
+	@$(BIN)/python -m pytest -m gpu
+
 .PHONY: check
 check: check-style check-types check-imports check-links ## style, types, import order, dead links
 

@@ -4,7 +4,10 @@ import sys
 
 import pytest
 
-HEAVY = ["torch", "onnx", "matplotlib", "PIL", "openvino", "onnxruntime", "nncf", "scipy", "click"]
+HEAVY = [
+    *("torch", "onnx", "matplotlib", "PIL", "openvino", "onnxruntime", "nncf", "scipy", "click"),
+    *("tensorrt", "tensorrt_rtx", "cuda.bindings", "pynvml"),
+]
 
 
 def loaded_by(statement):
@@ -33,9 +36,15 @@ def test_the_runtime_loads_nothing_heavy(runtime, name):
 
 
 @pytest.mark.parametrize(
-    ("backend", "allowed"), [("openvino", "openvino"), ("onnxruntime", "onnxruntime")]
+    ("backend", "allowed"),
+    [
+        ("openvino", "openvino"),
+        ("onnxruntime", "onnxruntime"),
+        ("tensorrt-rtx", "tensorrt_rtx"),
+    ],
 )
 def test_a_backend_loads_its_package_when_it_is_used_and_no_other(backend, allowed):
+    pytest.importorskip(allowed)
     start = f"from vadexport.backends.registry import get_backend; b = get_backend('{backend}')"
     assert not loaded_by(start) & set(HEAVY)
     assert loaded_by(f"{start}; b.version()") & set(HEAVY) == {allowed}

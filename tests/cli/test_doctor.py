@@ -20,7 +20,7 @@ def broken(tmp_path):
 def test_a_package_that_works_and_one_that_does_not(run, broken):
     begin = time.monotonic()
     done = run("doctor", PYTHONPATH=broken(nncf="raise ImportError('its library\\nis too old')"))
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 30
     assert done.returncode == 0, done.stderr
     lines = dict(line.split(":  ", 1) for line in done.stdout.splitlines() if ":  " in line)
     assert (
@@ -34,25 +34,20 @@ def test_a_package_that_works_and_one_that_does_not(run, broken):
     assert "to build it: broken: import of nncf failed" in rows["onnxruntime:int8"]
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("onnxruntime:fp16@cuda", "missing: "),
-        ("tensorrt-rtx:fp16", "builds, tensorrt-rtx "),
-        ("tensorrt:fp16", "missing: "),
-    ],
-)
-def test_what_no_gpu_here_can_run(run, name, words):
-    done = json.loads(run("doctor", "--json").stdout)["targets"][name]
-    if done["runs"]:
-        pytest.skip("there is a GPU")
-    shown = run("doctor").stdout
-    (row,) = [line for line in shown.splitlines() if line.split()[0] == name]
-    assert row.partition(name)[2].strip().startswith(words)
-    if name.startswith("tensorrt-rtx"):
-        assert done["status"] == "works"
-        assert row.endswith(f"; to run it: {done['device']}")
-    assert "NVIDIA GPU" in row or "pip install" in row
+def test_what_no_gpu_here_can_run(run):
+    found = json.loads(run("doctor", "--json").stdout)["targets"]
+    rows = {line.split()[0]: line for line in run("doctor").stdout.splitlines()}
+    for name in ("onnxruntime:fp16@cuda", "tensorrt-rtx:fp16", "tensorrt:fp16"):
+        target, said = found[name], rows[name].removeprefix(name).strip()
+        if target["status"] == "missing":
+            assert said == f"missing: {target['reason']}"
+            assert not target["runs"]
+        elif not target["runs"]:
+            assert said.endswith(target["device"])
+            assert "NVIDIA GPU" in target["device"] or "pip install" in target["device"]
+            if not name.startswith("tensorrt:"):  # which builds on the GPU alone
+                assert said.startswith(f"builds, {name.partition(':')[0]} {target['version']}; ")
+    assert found["openvino:fp32"]["device"] is None
 
 
 def test_a_backend_that_crashes(run, broken):

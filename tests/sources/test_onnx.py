@@ -44,6 +44,17 @@ def test_the_reference_says_what_it_is(save_onnx, network):
     assert facts["weights"] == 3 * 4 * 9 + 4 + 4
 
 
+def test_the_reference_stays_on_the_processor(save_onnx, network, monkeypatch):
+    source = open_source(SourceSpec(str(save_onnx(network("tuple"), NAMES))))
+    reference = source.open_reference(1)
+    image = np.zeros(source.detector.image_input.shape, np.uint8)
+    expected, execution = reference.infer(image), reference.execution
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    reference.use_gpu()
+    assert reference.execution == execution
+    np.testing.assert_array_equal(reference.infer(image)["raw_score"], expected["raw_score"])
+
+
 @pytest.mark.parametrize(
     ("returns", "names"),
     [("map", ["x:0"]), ("score", ["score"]), ("nested", ["map", "pred_score"])],

@@ -21,6 +21,7 @@ from vadexport.artifact import (
 from vadexport.backends.base import available_threads
 from vadexport.backends.child import Child
 from vadexport.backends.registry import get_backend, opener
+from vadexport.backends.tensorrt.library import check_settings
 from vadexport.building.graphs import Climber, Graphs, UnfitError
 from vadexport.building.inputs import BuildImages, build_images
 from vadexport.building.options import BuildOptions, BuildResult, BuiltTarget
@@ -57,6 +58,8 @@ def build(options: BuildOptions, listener: Listener) -> BuildResult:
     """
     if len(set(options.targets)) < len(options.targets) or not options.targets:
         raise InputError("name each target once, and at least one")
+    _refuse_ambiguous(options.targets)
+    check_settings({target.backend for target in options.targets}, options.tensorrt)
     _refuse_to_remove(options)
     spec = SourceSpec.of(options.source)
     source = open_source(spec)
@@ -226,6 +229,16 @@ class _Builder:
         """Bytes that a target's files may need, by the largest file so far."""
         files = self.graphs.work.rglob("*.*")
         return 2 * max((path.stat().st_size for path in files), default=0)
+
+
+def _refuse_ambiguous(targets: Sequence[Target]) -> None:
+    """`auto` may come to a target that is built anyway."""
+    for auto in (target for target in targets if target.precision == AUTO):
+        for other in targets:
+            if other != auto and (other.backend, other.device) == (auto.backend, auto.device):
+                raise InputError(
+                    f"{auto} may come to {other}, which this build makes anyway: leave one out"
+                )
 
 
 def _refuse_to_remove(options: BuildOptions) -> None:

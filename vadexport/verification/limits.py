@@ -60,7 +60,7 @@ _DEFAULTS: dict[str, dict[str, float]] = {
     "fp16": {
         "max_drift": 0.02,
         "max_flips": 0.0,
-        "min_spearman": 0.999,
+        "min_spearman": 0.99,  # two neighbours among 20 images that change places give 0.9985
         "max_map_drift": 0.02,
         "max_auroc_loss": 5e-4,
     },

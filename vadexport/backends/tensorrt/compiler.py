@@ -39,10 +39,8 @@ def compile_graph(
 
     Raises:
         MissingPackageError: the library is not installed.
-        InputError: a setting is of the other library.
         BackendError: the library cannot read or build the graph.
     """
-    library.refuse(settings)
     trt = library.load()
     import resource  # not on Windows
 

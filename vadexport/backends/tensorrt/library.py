@@ -13,6 +13,7 @@
 
 import importlib
 import importlib.metadata
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,22 +55,6 @@ class Library:
         """Version of the installed library; raises MissingPackageError."""
         return str(self.load().__version__)
 
-    def refuse(self, settings: TensorRTSettings) -> None:
-        """Raises InputError where a setting means nothing to this library."""
-        if not self.ahead_of_time:
-            return
-        of_the_other = {
-            "timing_cache": settings.timing_cache is not None,
-            "version_compatible": settings.version_compatible,
-            "hardware_compatible": settings.hardware_compatible,
-        }
-        named = next((name for name, is_set in of_the_other.items() if is_set), None)
-        if named is not None:
-            raise InputError(
-                f"tensorrt setting {named} is for targets tensorrt:…; engines of {self.words} are "
-                "for the GPU generations that the target names, and for one version"
-            )
-
     def network_flags(self, trt: Any) -> int:
         """Creation flags of a network whose precision is the graph's."""
         return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
@@ -110,6 +95,25 @@ class Library:
         if fixed_shape:
             config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         return engine.create_execution_context(config), False
+
+
+def check_settings(backends: Collection[str], settings: TensorRTSettings) -> None:
+    """Refuse settings that no backend of a build has, before anything is traced.
+
+    Raises:
+        InputError: a setting of TensorRT's own, and no target of it.
+    """
+    of_tensorrt = {
+        "timing_cache": settings.timing_cache is not None,
+        "version_compatible": settings.version_compatible,
+        "hardware_compatible": settings.hardware_compatible,
+    }
+    named = next((name for name, is_set in of_tensorrt.items() if is_set), None)
+    if named is not None and TENSORRT.name not in backends:
+        raise InputError(
+            f"tensorrt setting {named} is for targets tensorrt:…, and there is none; engines of "
+            "TensorRT-RTX are for the GPU generations that the target names, and for one version"
+        )
 
 
 def _set_flag(trt: Any, config: Any, name: str, *, on: bool) -> None:

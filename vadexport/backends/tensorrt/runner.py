@@ -13,9 +13,11 @@ from vadexport.backends.cuda import Buffer, Cuda, GpuState, out_of_memory
 from vadexport.backends.tensorrt.compiler import ENGINE_FILE, SETTINGS_FILE
 from vadexport.backends.tensorrt.library import Library
 from vadexport.contract import INPUT_NAME, Outputs
-from vadexport.errors import BackendError
+from vadexport.errors import BackendError, MissingDeviceError
 from vadexport.targets import Target
 
+#: No engine has fewer bytes: headers alone are as long.
+_SMALLEST_ENGINE: Final = 64
 _PRECISIONS: Final = {
     "fp32": "float32",
     "fp16": "float16 network, float32 score head",
@@ -23,15 +25,18 @@ _PRECISIONS: Final = {
 }
 
 
-def check_device(library: Library, _target: Target) -> None:
-    """Find out whether engines can run here.
+def check_device(library: Library, target: Target) -> None:
+    """Find out whether engines of the target can run here.
 
     Raises:
         MissingPackageError: a package is not installed.
-        MissingDeviceError: there is no NVIDIA GPU, or no driver for it.
+        MissingDeviceError: there is no NVIDIA GPU, no driver for it, or it is of another generation
+            than those that the target names.
     """
     library.load()
-    Cuda()
+    here = Cuda().compute_capability()
+    if target.device and here not in target.device.split("+"):
+        raise MissingDeviceError(f"the GPU here is {here}, and the engine is for {target.device}")
 
 
 class TensorRTRunner:
@@ -140,6 +145,8 @@ def load_engine(library: Library, trt: Any, runtime: Any, file: Path, cuda: Cuda
         BackendError: it is of another version, for another GPU, damaged, or too large.
     """
     plan = file.read_bytes()
+    if len(plan) < _SMALLEST_ENGINE:
+        raise BackendError(f"{file.name} is damaged: build it again")
     if hasattr(runtime, "get_engine_validity"):
         validity, faults = runtime.get_engine_validity(plan[: runtime.engine_header_size])
         if validity == trt.EngineValidity.INVALID:
