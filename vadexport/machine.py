@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import platform
+import sys
 from pathlib import Path
 
 _TOOLS = ("numpy", "torch", "onnx", "onnxsim", "onnxruntime", "openvino", "nncf")
@@ -26,6 +27,16 @@ def tool_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def peak_megabytes() -> float | None:
+    """Largest resident memory that this process had so far, in 10^6 bytes; None on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
 def seconds_waited() -> float | None:

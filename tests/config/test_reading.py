@@ -61,6 +61,9 @@ max_flips = 0
 max_map_drift = 0.5
 min_speedup = 2
 max_latency_ms = 7.5
+min_auroc_delta = -0.002
+max_size_mb = 50
+max_memory_mb = 500.5
 """
 
 
@@ -105,6 +108,9 @@ def test_every_key(read, tmp_path):
         "max_map_drift": 0.5,
         "min_speedup": 2,
         "max_latency_ms": 7.5,
+        "min_auroc_delta": -0.002,
+        "max_size_mb": 50.0,
+        "max_memory_mb": 500.5,
     }
 
 

@@ -4,8 +4,8 @@ import pytest
 
 from vadexport.backends.base import Execution
 from vadexport.targets import PRECISIONS
-from vadexport.verification.latency import LatencyFigures, Speedup
-from vadexport.verification.limits import Limits, latency_checks, parity_checks
+from vadexport.verification.latency import Footprint, LatencyFigures, Speedup
+from vadexport.verification.limits import Limits, latency_checks, parity_checks, size_checks
 from vadexport.verification.parity import ParityFigures
 from vadexport.verification.statistics import Interval
 
@@ -25,7 +25,7 @@ GOOD = ParityFigures(
     inconsistent=0,
 )
 EVERY = Limits(
-    max_drift=0.5, max_flips=0.02, min_spearman=0.995, max_map_drift=0.1, max_auroc_loss=0.0051
+    max_drift=0.5, max_flips=0.02, min_spearman=0.995, max_map_drift=0.1, min_auroc_delta=-0.0051
 )
 
 
@@ -79,7 +79,7 @@ def test_lines_give_measured_and_limit():
     )
     assert lines["flips"] == "3 of 100 decisions flipped (3.0%), limit 2.0%"
     assert lines["spearman"] == "Spearman 0.99500, limit 0.995"
-    assert lines["auroc"] == "AUROC 0.9825, reference 0.9875, limit 0.0051 below it"
+    assert lines["auroc"] == "AUROC 0.9825, reference 0.9875 (-0.0050), limit -0.0051"
     assert lines["finite"] == "0 of 100 images have scores that are not finite"
 
 
@@ -140,7 +140,7 @@ class TestDefaults:
             limits.max_flips,
             limits.min_spearman,
             limits.max_map_drift,
-            limits.max_auroc_loss,
+            limits.min_auroc_delta,
         )
         assert (limits.min_speedup, limits.max_latency_ms) == (None, None)
 
@@ -150,7 +150,7 @@ class TestDefaults:
         assert fp32.max_drift < int8.max_drift
         assert fp32.min_spearman > int8.min_spearman
         assert fp32.max_map_drift < int8.max_map_drift
-        assert fp32.max_auroc_loss < int8.max_auroc_loss
+        assert fp32.min_auroc_delta > int8.min_auroc_delta
 
     def test_a_rung_is_judged_by_the_drift_of_scores_and_maps(self):
         whole = Limits.of_precision("int8")
@@ -161,3 +161,27 @@ class TestDefaults:
         given = {each.name: None for each in fields(Limits)} | {"max_flips": 0.0, "min_speedup": 2}
         limits = Limits.of_precision("int8").overridden(**given)
         assert limits == replace(Limits.of_precision("int8"), max_flips=0.0, min_speedup=2)
+
+
+class TestSize:
+    def latency(self, peak):
+        execution = Execution("x", "float32", "a processor", 1)
+        return LatencyFigures("x", execution, 1.0, 1.0, (1.0,), footprint=Footprint(5.0, 2.0, peak))
+
+    @pytest.mark.parametrize(("megabytes", "held"), [(9.9, True), (10.0, True), (10.1, False)])
+    def test_of_the_files(self, megabytes, held):
+        (check,) = size_checks(megabytes, None, Limits(max_size_mb=10.0))
+        assert (check.name, check.held) == ("size", held)
+        assert "limit 10" in check.line
+
+    @pytest.mark.parametrize(("peak", "held"), [(400.0, True), (401.0, False)])
+    def test_of_memory(self, peak, held):
+        (check,) = size_checks(1.0, self.latency(peak), Limits(max_memory_mb=400.0))
+        assert (check.name, check.held) == ("memory", held)
+
+    def test_memory_that_was_not_measured_is_not_checked(self):
+        for latency in (None, self.latency(None)):
+            assert size_checks(1.0, latency, Limits(max_memory_mb=400.0)) == []
+
+    def test_without_limits_there_is_no_check(self):
+        assert size_checks(1e9, self.latency(1e9), Limits()) == []

@@ -45,6 +45,19 @@ from vadexport.terminal import printable
     "--max-latency-ms", type=NumberType(min=0, min_open=True), help="Of the median of one call."
 )
 @click.option(
+    "--min-auroc-delta",
+    type=NumberType(-1, 1),
+    help="Image AUROC minus the reference's, such as -0.002, where labels are known.",
+)
+@click.option(
+    "--max-size-mb", type=NumberType(min=0, min_open=True), help="Of the artifact's files."
+)
+@click.option(
+    "--max-memory-mb",
+    type=NumberType(min=0, min_open=True),
+    help="Peak of a process that runs the artifact, while latency is measured.",
+)
+@click.option(
     "--rounds",
     type=click.IntRange(min=0),
     help="Of the latency measurement; 0 leaves it out. [default: 100, or what a minute allows]",
@@ -75,6 +88,9 @@ def command(
     max_map_drift: float | None,
     min_speedup: float | None,
     max_latency_ms: float | None,
+    min_auroc_delta: float | None,
+    max_size_mb: float | None,
+    max_memory_mb: float | None,
     rounds: int | None,
     report: Path | None,
     proxy: bool,
@@ -108,6 +124,9 @@ def command(
         "max_map_drift": max_map_drift,
         "min_speedup": min_speedup,
         "max_latency_ms": max_latency_ms,
+        "min_auroc_delta": min_auroc_delta,
+        "max_size_mb": max_size_mb,
+        "max_memory_mb": max_memory_mb,
     }
     options = VerifyOptions(
         artifact=artifact,

@@ -68,6 +68,9 @@ SCHEMA: Final[dict[str, dict[str, Kind]]] = {
         "max_map_drift": _AT_LEAST_0,
         "min_speedup": _ABOVE_0,
         "max_latency_ms": _ABOVE_0,
+        "min_auroc_delta": kinds.number(-1, 1),
+        "max_size_mb": _ABOVE_0,
+        "max_memory_mb": _ABOVE_0,
     },
 }
 

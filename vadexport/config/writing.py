@@ -46,6 +46,9 @@ input_layout = "nhwc"
 # max_map_drift = 0.01     # of an anomaly map, as a fraction of the maps' range
 # min_speedup = 3.0        # over the reference
 # max_latency_ms = 20.0    # of the median of one call
+# min_auroc_delta = -0.002 # image AUROC minus the reference's
+# max_size_mb = 50.0       # of the artifact's files
+# max_memory_mb = 500.0    # peak of a process that runs the artifact
 """
 _EXAMPLE: Final = """
 # What was done to images in training; each step is left out where it is not given.

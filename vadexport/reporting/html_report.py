@@ -217,7 +217,21 @@ def _run(found: LatencyFigures) -> dict[str, str]:
         "median of a call": f"{measured(found.median_ms)} ms",
         "90% of the calls within": f"{measured(found.p90_ms)} ms",
         "timed calls": str(len(found.samples_ms)),
+        **_footprint(found),
         "of these, calls that waited for a processor": percent(found.disturbed_calls),
+    }
+
+
+def _footprint(found: LatencyFigures) -> dict[str, str]:
+    taken = found.footprint
+    if taken is None:
+        return {}
+    return {
+        "loading, in a fresh process": f"{measured(taken.load_ms)} ms",
+        "first call": f"{measured(taken.first_ms)} ms",
+        "peak memory of the process": MISSING
+        if taken.peak_mb is None
+        else f"{measured(taken.peak_mb)} MB",
     }
 
 

@@ -93,10 +93,10 @@ _LIMITS: Final[tuple[tuple[str, str, str, Callable[[float], str], str], ...]] = 
         "the detector gives no map",
     ),
     (
-        "max_auroc_loss",
+        "min_auroc_delta",
         "auroc",
-        "image AUROC below the reference's",
-        "≤ {:g}".format,
+        "image AUROC minus the reference's",
+        "≥ {:+g}".format,
         "there are no images of both labels",
     ),
     (
@@ -111,6 +111,14 @@ _LIMITS: Final[tuple[tuple[str, str, str, Callable[[float], str], str], ...]] = 
         "latency",
         "median latency",
         "≤ {:g} ms".format,
+        "latency was not measured",
+    ),
+    ("max_size_mb", "size", "size of the artifact", "≤ {:g} MB".format, "it has no files"),
+    (
+        "max_memory_mb",
+        "memory",
+        "peak memory",
+        "≤ {:g} MB".format,
         "latency was not measured",
     ),
 )

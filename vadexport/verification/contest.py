@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 
 from vadexport.backends.base import Execution, RunnerOpener
@@ -67,7 +68,10 @@ class Contest:
             rounds=rounds,
             progress=lambda done, total: listener.step("latency", done, total),
         )
-        return {one.name: one for one in found}
+        return {
+            one.name: replace(one, footprint=children[one.name].apply(Stopwatch.footprint))
+            for one in found
+        }
 
 
 def _affordable_rounds(contestants: Mapping[str, Callable[[int], object]]) -> int:

@@ -19,7 +19,7 @@ import numpy as np
 
 from vadexport.backends.base import Execution, Runner, RunnerOpener
 from vadexport.contract import Call
-from vadexport.machine import seconds_waited
+from vadexport.machine import peak_megabytes, seconds_waited
 from vadexport.verification.statistics import Interval, median_interval
 
 _WARM_UP_CALLS = 10
@@ -37,14 +37,38 @@ class Timing:
     waited: float | None
 
 
+@dataclass(frozen=True)
+class Footprint:
+    """What a contestant takes beside the time of its calls, in a process of its own.
+
+    Attributes:
+        load_ms: until it was ready, imports included.
+        first_ms: of the first call, when nothing is warm.
+        peak_mb: largest resident memory of the process so far; None where the system does not say.
+    """
+
+    load_ms: float
+    first_ms: float
+    peak_mb: float | None
+
+
 class Stopwatch:
     """A runner and the calls it is timed on, in the process where it runs."""
 
     def __init__(self, open_runner: RunnerOpener, calls: Sequence[Call]) -> None:
+        start = time.perf_counter()
         self.runner: Runner = open_runner()
+        loaded = time.perf_counter()
+        self.runner.infer(calls[0])
+        self._load_ms = 1e3 * (loaded - start)
+        self._first_ms = 1e3 * (time.perf_counter() - loaded)
         self._calls = calls
-        for call in calls[:_WARM_UP_CALLS]:
+        for call in calls[1:_WARM_UP_CALLS]:
             self.runner.infer(call)
+
+    def footprint(self) -> Footprint:
+        """What it has taken until now."""
+        return Footprint(self._load_ms, self._first_ms, peak_megabytes())
 
     def time(self, number: int) -> Timing:
         """Time one call, preprocessing included, right after another."""
@@ -72,6 +96,7 @@ class LatencyFigures:
         samples_ms: every call, in order of the rounds.
         disturbed_calls: fraction of the calls whose threads waited for a processor for more than a
             tenth of the time; None where the system does not say.
+        footprint: what it takes beside; None where it was not asked.
     """
 
     name: str
@@ -80,6 +105,7 @@ class LatencyFigures:
     p90_ms: float
     samples_ms: tuple[float, ...]
     disturbed_calls: float | None = None
+    footprint: Footprint | None = None
 
     @property
     def disturbed(self) -> bool:

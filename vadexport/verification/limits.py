@@ -16,18 +16,22 @@ class Limits:
         max_flips: largest fraction of images whose decision may differ.
         min_spearman: smallest rank correlation of raw scores.
         max_map_drift: largest difference of the anomaly maps, as a fraction of their mean range.
-        max_auroc_loss: how far the image AUROC may fall below the reference's.
+        min_auroc_delta: smallest image AUROC minus the reference's.
         min_speedup: over the reference; the interval's lower end must reach it.
         max_latency_ms: of the median.
+        max_size_mb: of the artifact's files, in 10^6 bytes.
+        max_memory_mb: largest resident memory of a process that runs the artifact, Python and all.
     """
 
     max_drift: float | None = None
     max_flips: float | None = None
     min_spearman: float | None = None
     max_map_drift: float | None = None
-    max_auroc_loss: float | None = None
+    min_auroc_delta: float | None = None
     min_speedup: float | None = None
     max_latency_ms: float | None = None
+    max_size_mb: float | None = None
+    max_memory_mb: float | None = None
 
     @classmethod
     def of_precision(cls, precision: str) -> Self:
@@ -55,21 +59,21 @@ _DEFAULTS: dict[str, dict[str, float]] = {
         "max_flips": 0.0,
         "min_spearman": 0.9999,
         "max_map_drift": 1e-2,
-        "max_auroc_loss": 5e-5,
+        "min_auroc_delta": -5e-5,
     },
     "fp16": {
         "max_drift": 0.02,
         "max_flips": 0.0,
         "min_spearman": 0.99,  # two neighbours among 20 images that change places give 0.9985
         "max_map_drift": 0.02,
-        "max_auroc_loss": 5e-4,
+        "min_auroc_delta": -5e-4,
     },
     "int8": {
         "max_drift": 1.0,
         "max_flips": 0.02,
         "min_spearman": 0.99,
         "max_map_drift": 0.5,
-        "max_auroc_loss": 0.005,
+        "min_auroc_delta": -0.005,
     },
 }
 
@@ -134,17 +138,17 @@ def parity_checks(found: ParityFigures, limits: Limits) -> list[Check]:
             )
         )
     if (
-        limits.max_auroc_loss is not None
+        limits.min_auroc_delta is not None
         and found.auroc is not None
         and found.auroc_reference is not None
     ):
-        loss = found.auroc_reference - found.auroc
+        delta = found.auroc - found.auroc_reference
         checks.append(
             Check(
                 "auroc",
-                loss <= limits.max_auroc_loss,
-                f"AUROC {found.auroc:.4f}, reference {found.auroc_reference:.4f}, "
-                f"limit {limits.max_auroc_loss:g} below it",
+                delta >= limits.min_auroc_delta,
+                f"AUROC {found.auroc:.4f}, reference {found.auroc_reference:.4f} ({delta:+.4f}), "
+                f"limit {limits.min_auroc_delta:+g}",
             )
         )
     return checks
@@ -168,6 +172,19 @@ def latency_checks(
             f"limit {limits.min_speedup:g}",
         )
         checks.append(_undisturbed(found, artifact, reference))
+    return checks
+
+
+def size_checks(megabytes: float, latency: LatencyFigures | None, limits: Limits) -> list[Check]:
+    """Judge the artifact's size on disk, and the memory that it took while latency was measured."""
+    checks = []
+    if limits.max_size_mb is not None:
+        words = "size of the artifact's files in MB"
+        checks.append(_at_most("size", words, megabytes, limits.max_size_mb))
+    peak = latency.footprint.peak_mb if latency and latency.footprint else None
+    if limits.max_memory_mb is not None and peak is not None:
+        words = "peak memory of a process that runs it in MB"
+        checks.append(_at_most("memory", words, peak, limits.max_memory_mb))
     return checks
 
 

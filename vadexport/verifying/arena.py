@@ -72,10 +72,10 @@ class Arena:
                 f"{name} cannot run here: {reason}; --proxy verifies the ONNX graph behind it on "
                 "the processor, which proves its numerics and not the artifact itself"
             )
-        if len(proxied) == len(named) and options.limits_speed:
+        if len(proxied) == len(named) and options.needs_timing:
             raise InputError(
-                "a limit on speed needs a measurement, and a proxy shows nothing of an artifact's "
-                "speed: verify where its GPU is"
+                "a limit on speed or memory needs a measurement, and a proxy shows neither: verify "
+                "where the artifact's GPU is"
             )
         on_gpu = any(one.manifest.target.on_gpu for name, one in named.items() if not missing[name])
         openers = {REFERENCE: reference_opener(spec, threads, on_gpu=on_gpu)}

@@ -37,9 +37,9 @@ class VerifyOptions:
     proxy: bool = False
 
     @property
-    def limits_speed(self) -> bool:
+    def needs_timing(self) -> bool:
         """Whether a limit needs latency to be measured."""
-        names = ("min_speedup", "max_latency_ms")
+        names = ("min_speedup", "max_latency_ms", "max_memory_mb")
         return any(self.limits.get(name) is not None for name in names)
 
 

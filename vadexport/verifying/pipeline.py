@@ -22,7 +22,13 @@ from vadexport.sources import Source, SourceSpec, open_source
 from vadexport.verification.drift import DriftUnit, fitted_scores
 from vadexport.verification.evidence import weigh
 from vadexport.verification.latency import LatencyFigures, speedup
-from vadexport.verification.limits import Limits, disturbance, latency_checks, parity_checks
+from vadexport.verification.limits import (
+    Limits,
+    disturbance,
+    latency_checks,
+    parity_checks,
+    size_checks,
+)
 from vadexport.verification.parity import ImageRecord, compare_images, figures
 from vadexport.verification.result import Latency, Verification
 from vadexport.verifying.arena import REFERENCE, Arena
@@ -42,8 +48,10 @@ def verify(options: VerifyOptions, listener: Listener) -> VerifyResult:
         MissingDeviceError: an artifact's GPU is not here, and no proxy may stand in for it.
         BackendError: a backend crashed or timed out.
     """
-    if options.rounds == 0 and options.limits_speed:
-        raise InputError("a limit on speed needs a measurement: give it more than 0 rounds")
+    if options.rounds == 0 and options.needs_timing:
+        raise InputError(
+            "a limit on speed or memory needs a measurement: give it more than 0 rounds"
+        )
     artifacts = [open_artifact(folder) for folder in find_artifacts(options.artifact)]
     spec = SourceSpec.of(options.reference).completed(artifacts[0].manifest.options)
     source = open_source(spec)
@@ -113,6 +121,8 @@ def _judge(
             batch=arena.image_input.batch or 1,
         )
         checks += latency_checks(latency.artifact, latency.reference, latency.speedup, limits)
+    megabytes = sum(entry.size for entry in manifest.files.values()) / 1e6
+    checks += size_checks(megabytes, timed.get(name), limits)
     warnings = _overlap_warnings(artifact, source, arena.digests(records))
     if len(records) < _FEW_IMAGES:
         few, them = (

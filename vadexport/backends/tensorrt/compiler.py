@@ -10,6 +10,7 @@ from vadexport.backends.tensorrt.library import Library
 from vadexport.backends.tensorrt.settings import DEFAULT_SETTINGS, TensorRTSettings
 from vadexport.contract import INPUT_NAME
 from vadexport.errors import BackendError
+from vadexport.machine import peak_megabytes
 from vadexport.targets import Target
 
 if TYPE_CHECKING:
@@ -42,8 +43,6 @@ def compile_graph(
         BackendError: the library cannot read or build the graph.
     """
     trt = library.load()
-    import resource  # not on Windows
-
     import onnx
 
     from vadexport.backends.tensorrt.limits import check_limits, unsupported
@@ -83,7 +82,7 @@ def compile_graph(
         "library": f"{library.words} {library.version()}",
         "for": _gpus(library, target),
         "build_seconds": round(seconds, 1),
-        "peak_megabytes": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3),
+        "peak_megabytes": round(peak_megabytes() or 0),
         "engine_bytes": int(plan.nbytes),
         "inputs": _tensors(network.get_input, network.num_inputs),
         "outputs": _tensors(network.get_output, network.num_outputs),
