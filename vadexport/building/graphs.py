@@ -13,7 +13,7 @@ from vadexport.backends.child import Child
 from vadexport.building.inputs import BuildImages
 from vadexport.calibration import halve, quantise
 from vadexport.contract import ImageInput
-from vadexport.errors import InputError
+from vadexport.errors import BackendError, InputError
 from vadexport.images import load_images
 from vadexport.listening import Listener
 from vadexport.passes import DEFAULT_PASSES, apply_passes
@@ -22,6 +22,7 @@ from vadexport.tracing.graph import TracedGraph, simplify, trace
 from vadexport.verification.drift import DriftUnit
 from vadexport.verification.ladder import Ladder, Rung
 from vadexport.verification.limits import Limits
+from vadexport.verification.locating import locate
 from vadexport.verification.proxy import GRAPH_FILE, proxy_opener
 
 #: Of the drift that a float16 artifact may have. The rest is for images that were not seen: the
@@ -113,6 +114,7 @@ class Graphs:
         self.listener.step("trace", 1, 3)
         graph = simplify(traced)
         rungs.append(self._climb("simplified", graph.model))
+        self._explain(rungs[-1], "traced")
         self.listener.step("trace", 2, 3)
         model, places = apply_passes(graph.model, DEFAULT_PASSES)
         if any(places.values()):
@@ -124,6 +126,7 @@ class Graphs:
                 self.notes.append(f"rewrites applied: {names}")
             else:
                 self.notes.append(f"rewrites undone, for they move scores: {names}")
+                self._explain(rewritten, "simplified")
         self.listener.step("trace", 3, 3)
         return graph, tuple(rungs)
 
@@ -154,6 +157,7 @@ class Graphs:
         stays = "".join(f", and {count}: {reason}" for reason, count in kept.items())
         self.notes.append(f"FP16: {whole} of the network; the score head stays float32{stays}")
         rung = self.climber.climb_graph("half", path.parent, "fp16")
+        self._explain(rung, "float")
         precision = {"network": f"fp16, {whole}", "score head": "fp32"}
         return Graph(path, (*self._float.rungs, rung), precision)
 
@@ -184,8 +188,23 @@ class Graphs:
             )
         self.notes.append(f"INT8: {layers} layers of the network; the score head stays float32")
         rung = self.climber.climb_graph("quantised", path.parent, "int8")
+        self._explain(rung, "float")
         precision = {"network": "int8", "score head": "fp32"}
         return Graph(path, (*self._float.rungs, rung), precision)
+
+    def _explain(self, rung: Rung, before: str) -> None:
+        """Note where in the graph a rung that fell short parts from the step before it."""
+        if rung.held:
+            return
+        call, _ = next(self.image_input.batches(self.images.checks[:1]))
+        files = [self.work / name / GRAPH_FILE for name in (before, rung.name)]
+        try:
+            with Child("comparison of two steps", timeout_s=_CHILD_TIMEOUT_S) as child:
+                found = child.run(locate, *files, call)
+        except BackendError:
+            return  # it explains a failure, and must not be one
+        if found is not None:
+            self.notes.append(f"{rung.name} fell short; on the first check image {found}")
 
     def _layers(self, wanted: str) -> frozenset[str]:
         """Names of the network's nodes; raises UnfitError where none of them is a layer."""
