@@ -17,6 +17,10 @@ class InputError(VadexportError):
     """Wrong usage or input: a path, an image, a checkpoint, an option (exit status 2)."""
 
 
+class UnfitError(InputError):
+    """A target that this detector cannot have, while it may have others (exit status 2)."""
+
+
 class CheckError(VadexportError):
     """Something ran, but a check fell short of its limit (exit status 1)."""
 

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import platform
-import sys
 from pathlib import Path
 
 _TOOLS = ("numpy", "torch", "onnx", "onnxsim", "onnxruntime", "openvino", "nncf")
@@ -30,13 +29,17 @@ def tool_versions() -> dict[str, str]:
 
 
 def peak_megabytes() -> float | None:
-    """Largest resident memory that this process had so far, in 10^6 bytes; None on Windows."""
+    """Largest resident memory that this process had so far, in 10^6 bytes.
+
+    None where the system does not say (only Linux does). `getrusage` would not do: what it counts
+    begins with the process that started this one.
+    """
     try:
-        import resource
-    except ImportError:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        peak = next(line for line in lines if line.startswith("VmHWM:"))
+        return int(peak.split()[1]) * 1024 / 1e6
+    except (OSError, ValueError, IndexError, StopIteration):
         return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
 def seconds_waited() -> float | None:

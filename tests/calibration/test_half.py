@@ -7,7 +7,7 @@ from torch.nn import functional
 from tests.passes.half_graphs import graph, names, run
 from vadexport.calibration import halve
 from vadexport.calibration.half import largest_values
-from vadexport.errors import BackendError
+from vadexport.errors import UnfitError
 from vadexport.passes.half_rounding import rounded_as_half
 
 RNG = np.random.default_rng(11)
@@ -45,7 +45,7 @@ def halved(model, tmp_path, allowed, calls=CALLS, network=None):
     told = Told()
     plan = halve(
         *(tmp_path / "float.onnx", tmp_path / "half.onnx", network or network_of(model)),
-        *(calls, allowed, told),
+        *(calls, (allowed, np.inf), told),
     )
     return plan, onnx.load(tmp_path / "half.onnx"), told
 
@@ -163,16 +163,16 @@ class TestHalve:
                 assert node.SerializeToString() == old[node.name]
 
     def test_nothing_fits(self, tmp_path):
-        with pytest.raises(BackendError, match="no layer of this detector's network fits float16"):
+        with pytest.raises(UnfitError, match="no layer of this detector's network fits float16"):
             halved(chain(2, {}), tmp_path, 1.0, [1e6 * call for call in CALLS])
         assert not (tmp_path / "half.onnx").exists()
 
     def test_nothing_may_move(self, tmp_path):
-        with pytest.raises(BackendError, match="network can be float16: scores move"):
+        with pytest.raises(UnfitError, match="network can be float16, for scores would move"):
             halved(chain(3, {}), tmp_path, allowed=0.0)
 
     def test_images_of_values_that_are_no_numbers(self, tmp_path):
-        with pytest.raises(BackendError, match="fits float16"):
+        with pytest.raises(UnfitError, match="fits float16"):
             halved(chain(2, {}), tmp_path, 1.0, [CALLS[0] * np.float32(np.nan)])
 
     def test_more_layers_than_are_judged_one_by_one(self, tmp_path):

@@ -50,7 +50,7 @@ def test_the_reference_stays_on_the_processor(save_onnx, network, monkeypatch):
     image = np.zeros(source.detector.image_input.shape, np.uint8)
     expected, execution = reference.infer(image), reference.execution
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    reference.use_gpu()
+    reference.use_gpu(np.zeros((1, 8, 8, 3), np.uint8))
     assert reference.execution == execution
     np.testing.assert_array_equal(reference.infer(image)["raw_score"], expected["raw_score"])
 

@@ -35,14 +35,16 @@ class Child:
     Args:
         what: names the child in errors, such as `openvino:int8`.
         timeout_s: limit of each call.
+        longer: how a user gives it more time, for the error that says it took too long.
 
     Raises:
         InputError: its log cannot be written.
     """
 
-    def __init__(self, what: str, *, timeout_s: float = 600.0) -> None:
+    def __init__(self, what: str, *, timeout_s: float = 600.0, longer: str = "") -> None:
         self._what = what
         self._timeout_s = timeout_s
+        self._longer = longer
         try:
             handle, name = tempfile.mkstemp(prefix="vadexport-", suffix=".log")
         except OSError as error:
@@ -123,7 +125,8 @@ class Child:
                 message = self._messages.get(timeout=self._timeout_s)
             except queue.Empty:
                 self._kill()
-                self._fail(f"did not answer within {self._timeout_s:g} s")
+                more = f"; {self._longer} gives it longer" if self._longer else ""
+                self._fail(f"did not answer within {self._timeout_s:g} s{more}")
             if message is None:
                 self._process.wait()
                 self._fail(_how_it_ended(self._process.returncode))

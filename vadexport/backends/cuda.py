@@ -6,6 +6,7 @@ and temperature.
 
 import ctypes
 import math
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -55,16 +56,19 @@ class Cuda:
     """CUDA's runtime on the first GPU; every call is checked.
 
     Raises:
-        MissingPackageError: cuda-bindings is not installed.
+        MissingPackageError: cuda-bindings is not installed; `extra` brings it.
         MissingDeviceError: no GPU, or no driver for it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, extra: str = "cuda") -> None:
         try:
             from cuda.bindings import runtime
         except ImportError:
-            raise MissingPackageError("cuda-bindings", "tensorrt-rtx") from None
+            raise MissingPackageError("cuda-bindings", extra) from None
         self._cuda: Any = runtime
+        self._taken: list[tuple[Callable[..., Any], Any]] = []
+        # Gives back what was taken, once nobody holds this object any more, or Python ends.
+        self._give_back = weakref.finalize(self, _release, self._taken)
         _, driver = runtime.cudaDriverGetVersion()
         if not driver:
             raise MissingDeviceError("no NVIDIA GPU here: there is no driver for one")
@@ -76,8 +80,10 @@ class Cuda:
     def state(self) -> GpuState:
         """Name, driver, clocks and temperature."""
         properties = self._checked(self._cuda.cudaGetDeviceProperties(0))
-        name = properties.name
-        return _state(name.decode() if isinstance(name, bytes) else str(name))
+        place = (
+            f"{properties.pciDomainID:08x}:{properties.pciBusID:02x}:{properties.pciDeviceID:02x}.0"
+        )
+        return _state(_text(properties.name), place)
 
     def compute_capability(self) -> str:
         """Such as `sm86`."""
@@ -87,28 +93,43 @@ class Cuda:
     def new_stream(self) -> Any:
         """A stream of its own, which waits for no other."""
         flags = self._cuda.cudaStreamNonBlocking
-        return self._checked(self._cuda.cudaStreamCreateWithFlags(flags))
+        stream = self._checked(self._cuda.cudaStreamCreateWithFlags(flags))
+        self._taken.append((self._cuda.cudaStreamDestroy, stream))
+        return stream
 
     def wait(self, stream: Any) -> None:
         """Until all in the stream is done."""
         self._checked(self._cuda.cudaStreamSynchronize(stream))
 
-    def captured(self, stream: Any, work: Callable[[], None]) -> Callable[[], None]:
-        """Record what `work` puts into the stream; calling the result does all of it at once."""
+    def captured(self, stream: Any, work: Callable[[], None]) -> Callable[[], None] | None:
+        """Record what `work` puts into the stream; calling the result does all of it at once.
+
+        None where it cannot be recorded, such as loops whose length is only known on the GPU.
+        """
         mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._checked(self._cuda.cudaStreamBeginCapture(stream, mode))
         try:
             work()
-        finally:
-            graph = self._checked(self._cuda.cudaStreamEndCapture(stream))
-        ready = self._checked(self._cuda.cudaGraphInstantiate(graph, 0))
+        except BackendError:
+            self._cuda.cudaStreamEndCapture(stream)  # its status says no more than the error
+            return None
+        error, graph = self._cuda.cudaStreamEndCapture(stream)
+        if error != self._cuda.cudaError_t.cudaSuccess:
+            return None
+        error, ready = self._cuda.cudaGraphInstantiate(graph, 0)
+        self._cuda.cudaGraphDestroy(graph)
+        if error != self._cuda.cudaError_t.cudaSuccess:
+            return None
+        self._taken.append((self._cuda.cudaGraphExecDestroy, ready))
         return lambda: self._checked(self._cuda.cudaGraphLaunch(ready, stream))
 
     def allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> "Buffer":
         """Memory for a tensor, on the GPU and pinned on the host."""
         size = max(1, math.prod(shape)) * np.dtype(dtype).itemsize
         host = self._allocated(self._cuda.cudaMallocHost(size), size, "pinned memory")
+        self._taken.append((self._cuda.cudaFreeHost, host))
         device = self._allocated(self._cuda.cudaMalloc(size), size, "GPU memory")
+        self._taken.append((self._cuda.cudaFree, device))
         block = memoryview((ctypes.c_uint8 * size).from_address(int(host)))
         array = np.frombuffer(block, dtype=dtype, count=math.prod(shape)).reshape(shape)
         return Buffer(array, int(device), int(host))
@@ -146,7 +167,7 @@ class Cuda:
 
     def _words(self, error: Any) -> str:
         _, text = self._cuda.cudaGetErrorString(error)
-        return text.decode() if isinstance(text, bytes) else str(text)
+        return _text(text)
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,6 +189,17 @@ class Buffer:
         return type(self)(self.array[:count], self.address, self.pinned)
 
 
+def _release(taken: list[tuple[Callable[..., Any], Any]]) -> None:
+    """In the other order than it was taken; a status tells nobody anything any more."""
+    while taken:
+        give_back, what = taken.pop()
+        give_back(what)
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
 def out_of_memory(size: int, what: str = "GPU memory") -> str:
     """What to say, and what to do about it."""
     return (
@@ -176,15 +208,18 @@ def out_of_memory(size: int, what: str = "GPU memory") -> str:
     )
 
 
-def _state(name: str) -> GpuState:
-    """What NVML tells of the first GPU, each thing as far as it is known."""
+def _state(name: str, place: str) -> GpuState:
+    """What NVML tells of the GPU at a place on the PCI bus, each thing as far as it is known.
+
+    CUDA numbers the GPUs that it may use, NVML all of them.
+    """
     try:
         import pynvml
     except ImportError:
         return GpuState(name)
     try:
         pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+        handle = pynvml.nvmlDeviceGetHandleByPciBusId(place.encode())
     except pynvml.NVMLError:
         return GpuState(name)
 
@@ -193,7 +228,9 @@ def _state(name: str) -> GpuState:
             return function(handle, *arguments)
         return None
 
-    reasons = told(pynvml.nvmlDeviceGetCurrentClocksEventReasons) or 0
+    reasons = told(pynvml.nvmlDeviceGetCurrentClocksEventReasons)
+    if reasons is None:  # drivers before 535
+        reasons = told(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons) or 0
     try:
         driver = str(pynvml.nvmlSystemGetDriverVersion())
     except pynvml.NVMLError:

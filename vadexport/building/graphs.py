@@ -13,7 +13,7 @@ from vadexport.backends.child import Child
 from vadexport.building.inputs import BuildImages
 from vadexport.calibration import halve, quantise
 from vadexport.contract import ImageInput
-from vadexport.errors import BackendError, InputError
+from vadexport.errors import BackendError, UnfitError, VadexportError
 from vadexport.images import load_images
 from vadexport.listening import Listener
 from vadexport.passes import DEFAULT_PASSES, apply_passes
@@ -31,10 +31,6 @@ _HALF_SHARE: Final = 1 / 3
 #: Images that choose the layers which float16 suits.
 _MOST_HALF_IMAGES: Final = 16
 _CHILD_TIMEOUT_S: Final = 1800
-
-
-class UnfitError(InputError):
-    """A target that this detector cannot have, while it may have others."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +83,7 @@ class Graphs:
     work: Path
     listener: Listener
     notes: list[str] = field(default_factory=list)
+    _failures: dict[str, VadexportError] = field(default_factory=dict)
 
     def of(self, precision: str) -> Graph:
         """The graph of a precision.
@@ -96,6 +93,16 @@ class Graphs:
             UnfitError: its network has no layer that could have the precision.
             BackendError: quantising failed.
         """
+        if precision in self._failures:
+            raise self._failures[precision]
+        try:
+            made = self._made(precision)
+        except VadexportError as error:  # another target of the precision would fail alike
+            self._failures[precision] = error
+            raise
+        return made
+
+    def _made(self, precision: str) -> Graph:
         if precision == "fp16":
             return self._half
         return self._int8 if precision == "int8" else self._float
@@ -141,7 +148,8 @@ class Graphs:
         """Cast what scores allow to float16."""
         network = self._layers("float16")
         path = self._new("half")
-        limit = Limits.of_rung("fp16").max_drift or 0.0
+        limits = Limits.of_rung("fp16")
+        drift, maps = limits.max_drift or 0.0, limits.max_map_drift or 0.0
         with Child("float16 conversion", timeout_s=_CHILD_TIMEOUT_S) as child:
             plan = child.run(
                 halve,
@@ -149,7 +157,7 @@ class Graphs:
                 path,
                 network,
                 self._half_calls(),
-                _HALF_SHARE * limit * self.climber.unit.value,
+                (_HALF_SHARE * drift * self.climber.unit.value, _HALF_SHARE * maps),
                 progress=lambda done, total: self.listener.step("float16", done, total),
             )
         kept = plan.kept_layers

@@ -22,7 +22,7 @@ from vadexport.backends.base import available_threads
 from vadexport.backends.child import Child
 from vadexport.backends.registry import get_backend, opener
 from vadexport.backends.tensorrt.library import check_settings
-from vadexport.building.graphs import Climber, Graphs, UnfitError
+from vadexport.building.graphs import Climber, Graphs
 from vadexport.building.inputs import BuildImages, build_images
 from vadexport.building.options import BuildOptions, BuildResult, BuiltTarget
 from vadexport.calibration import require_nncf
@@ -31,6 +31,7 @@ from vadexport.errors import (
     InputError,
     MissingDeviceError,
     MissingPackageError,
+    UnfitError,
     VadexportError,
 )
 from vadexport.listening import Listener
@@ -40,8 +41,8 @@ from vadexport.targets import AUTO, Target
 from vadexport.verification.drift import DriftUnit, NormalScores, fitted_scores
 from vadexport.verification.ladder import Ladder, Rung, child_inference
 
-#: Of precisions that `auto` tries: the fastest first.
-_AUTO_ORDER: Final = ("int8", "fp16", "fp32")
+#: Of precisions that `auto` tries before fp32: the fastest first.
+_AUTO_ORDER: Final = ("int8", "fp16")
 _COMPILE_TIMEOUT_S: Final = 600
 
 
@@ -188,23 +189,26 @@ class _Builder:
         for precision in _AUTO_ORDER:
             try:
                 last = self.graphs.of(precision).rungs[-1]
-            except (BackendError, UnfitError) as error:
+            except (BackendError, MissingPackageError, UnfitError) as error:
                 reason = str(error)
             else:
                 reason = "; ".join(check.line for check in last.checks if not check.held)
             if not reason:
                 break
             self.graphs.notes.append(f"{target}: not {precision}: {reason}")
+        else:
+            precision = "fp32"
+            self.graphs.of(precision)  # whose failure, if it is one, is the target's
         self.graphs.notes.append(f"{target}: {precision}")
         return replace(target, precision=precision)
 
     def _compiled(self, model: Path, folder: Path, target: Target) -> dict[str, Any]:
         backend, step = get_backend(target.backend), f"compile {target}"
         self.graphs.listener.step(step, 0, 1)
-        limit = _COMPILE_TIMEOUT_S
+        limit, longer = _COMPILE_TIMEOUT_S, ""
         if target.backend.startswith("tensorrt"):
-            limit = self.options.tensorrt.time_limit_s
-        with Child(str(target), timeout_s=limit) as child:
+            limit, longer = self.options.tensorrt.time_limit_s, "--tensorrt time_limit_s=…"
+        with Child(str(target), timeout_s=limit, longer=longer) as child:
             facts = child.run(backend.compile_graph, model, folder, target, self.options.tensorrt)
         self.graphs.listener.step(step, 1, 1)
         return facts

@@ -10,8 +10,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from vadexport.contract import INPUT_NAME, RAW_SCORE, Call
-from vadexport.errors import BackendError
+from vadexport.contract import ANOMALY_MAP, INPUT_NAME, RAW_SCORE, Call
+from vadexport.errors import UnfitError
 from vadexport.passes.half_precision import (
     HalfPlan,
     half_candidates,
@@ -31,7 +31,7 @@ def halve(
     destination: Path,
     network_nodes: frozenset[str],
     calls: Sequence[Call],
-    allowed: float,
+    allowed: tuple[float, float],
     progress: Callable[[int, int], None],
 ) -> HalfPlan:
     """Write a form of the ONNX file `model` whose network computes in float16.
@@ -40,7 +40,7 @@ def halve(
     too little room in float16. Where scores then move by more than `allowed`, the layers that move
     them most stay in float32 as well: each group of layers is put into float16 alone, and as few of
     the worst are taken back as will do. What float16 does to scores is measured on the graph that
-    rounds as float16 storage does (`rounded_as_half`).
+    rounds as float16 storage does (`rounded_as_half`). Anomaly maps are held alike.
 
     To be run in a child process.
 
@@ -49,34 +49,42 @@ def halve(
         destination: of the float16 ONNX file.
         network_nodes: names of the nodes that may compute in float16.
         calls: of the graph, on normal images.
-        allowed: largest move of a raw score.
+        allowed: largest move of a raw score in its own units, and of an anomaly map as a fraction
+            of the maps' mean range.
         progress: told how much is done, of how much.
 
     Returns:
         What computes in float16, and what does not although it could.
 
     Raises:
-        BackendError: no layer of the network can.
+        UnfitError: no layer of the network can.
     """
     graph = onnx.load(model)
     candidates = half_candidates(graph, network_nodes)
     largest = largest_values(graph, observed_tensors(candidates), calls)
     plan = plan_half(graph, network_nodes, largest)
     if plan.layers == 0:
-        raise BackendError("no layer of this detector's network fits float16")
-    expected = _scores(graph, calls)
+        raise UnfitError("no layer of this detector's network fits float16: build fp32 targets")
+    expected = _outputs(graph, calls)
+    ranges = [1.0, *(np.ptp(maps, axis=(1, 2, 3)).mean() or 1.0 for maps in expected[1:])]
+    most = [one * scale for one, scale in zip(allowed, ranges, strict=False)]
 
     def moved(candidate: HalfPlan) -> float:
-        found = _scores(rounded_as_half(to_half(graph, candidate)), calls)
-        return float(np.abs(found - expected).max())
+        """How far scores and maps move, as a share of what they may."""
+        found = _outputs(rounded_as_half(to_half(graph, candidate)), calls)
+        return max(
+            _share(float(np.abs(one - other).max()), limit)
+            for one, other, limit in zip(found, expected, most, strict=True)
+        )
 
-    if not moved(plan) <= allowed:
+    if not moved(plan) <= 1:
         groups = _grouped(layers_of(graph, plan))
-        moves = []
+        moves: list[float] = []
         for number, group in enumerate(groups):
             moves.append(moved(HalfPlan(frozenset(group), 0, ())))
             progress(number + 1, len(groups))
-        worst = sorted(range(len(groups)), key=lambda number: -moves[number])
+        order = np.nan_to_num(moves, nan=np.inf)
+        worst = sorted(range(len(groups)), key=lambda number: -order[number])
 
         def without(count: int) -> HalfPlan:
             """The plan without the `count` groups that move scores most."""
@@ -87,10 +95,13 @@ def halve(
         low, high = 0, len(groups)  # with none taken back it moves too far, with all not at all
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (low, middle) if moved(without(middle)) <= allowed else (middle, high)
+            low, high = (low, middle) if moved(without(middle)) <= 1 else (middle, high)
         plan = without(high)
         if plan.layers == 0:
-            raise BackendError("no layer of this detector's network can be float16: scores move")
+            raise UnfitError(
+                "no layer of this detector's network can be float16, for scores would move too "
+                "far: build fp32 targets"
+            )
     else:
         progress(1, 1)
     onnx.save(to_half(graph, plan), destination)
@@ -126,6 +137,13 @@ def largest_values(
     return dict(zip(names, found.tolist(), strict=True))
 
 
+def _share(move: float, limit: float) -> float:
+    """Of what is allowed; where nothing is, any move is too much."""
+    if limit:
+        return move / limit
+    return float("inf") if move else 0.0
+
+
 def _grouped(layers: list[list[str]]) -> list[list[str]]:
     """Neighbouring layers together, where there are too many to judge each."""
     size = -(-len(layers) // _MOST_GROUPS)
@@ -133,10 +151,12 @@ def _grouped(layers: list[list[str]]) -> list[list[str]]:
     return [list(chain.from_iterable(layers[start : start + size])) for start in starts]
 
 
-def _scores(model: onnx.ModelProto, calls: Sequence[Call]) -> NDArray[np.float64]:
-    """Raw scores of all images, by ONNX Runtime."""
-    scores = _run(model, calls, [RAW_SCORE])
-    return np.concatenate([np.ravel(outputs[0]) for outputs in scores]).astype(np.float64)
+def _outputs(model: onnx.ModelProto, calls: Sequence[Call]) -> list[NDArray[np.float64]]:
+    """Raw scores of all images, and their maps where there are any, by ONNX Runtime."""
+    there = {output.name for output in model.graph.output}
+    names = [name for name in (RAW_SCORE, ANOMALY_MAP) if name in there]
+    found = zip(*_run(model, calls, names), strict=True)
+    return [np.concatenate(values).astype(np.float64) for values in found]
 
 
 def _run(

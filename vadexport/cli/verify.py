@@ -64,6 +64,13 @@ from vadexport.terminal import printable
 )
 @click.option("--report", type=PATH, help="Folder of the report. [default: report in the artifact]")
 @click.option(
+    "--repeat",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Run all images N more times, to find results that change. [default: a few, once]",
+)
+@click.option(
     "--proxy",
     is_flag=True,
     help="Where an artifact's GPU is not here, verify the ONNX graph behind it on the processor.",
@@ -93,6 +100,7 @@ def command(
     max_memory_mb: float | None,
     rounds: int | None,
     report: Path | None,
+    repeat: int,
     proxy: bool,
     threads: int | None,
     skip_unreadable: bool,
@@ -140,6 +148,7 @@ def command(
         threads=threads,
         report=report,
         skip_unreadable=skip_unreadable,
+        repeat=repeat,
         proxy=proxy,
     )
     result = verify(options, console)

@@ -146,7 +146,8 @@ def to_half(model: onnx.ModelProto, plan: HalfPlan) -> onnx.ModelProto:
     read_in_full = {output.name for output in graph.output}
     for node in graph.node:
         if node.name in plan.nodes:
-            read_in_full.update(name for name in node.input if name not in _data_inputs(node))
+            data = _data_indices(node)
+            read_in_full.update(name for index, name in enumerate(node.input) if index not in data)
         else:
             read_in_full.update(tensors_read(node))
     rewritten: list[onnx.NodeProto] = []

@@ -34,6 +34,9 @@ def rounded_as_half(model: onnx.ModelProto) -> onnx.ModelProto:
         if tensor.data_type == TensorProto.FLOAT16:
             value = numpy_helper.to_array(tensor).astype(np.float32)
             tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
+    for value in graph.output:
+        if value.name in halves:
+            value.type.tensor_type.elem_type = TensorProto.FLOAT
     described = [value for value in graph.value_info if value.name not in halves]
     del graph.value_info[:]
     graph.value_info.extend(described)

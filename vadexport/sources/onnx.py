@@ -4,11 +4,12 @@ import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
@@ -120,8 +121,9 @@ class OnnxFileRunner(PyTorchRunner):
             f"{self.execution.backend}",
         )
 
-    def use_gpu(self) -> None:
+    def use_gpu(self, sample: NDArray[Any]) -> None:
         """It stays on the processor, where ONNX Runtime has the file."""
+        del sample
 
 
 def _detector(spec: SourceSpec, file: OnnxFile) -> PlainDetector:

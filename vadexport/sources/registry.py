@@ -6,6 +6,8 @@ from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from vadexport.backends.base import Runner, RunnerOpener
 from vadexport.backends.pytorch import PyTorchRunner
 from vadexport.errors import InputError
@@ -83,9 +85,12 @@ def reference_opener(spec: SourceSpec, threads: int, *, on_gpu: bool = False) ->
 
 
 def _open_reference(spec: SourceSpec, threads: int, on_gpu: bool) -> Runner:  # noqa: FBT001
-    runner = open_source(spec).open_reference(threads)
+    source = open_source(spec)
+    runner = source.open_reference(threads)
     if on_gpu and isinstance(runner, PyTorchRunner):
-        runner.use_gpu()
+        image_input = source.detector.image_input
+        shape = (image_input.height, image_input.width, image_input.channels)
+        runner.use_gpu(np.zeros((image_input.batch or 1, *shape), image_input.dtype))
     return runner
 
 

@@ -39,7 +39,7 @@ class Contest:
 
     def gpu_state(self, name: str) -> GpuState | None:
         """State of the GPU that a contestant runs on; None on the processor."""
-        return self._children[name].apply(_gpu_state)
+        return self._children[name].apply(Stopwatch.gpu_state)
 
     def time(
         self, names: Collection[str], rounds: int | None, listener: Listener
@@ -89,9 +89,3 @@ def _infer(stopwatch: Stopwatch, image: Call) -> Outputs:
 
 def _execution(stopwatch: Stopwatch) -> Execution:
     return stopwatch.runner.execution
-
-
-def _gpu_state(stopwatch: Stopwatch) -> GpuState | None:
-    """Runners of processors know of none."""
-    state: GpuState | None = getattr(stopwatch.runner, "gpu_state", lambda: None)()
-    return state

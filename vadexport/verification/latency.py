@@ -13,11 +13,12 @@ counted, and a measurement that was disturbed is called so.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from vadexport.backends.base import Execution, Runner, RunnerOpener
+from vadexport.backends.cuda import GpuState
 from vadexport.contract import Call
 from vadexport.machine import peak_megabytes, seconds_waited
 from vadexport.verification.statistics import Interval, median_interval
@@ -63,6 +64,7 @@ class Stopwatch:
         self._load_ms = 1e3 * (loaded - start)
         self._first_ms = 1e3 * (time.perf_counter() - loaded)
         self._calls = calls
+        self._gpu: GpuState | None = None
         for call in calls[1:_WARM_UP_CALLS]:
             self.runner.infer(call)
 
@@ -79,9 +81,23 @@ class Stopwatch:
         self.runner.infer(call)
         seconds = time.perf_counter() - start
         after = seconds_waited()
+        self._watch_gpu()
         # A thread that has ended takes its count with it.
         waited = None if before is None or after is None else max(0.0, after - before)
         return Timing(seconds, waited)
+
+    def gpu_state(self) -> GpuState | None:
+        """Of the GPU at the last timed call; what slowed it down at any. None on the processor."""
+        if self._gpu is None:
+            self._watch_gpu()
+        return self._gpu
+
+    def _watch_gpu(self) -> None:
+        state: GpuState | None = getattr(self.runner, "gpu_state", lambda: None)()
+        if state is not None and self._gpu is not None:
+            slowed = tuple(dict.fromkeys((*self._gpu.slowed_by, *state.slowed_by)))
+            state = replace(state, slowed_by=slowed)
+        self._gpu = state
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Limits that an artifact must hold, and the checks of one against them."""
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Final, Self
 
 from vadexport.verification.latency import LatencyFigures, Speedup
 from vadexport.verification.parity import ParityFigures
@@ -93,6 +93,10 @@ class Check:
     line: str
 
 
+#: Sums that another order of threads rounds otherwise stay below this.
+_REPEATABLE: Final = 1e-3
+
+
 def parity_checks(found: ParityFigures, limits: Limits) -> list[Check]:
     """Judge figures; outputs that are not finite or contradict each other always fall short."""
     checks = [
@@ -173,6 +177,18 @@ def latency_checks(
         )
         checks.append(_undisturbed(found, artifact, reference))
     return checks
+
+
+def repeat_check(found: ParityFigures) -> Check:
+    """Judge figures of an artifact against itself: it must say of an image what it said before."""
+    moved = max(found.drift_max, found.map_max or 0.0)
+    held = moved <= _REPEATABLE and not found.not_finite and not found.flips
+    return Check(
+        "repeat",
+        held,
+        f"run again on {found.images} images, scores and maps changed by at most {moved:.2g} drift "
+        f"units or map ranges, limit {_REPEATABLE:g}",
+    )
 
 
 def size_checks(megabytes: float, latency: LatencyFigures | None, limits: Limits) -> list[Check]:

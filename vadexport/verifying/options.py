@@ -23,6 +23,8 @@ class VerifyOptions:
         report: folder of the report; default `report` in the artifact. With several artifacts,
             each gets a folder in it.
         skip_unreadable: leave out images that cannot be read.
+        repeat: how often each image is run again, to find results that change from run to run; 0 is
+            once, on a few images.
         proxy: where an artifact's device is not here, verify the ONNX graph behind it instead.
     """
 
@@ -34,6 +36,7 @@ class VerifyOptions:
     threads: int | None = None
     report: Path | None = None
     skip_unreadable: bool = False
+    repeat: int = 0
     proxy: bool = False
 
     @property

@@ -27,6 +27,7 @@ from vadexport.verification.limits import (
     disturbance,
     latency_checks,
     parity_checks,
+    repeat_check,
     size_checks,
 )
 from vadexport.verification.parity import ImageRecord, compare_images, figures
@@ -37,6 +38,8 @@ from vadexport.verifying.options import VerifyOptions, VerifyResult
 _WORST_EXHIBITS = 4
 _NEAREST_EXHIBITS = 2
 _FEW_IMAGES = 20
+#: Images that are run again where nobody asks for more.
+_REPEATED = 8
 
 
 def verify(options: VerifyOptions, listener: Listener) -> VerifyResult:
@@ -70,9 +73,12 @@ def verify(options: VerifyOptions, listener: Listener) -> VerifyResult:
             image_input,
             source.detector.thresholds,
         )
+        compared = {record.name for record in next(iter(records.values()))}
+        readable = [file for file in files if file.name in compared]
+        again = _repeated(arena, readable, options, listener)
         timed = arena.timed(options, listener)
         verifications = [
-            _judge(artifact, source, records[name], timed, arena, options)
+            _judge(artifact, source, (records[name], again[name]), timed, arena, options)
             for name, artifact in arena.artifacts.items()
         ]
     for verification, folder in zip(verifications, reports, strict=True):
@@ -100,18 +106,19 @@ def _report_folder(
 def _judge(
     artifact: Artifact,
     source: Source,
-    records: Sequence[ImageRecord],
+    images: tuple[Sequence[ImageRecord], Sequence[ImageRecord]],
     timed: dict[str, LatencyFigures],
     arena: Arena,
     options: VerifyOptions,
 ) -> Verification:
     """All that is known of one artifact, with a verdict."""
     manifest = artifact.manifest
+    records, again = images
     name = str(manifest.target)
     unit = _drift_unit(manifest, source)
     found = figures(records, unit.value)
     limits = Limits.of_precision(manifest.target.precision).overridden(**options.limits)
-    checks = parity_checks(found, limits)
+    checks = [*parity_checks(found, limits), repeat_check(figures(again, unit.value))]
     latency = None
     if name in timed:
         latency = Latency(
@@ -167,6 +174,21 @@ def _judge(
         warnings=tuple(warnings),
         evidence=weigh(records, unit.value),
     )
+
+
+def _repeated(
+    arena: Arena, files: Sequence[ImageFile], options: VerifyOptions, listener: Listener
+) -> dict[str, list[ImageRecord]]:
+    """Records of each artifact against itself, run again on the same images."""
+    chosen = files if options.repeat else files[:_REPEATED]
+    found: dict[str, list[ImageRecord]] = {name: [] for name in arena.artifacts}
+    for _ in range(options.repeat or 1):
+        for name in arena.artifacts:
+            infer = arena.contest.inference(name)
+            images = _named(chosen, arena.image_input, options, listener, "repeat")
+            again = compare_images(infer, {name: infer}, images, arena.image_input, None)
+            found[name] += again[name]
+    return found
 
 
 def _drift_unit(manifest: Manifest, source: Source) -> DriftUnit:
@@ -235,7 +257,7 @@ def _overlap_warnings(artifact: Artifact, source: Source, verified: frozenset[st
     calibration = artifact.manifest.calibration
     seen = {
         "trained the detector": source.detector.fitted_on,
-        "set the INT8 ranges": calibration.image_digests if calibration else (),
+        f"calibrated {artifact.manifest.target}": calibration.image_digests if calibration else (),
     }
     counts = {what: len(verified.intersection(digests)) for what, digests in seen.items()}
     return [
@@ -246,7 +268,11 @@ def _overlap_warnings(artifact: Artifact, source: Source, verified: frozenset[st
 
 
 def _named(
-    files: Sequence[ImageFile], image_input: ImageInput, options: VerifyOptions, listener: Listener
+    files: Sequence[ImageFile],
+    image_input: ImageInput,
+    options: VerifyOptions,
+    listener: Listener,
+    step: str = "parity",
 ) -> Iterator[tuple[str, bool | None, ImageArray]]:
     """Decode the images one by one, telling how far it is."""
     loaded = load_images(
@@ -257,7 +283,7 @@ def _named(
     )
     for number, (file, image) in enumerate(loaded, 1):
         yield file.name, file.label, image
-        listener.step("parity", number, len(files))
+        listener.step(step, number, len(files))
 
 
 def _environment(

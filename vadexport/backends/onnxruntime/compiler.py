@@ -39,7 +39,7 @@ def check_device(target: Target) -> None:
     if CUDA_PROVIDER not in onnxruntime.get_available_providers():
         raise MissingDeviceError(
             "this ONNX Runtime cannot use NVIDIA GPUs: pip uninstall onnxruntime, then pip install "
-            "onnxruntime-gpu"
+            "'onnxruntime-gpu[cuda,cudnn]'"
         )
     Cuda()
 

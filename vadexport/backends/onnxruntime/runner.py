@@ -58,6 +58,8 @@ class OnnxRuntimeRunner:
         self._cuda = Cuda() if target.device == CUDA else None
         if self._cuda:
             providers.insert(0, (CUDA_PROVIDER, {"use_tf32": "0"}))
+            # Libraries of CUDA and cuDNN that pip installed lie where no loader looks.
+            getattr(onnxruntime, "preload_dlls", lambda: None)()
         file = model if isinstance(model, bytes) else model / MODEL_FILE
         self._session = onnxruntime.InferenceSession(file, options, providers=providers)
         if self._cuda and self._session.get_providers()[0] != CUDA_PROVIDER:

@@ -33,13 +33,27 @@ class PyTorchRunner:
             threads=threads,
         )
 
-    def use_gpu(self) -> None:
-        """Move to the first NVIDIA GPU; without one, or a PyTorch for it, it stays where it is."""
-        if torch.cuda.is_available():
-            self._device = torch.device("cuda", 0)
+    def use_gpu(self, sample: NDArray[Any]) -> None:
+        """Move to the first NVIDIA GPU, where there is one and the module runs on it.
+
+        A program may hold constants that stay on the processor, PyTorch may have no kernels for the
+        GPU, or it lacks memory: then the module goes back.
+
+        Args:
+            sample: a call that tells whether it runs.
+        """
+        if not torch.cuda.is_available():
+            return
+        self._device = torch.device("cuda", 0)
+        try:
             self._module.to(self._device)
-            name = torch.cuda.get_device_name(self._device)
-            self.execution = replace(self.execution, device=name)
+            self.infer(sample)
+        except RuntimeError:
+            self._device = torch.device("cpu")
+            self._module.to(self._device)
+            return
+        name = torch.cuda.get_device_name(self._device)
+        self.execution = replace(self.execution, device=name)
 
     def infer(self, image: NDArray[Any]) -> Outputs:
         """See the base class."""

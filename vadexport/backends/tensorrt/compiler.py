@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from vadexport.backends.cuda import Cuda
 from vadexport.backends.tensorrt.library import Library
+from vadexport.backends.tensorrt.log import NO_GPU, new_log
 from vadexport.backends.tensorrt.settings import DEFAULT_SETTINGS, TensorRTSettings
 from vadexport.contract import INPUT_NAME
 from vadexport.errors import BackendError
@@ -21,8 +22,6 @@ ENGINE_FILE: Final = "model.engine"
 GRAPH_FILE: Final = "model.onnx"
 #: What it was built with.
 SETTINGS_FILE: Final = "settings.json"
-#: Built-in checks ask for a GPU and complain where there is none, which is no fault.
-_NO_GPU: Final = ("CUDA driver version is insufficient", "no CUDA-capable device")
 
 
 def compile_graph(
@@ -50,7 +49,7 @@ def compile_graph(
 
     graph = prepared(_read(library, model))
     check_limits(graph, settings.batches[2])
-    log = _log(trt)
+    log = new_log(trt)
     start = time.perf_counter()
     builder = trt.Builder(log)
     if builder is None or not hasattr(builder, "create_network"):
@@ -129,7 +128,7 @@ def _parser_errors(parser: Any) -> str:
         return "no reason given"
     node = f"node {first.node_name()} ({first.node_operator()}): " if first.node_name() else ""
     lines = [" ".join(line.split()) for line in first.desc().splitlines()]
-    told = [line for line in lines if line and not any(each in line for each in _NO_GPU)]
+    told = [line for line in lines if line and not any(each in line for each in NO_GPU)]
     return node + "; ".join(told[:2])
 
 
@@ -159,29 +158,3 @@ def _type_name(dtype: Any) -> str:
 
 def _plain(member: Any) -> str:
     return str(member.name).lower()
-
-
-def _log(trt: Any) -> Any:
-    """A logger of the library's own kind that keeps warnings and errors."""
-
-    class Log(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.kept: list[tuple[bool, str]] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.Severity.WARNING:
-                print(f"{severity}: {message}", flush=True)  # noqa: T201 - to the child's log
-                self.kept.append((severity < trt.ILogger.Severity.WARNING, message))
-
-        def last(self) -> str:
-            """The last error, in one line."""
-            told = [text for is_error, text in self.kept if is_error]
-            told = [text for text in told if not any(each in text for each in _NO_GPU)] or told
-            return " ".join(told[-1].split()) if told else "no reason given"
-
-        def warnings(self) -> list[str]:
-            """Each warning once."""
-            return list(dict.fromkeys(text for is_error, text in self.kept if not is_error))
-
-    return Log()

@@ -129,15 +129,18 @@ def _set_flag(trt: Any, config: Any, name: str, *, on: bool) -> None:
 def _use_timing_cache(trt: Any, config: Any, file: Path) -> None:
     """Take the timings of an earlier build, if any; a kernel is then chosen by these alone."""
     kept = b""
-    with suppress(FileNotFoundError):
-        kept = file.read_bytes()
+    try:
+        with suppress(FileNotFoundError):
+            kept = file.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read timing cache {file}: {error.strerror}") from None
+    if hasattr(trt.BuilderFlag, "EDITABLE_TIMING_CACHE"):  # before the cache is made
+        _set_flag(trt, config, "EDITABLE_TIMING_CACHE", on=True)
     cache = config.create_timing_cache(kept)
     if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
         raise InputError(
             f"timing cache {file} is of another GPU or version of TensorRT: name another file"
         )
-    if kept and hasattr(trt.BuilderFlag, "EDITABLE_TIMING_CACHE"):
-        _set_flag(trt, config, "EDITABLE_TIMING_CACHE", on=True)
 
 
 TENSORRT: Final = Library(

@@ -4,7 +4,9 @@ The parser takes a uint8 zero point for int8 with a warning and gives wrong numb
 here it refuses late, and in words that name no way out.
 """
 
+import math
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Any, Final
 
 import numpy as np
@@ -35,23 +37,52 @@ def check_limits(model: onnx.ModelProto, largest_batch: int) -> None:
     Raises:
         BackendError: node, limit, and what to do.
     """
-    view = GraphView(model)
-    fault = next(_faults(model, view, largest_batch), None)
+    faults = chain.from_iterable(_faults(part) for part in _parts(_filled(model, largest_batch)))
+    fault = next(chain(_dynamic_inputs(model), faults), None)
     if fault is not None:
         raise BackendError(f"TensorRT: {fault}")
 
 
-def _faults(model: onnx.ModelProto, view: GraphView, largest_batch: int) -> Iterator[str]:
+def _filled(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
+    """A copy in which the batch, where it is open, is `batch`: sizes are then known numbers."""
+    filled = onnx.ModelProto()
+    filled.CopyFrom(model)
+    inputs = [value.type.tensor_type.shape.dim for value in filled.graph.input]
+    opened = [dims for dims in inputs if dims and not dims[0].HasField("dim_value")]
+    if opened:
+        del filled.graph.value_info[:]  # they hold the open batch
+        for value in filled.graph.output:
+            value.type.tensor_type.ClearField("shape")
+    for dims in opened:
+        dims[0].dim_value = batch
+    return filled
+
+
+def _parts(model: onnx.ModelProto) -> Iterator[onnx.ModelProto]:
+    """The graph, and those inside of its nodes (the body of a Loop), each as a model."""
+    yield model
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                if graph.node:
+                    inner = onnx.ModelProto()
+                    inner.ir_version = model.ir_version
+                    inner.opset_import.extend(model.opset_import)
+                    inner.graph.CopyFrom(graph)
+                    yield from _parts(inner)
+
+
+def _faults(model: onnx.ModelProto) -> Iterator[str]:
+    view = GraphView(model)
     for node in model.graph.node:
         if node.domain not in _DOMAINS:
             yield (
                 f"node {node.name} is the custom operator {node.domain}::{node.op_type}; export "
                 "the model with ONNX's own operators"
             )
-    yield from _dynamic_inputs(model)
     for node in model.graph.node:
         if node.op_type == "TopK":
-            yield from _topk(node, view, largest_batch)
+            yield from _topk(node, view)
         if node.op_type in _QUANTISERS:
             yield from _quantiser(node, view)
         for name in node.output:
@@ -61,7 +92,7 @@ def _faults(model: onnx.ModelProto, view: GraphView, largest_batch: int) -> Iter
                     f"node {node.name} ({node.op_type}) gives {_words(dtype)}, which it has not; "
                     "let the model compute in float32"
                 )
-            yield from _size(node, view.shape(name), largest_batch)
+            yield from _size(node, view.shape(name))
 
 
 def _dynamic_inputs(model: onnx.ModelProto) -> Iterator[str]:
@@ -74,7 +105,7 @@ def _dynamic_inputs(model: onnx.ModelProto) -> Iterator[str]:
             )
 
 
-def _topk(node: onnx.NodeProto, view: GraphView, largest_batch: int) -> Iterator[str]:
+def _topk(node: onnx.NodeProto, view: GraphView) -> Iterator[str]:
     shape = view.shape(node.input[0])
     axis = attributes(node).get("axis", -1)
     count = view.constant(node.input[1])
@@ -82,7 +113,7 @@ def _topk(node: onnx.NodeProto, view: GraphView, largest_batch: int) -> Iterator
     if count is not None:
         wanted = int(np.ravel(count)[0])
     elif shape is not None:  # as many as there are, at most
-        wanted = _filled(shape, largest_batch)[axis]
+        wanted = shape[axis]
     if wanted is not None and wanted > _LARGEST_TOPK:
         yield (
             f"node {node.name} (TopK) takes the {wanted} largest values, its limit is "
@@ -92,7 +123,7 @@ def _topk(node: onnx.NodeProto, view: GraphView, largest_batch: int) -> Iterator
 
 def _quantiser(node: onnx.NodeProto, view: GraphView) -> Iterator[str]:
     zero = view.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
-    source = view.constant(node.input[0])
+    source, scale = view.constant(node.input[0]), view.constant(node.input[1])
     dtype = None if zero is None else zero.dtype
     if node.op_type == "DequantizeLinear" and source is not None:
         dtype = source.dtype
@@ -105,6 +136,11 @@ def _quantiser(node: onnx.NodeProto, view: GraphView) -> Iterator[str]:
         yield (
             f"node {node.name} ({node.op_type}) has uint8 values, which it takes for int8: scores "
             "would be wrong; quantise symmetrically, to int8 with zero point 0"
+        )
+    elif scale is not None and not np.all(np.asarray(scale, np.float64) > 0):
+        yield (
+            f"node {node.name} ({node.op_type}) has a scale that is not positive: a layer whose "
+            "values are all zero cannot be quantised; leave it in float32"
         )
     elif zero is not None and np.any(zero != 0):
         yield (
@@ -119,23 +155,14 @@ def _default_is_uint8(node: onnx.NodeProto, view: GraphView) -> bool:
     return view.dtype(name) in (None, TensorProto.UINT8)
 
 
-def _size(
-    node: onnx.NodeProto, shape: tuple[int | None, ...] | None, largest_batch: int
-) -> Iterator[str]:
-    if shape is None:
-        return
-    count = int(np.prod(_filled(shape, largest_batch), dtype=object)) if shape else 1
-    if count > _LARGEST_TENSOR:
-        sizes = "×".join(map(str, _filled(shape, largest_batch)))
+def _size(node: onnx.NodeProto, shape: tuple[int | None, ...] | None) -> Iterator[str]:
+    known = [size or 1 for size in shape or ()]
+    if math.prod(known) > _LARGEST_TENSOR:
+        sizes = "×".join(map(str, known))
         yield (
             f"node {node.name} ({node.op_type}) gives {sizes} values, its limit is 2^31; a smaller "
             "--batch (of a dynamic one: --tensorrt batches=…), --image-size or memory bank may do"
         )
-
-
-def _filled(shape: tuple[int | None, ...], batch: int) -> tuple[int, ...]:
-    """A shape with the batch in the place of what is open."""
-    return tuple(batch if size is None else size for size in shape)
 
 
 def _words(dtype: int) -> str:
@@ -145,7 +172,7 @@ def _words(dtype: int) -> str:
 def unsupported(parser: Any, model: onnx.ModelProto) -> Mapping[str, str]:
     """Operators that the library's parser does not know, each with the first node that has it."""
     found: dict[str, str] = {}
-    for node in model.graph.node:
+    for node in chain.from_iterable(part.graph.node for part in _parts(model)):
         if node.op_type not in found and not parser.supports_operator(node.op_type):
             found[node.op_type] = node.name
     return found

@@ -12,12 +12,14 @@ from vadexport.backends.base import Execution
 from vadexport.backends.cuda import Buffer, Cuda, GpuState, out_of_memory
 from vadexport.backends.tensorrt.compiler import ENGINE_FILE, SETTINGS_FILE
 from vadexport.backends.tensorrt.library import Library
+from vadexport.backends.tensorrt.log import new_log
 from vadexport.contract import INPUT_NAME, Outputs
 from vadexport.errors import BackendError, MissingDeviceError
-from vadexport.targets import Target
+from vadexport.targets import COMPUTE_CAPABILITIES, Target
 
 #: No engine has fewer bytes: headers alone are as long.
 _SMALLEST_ENGINE: Final = 64
+_TURING: Final = "sm75"
 _PRECISIONS: Final = {
     "fp32": "float32",
     "fp16": "float16 network, float32 score head",
@@ -34,9 +36,17 @@ def check_device(library: Library, target: Target) -> None:
             than those that the target names.
     """
     library.load()
-    here = Cuda().compute_capability()
+    here = Cuda(library.extra).compute_capability()
     if target.device and here not in target.device.split("+"):
         raise MissingDeviceError(f"the GPU here is {here}, and the engine is for {target.device}")
+    if library.ahead_of_time and here not in COMPUTE_CAPABILITIES:
+        known = ", ".join(COMPUTE_CAPABILITIES)
+        raise MissingDeviceError(f"the GPU here is {here}, {library.words} runs on {known}")
+    if library.ahead_of_time and not target.device and here == _TURING:
+        raise MissingDeviceError(
+            f"the GPU here is {here}: build it for target {target}@{here}, for without @ engines "
+            "are for GPUs from Ampere on"
+        )
 
 
 class TensorRTRunner:
@@ -60,8 +70,9 @@ class TensorRTRunner:
 
     def __init__(self, library: Library, folder: Path, target: Target, threads: int) -> None:
         trt = library.load()
-        self._cuda = Cuda()
-        self._log = trt.Logger(trt.Logger.ERROR)
+        check_device(library, target)
+        self._cuda = Cuda(library.extra)
+        self._log = new_log(trt)
         settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
         runtime = trt.Runtime(self._log)
         if settings["version_compatible"]:
@@ -79,13 +90,14 @@ class TensorRTRunner:
         if self._context is None:
             raise BackendError(out_of_memory(self._engine.device_memory_size_v2))
         self._stream = self._cuda.new_stream()
-        self._context.set_input_shape(INPUT_NAME, (self._largest, *shape[1:]))
+        self._set_shape((self._largest, *shape[1:]))
         self._buffers = {name: self._buffer(trt, name) for name in names}
         self._call: Callable[[], None] | None = None
         if captures:
             self._enqueue(self._largest)  # what is made on the first call must not be recorded
             self._cuda.wait(self._stream)
             self._call = self._cuda.captured(self._stream, lambda: self._enqueue(self._largest))
+            self._cuda.wait(self._stream)
         self.execution = Execution(
             backend=f"{library.words} {library.version()}",
             precision=_PRECISIONS[target.precision] + (" (TF32)" if settings["tf32"] else ""),
@@ -121,10 +133,10 @@ class TensorRTRunner:
         """Put one call into the stream."""
         given = self._buffers[INPUT_NAME].first(count)
         if not self._fixed:
-            self._context.set_input_shape(INPUT_NAME, given.array.shape)
+            self._set_shape(given.array.shape)
         self._cuda.to_device(given, given.array.nbytes, self._stream)
         if not self._context.execute_async_v3(int(self._stream)):
-            raise BackendError("TensorRT could not start the engine")
+            raise BackendError(f"TensorRT could not start the engine: {self._log.last()}")
         for name in self._outputs:
             found = self._buffers[name].first(count)
             self._cuda.to_host(found, found.array.nbytes, self._stream)
@@ -134,8 +146,14 @@ class TensorRTRunner:
         shape = tuple(self._context.get_tensor_shape(name))
         dtype = np.dtype(trt.nptype(self._engine.get_tensor_dtype(name)))
         buffer = self._cuda.allocate(shape, dtype)
-        self._context.set_tensor_address(name, buffer.address)
+        if not self._context.set_tensor_address(name, buffer.address):
+            raise BackendError(f"TensorRT takes no memory for {name}: {self._log.last()}")
         return buffer
+
+    def _set_shape(self, shape: tuple[int, ...]) -> None:
+        if not self._context.set_input_shape(INPUT_NAME, shape):
+            sizes = "×".join(map(str, shape))
+            raise BackendError(f"the engine takes no images of {sizes}: {self._log.last()}")
 
 
 def load_engine(library: Library, trt: Any, runtime: Any, file: Path, cuda: Cuda) -> Any:
@@ -153,10 +171,13 @@ def load_engine(library: Library, trt: Any, runtime: Any, file: Path, cuda: Cuda
             raise BackendError(_invalid(library, trt, file, faults, cuda))
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
+        told = getattr(getattr(runtime, "logger", None), "last", None)
+        reason = told() if told else ""
         raise BackendError(
             f"{library.words} {library.version()} cannot load {file.name}: it is damaged, of "
-            f"another version, or for another GPU than this one ({cuda.compute_capability()}); "
-            "build it again for this machine"
+            f"another version, for another GPU than this one ({cuda.compute_capability()}), or too "
+            f"large ({cuda.free_memory() >> 20} MB free); build it again for this machine"
+            + (f" ({reason})" if reason else "")
         )
     return engine
 
