@@ -41,7 +41,16 @@ from vadexport.sources import SourceSpec, open_source, reference_opener
 from vadexport.verification.contest import Contest
 from vadexport.verification.latency import speedup
 
-TARGETS = ("tensorrt-rtx:fp32", "tensorrt-rtx:fp16", "tensorrt-rtx:int8", "onnxruntime:fp16@cuda")
+#: Those whose library or provider is not here are left out by the build.
+TARGETS = (
+    "tensorrt:fp32",
+    "tensorrt:fp16",
+    "tensorrt:int8",
+    "tensorrt-rtx:fp32",
+    "tensorrt-rtx:fp16",
+    "tensorrt-rtx:int8",
+    "onnxruntime:fp16@cuda",
+)
 BASELINE = "PyTorch eager, float32"
 CALLS = 16
 
@@ -121,8 +130,10 @@ class OtherPyTorch(PyTorchRunner):
 
 
 def vadexport(*words: object) -> None:
-    """Run a command."""
-    subprocess.run([sys.executable, "-m", "vadexport", *map(str, words)], check=True)
+    """Run a command; where a rung falls short (1) or a library is missing (3), go on."""
+    done = subprocess.run([sys.executable, "-m", "vadexport", *map(str, words)], check=False)
+    if done.returncode not in (0, 1, 3):
+        sys.exit(done.returncode)
 
 
 if __name__ == "__main__":

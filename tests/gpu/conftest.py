@@ -38,10 +38,12 @@ def gpu():
         pytest.skip(str(error))
 
 
-@pytest.fixture(scope="session")
-def engine_for(gpu):
-    """The target of an engine for the GPU at hand, by its precision."""
-    pytest.importorskip("tensorrt_rtx")
+@pytest.fixture(scope="session", params=["tensorrt_rtx", "tensorrt"])
+def engine_for(request, gpu):
+    """The target of an engine of either library for the GPU at hand, by its precision."""
+    pytest.importorskip(request.param)
+    if request.param == "tensorrt":
+        return "tensorrt:{}".format
     here = gpu.compute_capability()
     if here not in COMPUTE_CAPABILITIES:
         known = ", ".join(COMPUTE_CAPABILITIES)
