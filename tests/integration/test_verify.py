@@ -125,7 +125,7 @@ def test_images_that_were_seen_before_are_counted(vadexport, images, tmp_path):
     (found,) = json.loads(verified.out)
     warnings = found["parity"]["warnings"]
     assert warnings[0].startswith("12 of the verified images also trained the detector")
-    assert warnings[1].startswith("9 of the verified images also calibrated openvino:int8")
+    assert warnings[1].startswith("9 of the verified images also calibrated onnxruntime:int8")
     assert verified.err.count("of the verified images also") == 2
 
 

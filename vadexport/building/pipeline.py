@@ -84,12 +84,14 @@ def build(options: BuildOptions, listener: Listener) -> BuildResult:
                 built.append(builder.build(target, folder))
         built.sort(key=lambda one: options.targets.index(one.target))
         _tell_of_failures([one for one in built if one.target in available], listener)
+        listener.step("write", 0, 1)
         for one in built:
             if one.folder is None:
                 _keep_old(one.target, options, staging.result, listener)
             else:
                 write_manifest(one.folder, builder.manifest(one))
                 _write_report(one, images.words)
+        listener.step("write", 1, 1)
     final = [
         replace(one, folder=options.destination / one.folder.relative_to(staging.result))
         if one.folder

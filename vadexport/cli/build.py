@@ -124,6 +124,7 @@ def command(
         tensorrt=TensorRTSettings.of({**config.tensorrt, **_settings(settings)}),
     )
     result = build(options, console)
+    console.when_interrupted = lambda: f"{destination} was written"
     console.result(json.dumps(_as_json(result), indent=2) if as_json else _as_text(result))
     ctx.exit(_status(result))
 

@@ -20,12 +20,15 @@ class Console(Listener):
     Attributes:
         quiet: no progress, no notes.
         verbose: tracebacks with errors.
+        interrupted: the user asked to end. A package that is just being imported may catch the
+            KeyboardInterrupt; the next step then raises another.
         when_interrupted: says what an interrupted command leaves behind.
     """
 
     def __init__(self) -> None:
         self.quiet = False
         self.verbose = False
+        self.interrupted = False
         self.when_interrupted: Callable[[], str] = lambda: "nothing was written"
         self._terminal = sys.stderr.isatty()
         self._open_step: str | None = None
@@ -34,6 +37,8 @@ class Console(Listener):
 
     def step(self, name: str, done: int, total: int, detail: str = "") -> None:
         """Draw a bar on a terminal; in a log, one line when the step is finished."""
+        if self.interrupted:
+            raise KeyboardInterrupt
         if self.quiet:
             return
         name, detail = printable(name), printable(detail)

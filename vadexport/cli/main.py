@@ -2,7 +2,6 @@
 
 import importlib
 import os
-import signal
 import sys
 import tempfile
 import traceback
@@ -13,6 +12,7 @@ import click
 
 from vadexport import __version__
 from vadexport.cli.console import Console
+from vadexport.cli.interruption import heed_interruptions, let_interruptions_end
 from vadexport.errors import MissingPackageError, VadexportError
 from vadexport.terminal import printable, printable_lines
 
@@ -91,9 +91,10 @@ def cli() -> None:
 def main() -> NoReturn:
     """Run the command line and end the process with its status."""
     console = Console()
-    interruption = _Interruption()
+    heed_interruptions(console)
     try:
         status = cli.main(prog_name="vadexport", standalone_mode=False, obj=console)
+        let_interruptions_end()
         sys.exit(status if isinstance(status, int) else 0)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
@@ -109,7 +110,7 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(INTERRUPTED)
     except Exception as error:  # noqa: BLE001 - the last resort of a command line
-        if interruption.asked:
+        if console.interrupted:
             _end_interrupted(console)
         console.finish()
         if console.verbose:
@@ -127,23 +128,6 @@ def main() -> NoReturn:
             err=True,
         )
         sys.exit(UNEXPECTED)
-
-
-class _Interruption:
-    """Ctrl-C, and a request to end, raise KeyboardInterrupt: what is half written is removed.
-
-    A package that is just being imported may catch it and raise an error of its own, as PyTorch's
-    exporter does; so it is noted as well.
-    """
-
-    def __init__(self) -> None:
-        self.asked = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._ask)
-
-    def _ask(self, _number: int, _frame: object) -> NoReturn:
-        self.asked = True
-        raise KeyboardInterrupt
 
 
 def _end_interrupted(console: Console) -> NoReturn:
