@@ -18,6 +18,9 @@ from vadexport.errors import InputError
 
 INPUT_NAME: Final = "image"
 
+#: float32 [N, C, h, w]: what preprocessing gives the network, a tensor inside of graphs.
+PREPROCESSED: Final = "preprocessed"
+
 #: float32 [N]: the score that the reference reports, normalised to [0, 1], threshold at 0.5.
 PRED_SCORE: Final = "pred_score"
 #: float32 [N]: the score before normalisation and clamping; parity is judged on it.

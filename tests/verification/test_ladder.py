@@ -4,8 +4,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 
 from vadexport.backends.registry import opener
+from vadexport.contract import PREPROCESSED
+from vadexport.detectors.steps import EagerPreprocessing, Normalise, Resize
 from vadexport.errors import BackendError, CheckError, InputError
 from vadexport.targets import Target
 from vadexport.verification.ladder import Ladder
@@ -120,3 +123,80 @@ def test_a_step_that_cannot_be_opened_is_the_backends_error(ladder, tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"no graph")
     with pytest.raises(BackendError, match=r"^onnxruntime:fp32 \(traced\) failed"):
         climb(ladder[0], tmp_path)
+
+
+def prepared_by(module):
+    def prepare(images):
+        with torch.inference_mode():
+            return module(torch.from_numpy(images)).numpy()
+
+    return prepare
+
+
+def checked(ladder, rung, folder):
+    rung = ladder.check_preprocessing(rung, folder / "model.onnx")
+    return rung, [check.name for check in rung.checks if not check.held]
+
+
+def test_preprocessing_is_compared_apart(plain, crops, folder):
+    infer, _ = inference(plain)
+    image_input = replace(plain.image_input, batch=3)
+    ladder = Ladder(
+        infer, np.stack(crops[:7]), image_input, plain.thresholds, prepared_by(plain.preprocessing)
+    )
+    rung, fallen = checked(ladder, climb(ladder, folder), folder)
+    assert rung.preprocessing < 1e-6
+    assert fallen == []
+    assert rung.to_json()["preprocessing"] == float(f"{rung.preprocessing:.6g}")
+
+
+@pytest.mark.parametrize(
+    ("steps", "least"),
+    [
+        ((Resize((64, 64)), Normalise((0.5,) * 3, (0.2,) * 3)), 0.01),
+        ((Resize((32, 32)), Resize((64, 64))), 0.01),
+        ((Resize((64, 32)),), np.inf),
+    ],
+)
+def test_other_preprocessing_falls_short(plain, crops, folder, steps, least):
+    infer, _ = inference(plain)
+    image_input = replace(plain.image_input, batch=3)
+    prepare = prepared_by(EagerPreprocessing(steps))
+    ladder = Ladder(infer, np.stack(crops[:7]), image_input, plain.thresholds, prepare)
+    rung, fallen = checked(ladder, climb(ladder, folder), folder)
+    assert rung.preprocessing >= least
+    assert fallen == ["preprocessing"]
+
+
+def test_a_fault_behind_the_preprocessing_is_none_of_its(plain, crops, graph_of, tmp_path):
+    model = onnx.ModelProto()
+    model.CopyFrom(graph_of("plain", 3)[1].model)
+    weight = max(model.graph.initializer, key=lambda tensor: np.prod(tensor.dims))
+    weight.CopyFrom(numpy_helper.from_array(1.1 * numpy_helper.to_array(weight), weight.name))
+    onnx.save(model, tmp_path / "model.onnx")
+    infer, _ = inference(plain)
+    image_input = replace(plain.image_input, batch=3)
+    ladder = Ladder(
+        infer, np.stack(crops[:7]), image_input, plain.thresholds, prepared_by(plain.preprocessing)
+    )
+    rung, fallen = checked(ladder, climb(ladder, tmp_path), tmp_path)
+    assert rung.preprocessing < 1e-6
+    assert "drift" in fallen
+    assert "preprocessing" not in fallen
+
+
+def test_a_graph_without_that_tensor_is_not_compared(plain, crops, folder, tmp_path):
+    model = onnx.load(folder / "model.onnx")
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            for number, name in enumerate(names):
+                names[number] = "x" if name == PREPROCESSED else name
+    onnx.save(model, tmp_path / "model.onnx")
+    infer, _ = inference(plain)
+    image_input = replace(plain.image_input, batch=3)
+    ladder = Ladder(
+        infer, np.stack(crops[:3]), image_input, plain.thresholds, prepared_by(plain.preprocessing)
+    )
+    rung, fallen = checked(ladder, climb(ladder, tmp_path), tmp_path)
+    assert rung.preprocessing is None
+    assert fallen == []

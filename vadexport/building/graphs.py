@@ -54,7 +54,8 @@ class Climber:
     def climb_graph(self, name: str, folder: Path, precision: str) -> Rung:
         """Check the ONNX graph in a folder, run by ONNX Runtime on the processor."""
         open_runner = proxy_opener(folder, precision, self.threads)
-        return self.climb(name, f"onnxruntime:{precision} ({name})", open_runner, precision)
+        rung = self.climb(name, f"onnxruntime:{precision} ({name})", open_runner, precision)
+        return self.ladder.check_preprocessing(rung, folder / GRAPH_FILE)
 
 
 @dataclass(frozen=True)

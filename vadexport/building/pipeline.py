@@ -39,7 +39,7 @@ from vadexport.machine import processor_name, tool_versions
 from vadexport.sources import Source, SourceSpec, open_source, reference_opener
 from vadexport.targets import AUTO, Target
 from vadexport.verification.drift import DriftUnit, NormalScores, fitted_scores
-from vadexport.verification.ladder import Ladder, Rung, child_inference
+from vadexport.verification.ladder import Ladder, Rung, child_inference, child_preparation
 
 #: Of precisions that `auto` tries before fp32: the fastest first.
 _AUTO_ORDER: Final = ("int8", "fp16")
@@ -73,7 +73,11 @@ def build(options: BuildOptions, listener: Listener) -> BuildResult:
             listener.step("reference", 0, 1)
             child.open(reference_opener(spec, threads))
             ladder = Ladder(
-                child_inference(child), images.checks, image_input, source.detector.thresholds
+                child_inference(child),
+                images.checks,
+                image_input,
+                source.detector.thresholds,
+                child_preparation(child),
             )
             listener.step("reference", 1, 1)
             climber = Climber(ladder, _drift_unit(source, images, ladder), threads)

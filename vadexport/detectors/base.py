@@ -171,7 +171,12 @@ class Detector(Exportable):
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Score camera images `[N, H, W, C]`; returns the contract's outputs by name."""
-        return self.outputs(self.scores(self.preprocessing(image)))
+        return self.outputs(self.scores(self.prepared(image)))
+
+    def prepared(self, image: Tensor) -> Tensor:
+        """What the network is given for camera images `[N, H, W, C]`: float32 `[N, 3, h, w]`."""
+        x: Tensor = self.preprocessing(image)
+        return x
 
 
 def normal_thresholds(scores: Tensor, map_maxima: Tensor, quantile: float) -> Thresholds:

@@ -196,7 +196,7 @@ class PlainReference(nn.Module):
         A network that takes another number gets as many calls as it needs, the last filled up.
         """
         (detector,) = self._detector
-        x = self.preprocessing(image)[:, : detector.channels].contiguous()
+        x = self.prepared(image)
         batch = self.batch or len(x)
         parts = [self._scores(x[start : start + batch], batch) for start in range(0, len(x), batch)]
         maps = [part.anomaly_map for part in parts if part.anomaly_map is not None]
@@ -204,6 +204,11 @@ class PlainReference(nn.Module):
             torch.cat([part.raw_score for part in parts]), torch.cat(maps) if maps else None
         )
         return dict(detector.outputs(scores))
+
+    def prepared(self, image: Tensor) -> Tensor:
+        """What the network is given for a call: float32 `[N, channels, h, w]`."""
+        x: Tensor = self.preprocessing(image)
+        return x[:, : self._detector[0].channels].contiguous()
 
     def _scores(self, x: Tensor, batch: int) -> Scores:
         filled = torch.cat([x, x[-1:].expand(batch - len(x), -1, -1, -1)])

@@ -19,8 +19,6 @@ from vadexport.tracing.graph import (
     without_seam_outputs,
 )
 
-_SEAM = "preprocessed"
-
 
 def compose(detector: Exportable, network: onnx.ModelProto, image_input: ImageInput) -> TracedGraph:
     """Make one graph of preprocessing, a network in ONNX and the contract's outputs.
@@ -49,12 +47,16 @@ def compose(detector: Exportable, network: onnx.ModelProto, image_input: ImageIn
         scores = detector.scores(x)
     _set_shape(network, (image_input.batch, *x.shape[1:]))
     dynamic = image_input.batch is None
-    before = export_module(preprocessing, (image,), [contract.INPUT_NAME], [_SEAM], dynamic=dynamic)
+    before = export_module(
+        preprocessing, (image,), [contract.INPUT_NAME], [contract.PREPROCESSED], dynamic=dynamic
+    )
     after, links = _head(detector, network, scores, dynamic=dynamic)
-    model = _joined(_prefixed(before, "preprocessing/"), network, [(_SEAM, _input(network))])
+    model = _joined(
+        _prefixed(before, "preprocessing/"), network, [(contract.PREPROCESSED, _input(network))]
+    )
     model = _joined(model, _prefixed(after, "head/"), links)
     model.graph.value_info.extend(value for value in before.graph.output)
-    return without_seam_outputs(_finished(model), (_SEAM,))
+    return without_seam_outputs(_finished(model), (contract.PREPROCESSED,))
 
 
 class _Preprocessing(nn.Module):

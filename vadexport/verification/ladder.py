@@ -1,18 +1,27 @@
 """The parity ladder: every step from the detector to the artifact, held against the reference."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vadexport.backends.base import Runner, RunnerOpener
 from vadexport.backends.child import Child
 from vadexport.contract import RAW_SCORE, Call, ImageArray, ImageInput, Outputs
 from vadexport.errors import InputError
 from vadexport.thresholds import Thresholds
-from vadexport.verification.limits import Check, Limits, parity_checks
+from vadexport.verification.limits import Check, Limits, parity_checks, preprocessing_check
 from vadexport.verification.parity import Infer, ParityFigures, compare_images, figures
+from vadexport.verification.tensors import largest_difference, preprocessed_by
+
+if TYPE_CHECKING:
+    from vadexport.backends.pytorch import PyTorchRunner
+
+#: Images whose preprocessing is compared: it is the same for all.
+_PREPARED: Final = 4
 
 
 @dataclass(frozen=True)
@@ -23,11 +32,14 @@ class Rung:
         name: of the step.
         figures: against the reference, on the check images.
         checks: against the limits of the step's precision.
+        preprocessing: largest difference of the tensor after preprocessing from the reference's, as
+            a fraction of its largest value; None where it was not compared.
     """
 
     name: str
     figures: ParityFigures
     checks: tuple[Check, ...]
+    preprocessing: float | None = None
 
     @property
     def held(self) -> bool:
@@ -38,7 +50,7 @@ class Rung:
         """What the manifest holds of it; six significant digits."""
         found = {
             key: float(f"{value:.6g}") if isinstance(value, float) else value
-            for key, value in asdict(self.figures).items()
+            for key, value in {**asdict(self.figures), "preprocessing": self.preprocessing}.items()
         }
         return {"rung": self.name, "held": self.held, **found}
 
@@ -51,6 +63,7 @@ class Ladder:
         images: check images, `[n, H, W, C]`.
         image_input: the graph's input.
         thresholds: the reference's; None where it makes no decisions.
+        prepare: the reference's preprocessing, of the same calls; None leaves it out.
 
     Raises:
         InputError: the reference gives an image a score that is not finite.
@@ -62,12 +75,14 @@ class Ladder:
         images: ImageArray,
         image_input: ImageInput,
         thresholds: Thresholds | None,
+        prepare: Callable[[Call], NDArray[np.float32]] | None = None,
     ) -> None:
         self._images = images
         self._image_input = image_input
         self._thresholds = thresholds
         self._answers: dict[bytes, Outputs] = {}
         self._reference = reference
+        self._prepare = prepare
         scores = [
             self._remembered(call)[RAW_SCORE][:count] for call, count in image_input.batches(images)
         ]
@@ -104,6 +119,24 @@ class Ladder:
         found = figures(records[name], unit)
         return Rung(name, found, tuple(parity_checks(found, Limits.of_rung(precision))))
 
+    def check_preprocessing(self, rung: Rung, graph: Path) -> Rung:
+        """Compare, for a rung, the tensor that its graph's network is given, on a few images.
+
+        Args:
+            rung: of the graph.
+            graph: its ONNX file.
+        """
+        if self._prepare is None:
+            return rung
+        call, count = next(self._image_input.batches(self._images[:_PREPARED]))
+        with Child(f"preprocessing ({rung.name})") as child:
+            found = child.run(preprocessed_by, graph, call)
+        if found is None:
+            return rung
+        difference = largest_difference(self._prepare(call)[:count], found[:count])
+        checks = (preprocessing_check(difference), *rung.checks)
+        return replace(rung, checks=checks, preprocessing=difference)
+
     def _remembered(self, call: Call) -> Outputs:
         key = call.tobytes()
         if key not in self._answers:
@@ -116,5 +149,14 @@ def child_inference(child: Child) -> Callable[[Call], Outputs]:
     return lambda image: child.apply(_infer, image)
 
 
+def child_preparation(child: Child) -> Callable[[Call], NDArray[np.float32]]:
+    """Preprocessing by the reference that `child` holds."""
+    return lambda image: child.apply(_prepare, image)
+
+
 def _infer(runner: Runner, image: Call) -> Outputs:
     return runner.infer(image)
+
+
+def _prepare(runner: "PyTorchRunner", image: Call) -> NDArray[np.float32]:
+    return runner.prepared(image)

@@ -93,6 +93,8 @@ class Check:
     line: str
 
 
+#: A quarter of what an 8-bit camera can tell apart.
+_PREPROCESSED: Final = 1e-3
 #: Sums that another order of threads rounds otherwise stay below this.
 _REPEATABLE: Final = 1e-3
 
@@ -156,6 +158,20 @@ def parity_checks(found: ParityFigures, limits: Limits) -> list[Check]:
             )
         )
     return checks
+
+
+def preprocessing_check(difference: float) -> Check:
+    """Judge how far the tensor after preprocessing is from the reference's.
+
+    Args:
+        difference: the largest, as a fraction of the tensor's largest value.
+    """
+    return _at_most(
+        "preprocessing",
+        "largest difference after preprocessing, as a fraction of the largest value,",
+        difference,
+        _PREPROCESSED,
+    )
 
 
 def latency_checks(

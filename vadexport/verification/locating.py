@@ -9,8 +9,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from vadexport.contract import INPUT_NAME, Call
+from vadexport.contract import Call
 from vadexport.passes.half_rounding import rounded_as_half
+from vadexport.verification.tensors import largest_difference, tensor_values
 
 #: Rounding alone leaves less, of a tensor's largest value.
 _ROUNDING: Final = 1e-4
@@ -67,13 +68,13 @@ def locate(before: Path, after: Path, call: Call) -> Divergence | None:
     """
     old, new = (rounded_as_half(onnx.load(path)) for path in (before, after))
     names = [name for name in _floats(new) if name in set(_floats(old))]
-    expected, found = (_values(model, names, call) for model in (old, new))
+    expected, found = (tensor_values(model, names, call) for model in (old, new))
     producers = {output: node for node in new.graph.node for output in node.output}
     differences = [
         Difference(
             producers[name].name,
             producers[name].op_type,
-            _difference(expected[name], found[name]),
+            largest_difference(expected[name], found[name]),
         )
         for name in names
     ]
@@ -85,15 +86,6 @@ def locate(before: Path, after: Path, call: Call) -> Divergence | None:
     return Divergence(beyond[0], steepest)
 
 
-def _difference(expected: np.ndarray, found: np.ndarray) -> float:
-    if expected.shape != found.shape:
-        return float("inf")
-    if not expected.size:
-        return 0.0
-    scale = float(np.abs(expected).max()) or 1.0
-    return float(np.abs(expected.astype(np.float64) - found).max()) / scale
-
-
 def _floats(model: onnx.ModelProto) -> Iterator[str]:
     """Names of float32 tensors that nodes give, in order of computation."""
     inferred = onnx.shape_inference.infer_shapes(model).graph
@@ -103,21 +95,3 @@ def _floats(model: onnx.ModelProto) -> Iterator[str]:
     }
     for node in model.graph.node:
         yield from (name for name in node.output if types.get(name) == TensorProto.FLOAT)
-
-
-def _values(model: onnx.ModelProto, names: list[str], call: Call) -> dict[str, np.ndarray]:
-    import onnxruntime
-
-    shown = onnx.ModelProto()
-    shown.CopyFrom(model)
-    del shown.graph.output[:]
-    shown.graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names
-    )
-    options = onnxruntime.SessionOptions()
-    # What is fused or folded gives no tensors of its own.
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(
-        shown.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    return dict(zip(names, session.run(names, {INPUT_NAME: call}), strict=True))

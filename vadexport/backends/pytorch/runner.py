@@ -3,9 +3,10 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from vadexport.backends.base import Execution
 from vadexport.contract import Outputs
@@ -16,7 +17,8 @@ class PyTorchRunner:
     """The reference: float32, eager, `torch.inference_mode`.
 
     Args:
-        module: maps `[N, H, W, C]` to the contract's outputs by name.
+        module: maps `[N, H, W, C]` to the contract's outputs by name; its method `prepared` does so
+            to what its network is given.
         threads: that PyTorch may use in this process.
     """
 
@@ -60,3 +62,10 @@ class PyTorchRunner:
         with torch.inference_mode():
             outputs = self._module(torch.from_numpy(image).to(self._device))
         return {name: value.cpu().numpy() for name, value in outputs.items()}
+
+    def prepared(self, image: NDArray[Any]) -> NDArray[np.float32]:
+        """What the module gives its network for a call: `[N, C, h, w]`."""
+        module: Any = self._module
+        with torch.inference_mode():
+            x: Tensor = module.prepared(torch.from_numpy(image).to(self._device))
+        return x.cpu().numpy()

@@ -38,12 +38,7 @@ class EngineReference(nn.Module):
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Score a call; the contract's outputs by name."""
-        x = in_unit_range(image)
-        x = x.expand(-1, 3, -1, -1).contiguous()  # as torchvision's `to_image` lays images out
-        transform = self.module.pre_processor.transform if self.module.pre_processor else None
-        if transform is not None:
-            x = transform(x)
-        score, anomaly_map = predicted(self.module.model(x))
+        score, anomaly_map = predicted(self.module.model(self.prepared(image)))
         outputs = {contract.RAW_SCORE: score.reshape(-1)}
         batch = SimpleNamespace(
             pred_score=score, anomaly_map=anomaly_map, pred_label=None, pred_mask=None
@@ -58,6 +53,13 @@ class EngineReference(nn.Module):
         if batch.pred_mask is not None:
             outputs[contract.PRED_MASK] = as_map(batch.pred_mask)
         return {name: value.clone() for name, value in outputs.items()}
+
+    def prepared(self, image: Tensor) -> Tensor:
+        """What the model is given for a call: float32 `[N, 3, h, w]`."""
+        x = in_unit_range(image)
+        x = x.expand(-1, 3, -1, -1).contiguous()  # as torchvision's `to_image` lays images out
+        transform = self.module.pre_processor.transform if self.module.pre_processor else None
+        return x if transform is None else transform(x)
 
 
 def predicted(found: Any) -> tuple[Tensor, Tensor | None]:
