@@ -84,6 +84,8 @@ class Graphs:
     work: Path
     listener: Listener
     notes: list[str] = field(default_factory=list)
+    #: The rung of rewrites that moved scores, and were undone.
+    undone: Rung | None = None
     _failures: dict[str, VadexportError] = field(default_factory=dict)
 
     def of(self, precision: str) -> Graph:
@@ -133,6 +135,7 @@ class Graphs:
                 graph = replace(graph, model=model)
                 self.notes.append(f"rewrites applied: {names}")
             else:
+                self.undone = rewritten
                 self.notes.append(f"rewrites undone, for they move scores: {names}")
                 self._explain(rewritten, "simplified")
         self.listener.step("trace", 3, 3)

@@ -35,9 +35,9 @@ def heed_interruptions(console: Console) -> None:
         signal.signal(number, ask)
 
 
-def let_interruptions_end() -> None:
+def let_interruptions_end(console: Console) -> None:
     """Nothing is left to be removed: a request to end does so at once."""
-    if hasattr(signal, "setitimer"):
+    if console.interrupted and hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_REAL, 0)
     for number in _ENDING:
         signal.signal(number, signal.SIG_DFL)

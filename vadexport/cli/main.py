@@ -94,7 +94,7 @@ def main() -> NoReturn:
     heed_interruptions(console)
     try:
         status = cli.main(prog_name="vadexport", standalone_mode=False, obj=console)
-        let_interruptions_end()
+        let_interruptions_end(console)
         sys.exit(status if isinstance(status, int) else 0)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)

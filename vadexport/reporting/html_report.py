@@ -37,6 +37,7 @@ _LADDER: Final = (
     ("spearman", "Spearman", ".5f"),
     ("flips", "flips", "d"),
     ("map_max", "largest map difference", ".3g"),
+    ("preprocessing", "preprocessing difference", ".3g"),
     ("not_finite", "not finite", "d"),
     ("held", "verdict", ""),
 )
@@ -103,7 +104,8 @@ def html_report(v: Verification) -> str:
         scale=colour_scale(),
         notable=_notable(v),
         ladder_titles=[title for _, title, _ in _LADDER],
-        ladder=[[_rung_cell(rung, key, form) for key, _, form in _LADDER] for rung in v.ladder],
+        ladder=_cells(v.ladder),
+        climbed=_cells(v.diagnosis.ladder if v.diagnosis else ()),
         limits=limit_rows(v),
         environment=[(key.replace("_", " "), _words(one)) for key, one in v.environment.items()],
     )
@@ -252,6 +254,10 @@ def _notable(v: Verification) -> list[_ImageRow]:
 
 def _drift(record: ImageRecord, v: Verification) -> float:
     return (record.raw - record.reference_raw) / v.drift_unit
+
+
+def _cells(ladder: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    return [[_rung_cell(rung, key, form) for key, _, form in _LADDER] for rung in ladder]
 
 
 def _rung_cell(rung: Mapping[str, Any], key: str, form: str) -> str:

@@ -38,6 +38,7 @@ def parity_json(v: Verification) -> dict[str, Any]:
             "checks": [asdict(check) for check in v.checks],
             "images": [_image(record, v.drift_unit) for record in v.records],
             "ladder": v.ladder,
+            "diagnosis": None if v.diagnosis is None else asdict(v.diagnosis),
             "environment": v.environment,
             "warnings": v.warnings,
         }

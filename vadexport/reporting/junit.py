@@ -36,7 +36,10 @@ def junit_xml(v: Verification) -> str:
         if check.held:
             ET.SubElement(case, "system-out").text = _clean(check.line)
         else:
-            ET.SubElement(case, "failure", {"message": _clean(check.line), "type": "limit"})
+            failure = ET.SubElement(
+                case, "failure", {"message": _clean(check.line), "type": "limit"}
+            )
+            failure.text = _clean("\n".join(v.diagnosis.lines)) if v.diagnosis else None
     for row in unchecked:
         case = ET.SubElement(suite, "testcase", {"classname": kind, "name": row.words})
         ET.SubElement(case, "skipped", {"message": row.line})

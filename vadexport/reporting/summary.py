@@ -1,7 +1,7 @@
 """`summary.md`: a verification in Markdown, for the summary of a pipeline's job."""
 
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
 
 from vadexport.reporting.wording import (
     MISSING,
@@ -19,7 +19,10 @@ _MARKS: Final = {True: "✓", False: "✗"}
 
 
 def summary_markdown(v: Verification) -> str:
-    """Verdict first, then checks, figures, warnings and the build's ladder."""
+    """Verdict first, then checks, figures, warnings and the ladder.
+
+    The ladder is the build's; of an artifact that fell short, that of the verified images.
+    """
     checks = sorted(v.checks, key=lambda check: check.held)
     fallen = [check for check in checks if not check.held]
     head = (
@@ -37,10 +40,14 @@ def summary_markdown(v: Verification) -> str:
         "|---|---|---|",
         *(f"| {name} | {first} | {second} |" for name, first, second in _figures(v)),
     ]
+    if v.diagnosis is not None:
+        lines += ["", "**Where it begins**", ""]
+        lines += [f"- {_text(line)}" for line in v.diagnosis.lines]
     if v.warnings:
         lines += ["", "**Warnings**", "", *(f"- {_text(warning)}" for warning in v.warnings)]
-    if v.ladder:
-        lines += ["", "| rung | largest drift | verdict |", "|---|---|---|", *_ladder(v)]
+    rungs = v.diagnosis.ladder if v.diagnosis and v.diagnosis.ladder else v.ladder
+    if rungs:
+        lines += ["", "| rung | largest drift | verdict |", "|---|---|---|", *_ladder(rungs)]
     return "\n".join(lines) + "\n"
 
 
@@ -67,8 +74,8 @@ def _figures(v: Verification) -> Iterator[tuple[str, str, str]]:
         yield "speed-up [95% interval]", MISSING, words
 
 
-def _ladder(v: Verification) -> Iterator[str]:
-    for rung in v.ladder:
+def _ladder(rungs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    for rung in rungs:
         drift = rung.get("drift_max")
         shown = figure(drift) if isinstance(drift, int | float) else MISSING
         yield f"| {_text(str(rung.get('rung')))} | {shown} | {verdict(bool(rung.get('held')))} |"

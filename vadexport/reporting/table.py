@@ -91,6 +91,8 @@ def _below(v: Verification) -> list[str]:
     lines = [check.line for check in v.checks if not check.held]
     if v.proven_on == "graph":
         lines.insert(0, "its ONNX graph, run on the processor; the artifact itself did not run")
+    if v.diagnosis is not None:
+        lines += v.diagnosis.lines
     lines += [f"not checked: {line}" for line in unchecked(v)]
     name = _shortened(v.target)
     return [part for line in lines for part in _wrapped(f"{name}: {line}")]

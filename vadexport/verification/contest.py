@@ -5,6 +5,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vadexport.backends.base import Execution, RunnerOpener
 from vadexport.backends.child import Child
@@ -12,6 +16,9 @@ from vadexport.backends.cuda import GpuState
 from vadexport.contract import Call, Outputs
 from vadexport.listening import Listener
 from vadexport.verification.latency import LatencyFigures, Stopwatch, measure
+
+if TYPE_CHECKING:
+    from vadexport.backends.pytorch import PyTorchRunner
 
 #: Rounds where nobody says how many: as many as there is time for, in seconds.
 _MOST_ROUNDS, _FEWEST_ROUNDS, _MEASURING_S = 100, 10, 60.0
@@ -36,6 +43,10 @@ class Contest:
     def inference(self, name: str) -> Callable[[Call], Outputs]:
         """Inference of a contestant."""
         return partial(self._children[name].apply, _infer)
+
+    def preparation(self, name: str) -> Callable[[Call], NDArray[np.float32]]:
+        """Preprocessing of a contestant that runs in PyTorch."""
+        return partial(self._children[name].apply, _prepare)
 
     def gpu_state(self, name: str) -> GpuState | None:
         """State of the GPU that a contestant runs on; None on the processor."""
@@ -85,6 +96,11 @@ def _affordable_rounds(contestants: Mapping[str, Callable[[int], object]]) -> in
 
 def _infer(stopwatch: Stopwatch, image: Call) -> Outputs:
     return stopwatch.runner.infer(image)
+
+
+def _prepare(stopwatch: Stopwatch, image: Call) -> NDArray[np.float32]:
+    prepared: NDArray[np.float32] = cast("PyTorchRunner", stopwatch.runner).prepared(image)
+    return prepared
 
 
 def _execution(stopwatch: Stopwatch) -> Execution:

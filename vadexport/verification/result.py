@@ -51,6 +51,21 @@ class Exhibit:
 
 
 @dataclass(frozen=True)
+class Diagnosis:
+    """Where an artifact that fell short parts from its reference.
+
+    Attributes:
+        rung: first step that falls short; None where each holds its limits.
+        lines: what is known, for a reader.
+        ladder: steps that were done again, on the images that changed most; as in manifests.
+    """
+
+    rung: str | None
+    lines: tuple[str, ...]
+    ladder: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
 class Verification:
     """An artifact held against its reference.
 
@@ -73,6 +88,7 @@ class Verification:
         evidence: how much the figures prove.
         proven_on: `artifact`, or `graph` where its device is not here: the figures are then those
             of the ONNX graph behind it, run on the processor.
+        diagnosis: of an artifact whose parity fell short; None where it held, or nothing was found.
     """
 
     target: str
@@ -92,6 +108,7 @@ class Verification:
     warnings: tuple[str, ...] = ()
     evidence: Evidence | None = None
     proven_on: ProvenOn = "artifact"
+    diagnosis: Diagnosis | None = None
 
     @property
     def held(self) -> bool:

@@ -33,6 +33,7 @@ from vadexport.verification.limits import (
 from vadexport.verification.parity import ImageRecord, compare_images, figures
 from vadexport.verification.result import Latency, Verification
 from vadexport.verifying.arena import REFERENCE, Arena
+from vadexport.verifying.diagnosing import Subject, diagnose, explains
 from vadexport.verifying.options import VerifyOptions, VerifyResult
 
 _WORST_EXHIBITS = 4
@@ -77,9 +78,13 @@ def verify(options: VerifyOptions, listener: Listener) -> VerifyResult:
         readable = [file for file in files if file.name in compared]
         again = _repeated(arena, readable, options, listener)
         timed = arena.timed(options, listener)
-        verifications = [
+        judged = [
             _judge(artifact, source, (records[name], again[name]), timed, arena, options)
             for name, artifact in arena.artifacts.items()
+        ]
+        verifications = [
+            _diagnosed(verification, artifact, source, arena, options, listener)
+            for verification, artifact in zip(judged, artifacts, strict=True)
         ]
     for verification, folder in zip(verifications, reports, strict=True):
         for warning in (*verification.warnings, *write_reports(verification, folder)):
@@ -174,6 +179,23 @@ def _judge(
         warnings=tuple(warnings),
         evidence=weigh(records, unit.value),
     )
+
+
+def _diagnosed(
+    verification: Verification,
+    artifact: Artifact,
+    source: Source,
+    arena: Arena,
+    options: VerifyOptions,
+    listener: Listener,
+) -> Verification:
+    """The same with what is known of why parity fell short."""
+    if not explains([check.name for check in verification.checks if not check.held]):
+        return verification
+    listener.note(f"{verification.target} fell short: its steps are done again, to find where")
+    unit = DriftUnit(verification.drift_unit, verification.drift_unit_from)
+    subject = Subject(artifact, source, verification.records, unit)
+    return replace(verification, diagnosis=diagnose(subject, arena, options, listener))
 
 
 def _repeated(

@@ -1,0 +1,161 @@
+"""What `verify` says of where an artifact parts from its reference, with real artifacts."""
+
+import json
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from vadexport.artifact import read_manifest, write_manifest
+from vadexport.building import BuildOptions, build
+from vadexport.detectors.checkpoint import save_detector
+from vadexport.detectors.patchcore import PatchCoreConfig, fit
+from vadexport.listening import Listener
+from vadexport.targets import Target
+from vadexport.verifying import VerifyOptions, verify
+
+FP32 = Target("onnxruntime", "fp32")
+
+
+def diagnosis(artifact, reference, images, report, **limits):
+    options = VerifyOptions(artifact, reference, str(images), limits, rounds=0, report=report)
+    (found,) = verify(options, Listener()).verifications
+    return found
+
+
+def resealed(folder, copy, change):
+    """A copy of an artifact, one of whose files is changed and counted anew."""
+    shutil.copytree(folder, copy)
+    change(copy)
+    write_manifest(copy, read_manifest(copy))
+    return copy
+
+
+def other_convolution(model):
+    """Change the weights of a convolution in the middle; returns its name."""
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    layers = [node for node in model.graph.node if node.op_type == "Conv"]
+    layer = layers[len(layers) // 2]
+    weight = weights[layer.input[1]]
+    weight.CopyFrom(numpy_helper.from_array(1.2 * numpy_helper.to_array(weight), weight.name))
+    return layer.name
+
+
+def test_an_artifact_that_holds_has_none(artifact, checkpoint, images, tmp_path):
+    assert diagnosis(artifact, checkpoint, images, tmp_path).diagnosis is None
+
+
+def test_a_graph_that_was_changed(artifact, checkpoint, images, tmp_path):
+    names = []
+
+    def change(folder):
+        model = onnx.load(folder / "model.onnx")
+        names.append(other_convolution(model))
+        onnx.save(model, folder / "model.onnx")
+
+    changed = resealed(artifact, tmp_path / "a", change)
+    found = diagnosis(changed, checkpoint, images, tmp_path / "report")
+    assert found.diagnosis.rung == "graph"
+    assert [rung["held"] for rung in found.diagnosis.ladder] == [True, True, True, False, False]
+    words = " ".join(found.diagnosis.lines)
+    assert f"the difference begins at {names[0]} (Conv" in words
+    for file in ("parity.json", "junit.xml", "summary.md", "index.html"):
+        text = (tmp_path / "report" / file).read_text()
+        assert "the first step that falls short is" in text
+    (names,) = [
+        [rung["rung"] for rung in json.loads(text)["diagnosis"]["ladder"]]
+        for text in [(tmp_path / "report" / "parity.json").read_text()]
+    ]
+    assert names == ["traced", "simplified", "rewritten", "graph", "compiled"]
+
+
+def test_a_compiled_file_that_was_changed(artifacts, crops, images, checkpoint, tmp_path):
+    # The compiled model is another detector's: nothing before it can be at fault.
+    other = fit([255 - crop for crop in crops], PatchCoreConfig(), read_input(artifacts))
+    save_detector(other, tmp_path / "other.safetensors")
+    target = Target("openvino", "fp32")
+    build(BuildOptions(tmp_path / "other.safetensors", tmp_path / "b", (target,)), Listener())
+
+    def change(folder):
+        for name in ("model.xml", "model.bin"):
+            shutil.copy(tmp_path / "b" / name, folder / name)
+
+    changed = resealed(artifacts / "openvino-fp32", tmp_path / "a", change)
+    found = diagnosis(changed, checkpoint, images, tmp_path / "report").diagnosis
+    assert found.rung == "compiled"
+    assert [rung["rung"] for rung in found.ladder if not rung["held"]] == ["compiled"]
+
+
+def read_input(artifacts):
+    return read_manifest(artifacts / "openvino-fp32").image_input
+
+
+def test_a_quantised_graph_that_was_changed(artifacts, checkpoint, images, tmp_path):
+    def change(folder):
+        model = onnx.load(folder / "model.onnx")
+        scales = {node.input[1] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+        for tensor in model.graph.initializer:
+            if tensor.name in scales:  # a quarter of the range: activations are clipped
+                small = (numpy_helper.to_array(tensor) / 4).astype(np.float32)
+                tensor.CopyFrom(numpy_helper.from_array(small, tensor.name))
+        onnx.save(model, folder / "model.onnx")
+
+    changed = resealed(artifacts / "onnxruntime-int8", tmp_path / "a", change)
+    found = diagnosis(changed, checkpoint, images, tmp_path / "report").diagnosis
+    assert found.rung == "quantised"
+    assert "the difference begins at" in " ".join(found.lines)
+
+
+def test_a_build_that_had_fallen_short(checkpoint, images, tmp_path, monkeypatch):
+    import onnxsim
+
+    simplify = onnxsim.simplify
+
+    def wrong(model):
+        simplified, checked = simplify(model)
+        other_convolution(simplified)
+        return simplified, checked
+
+    monkeypatch.setattr(onnxsim, "simplify", wrong)
+    result = build(BuildOptions(checkpoint, tmp_path / "a", (FP32,)), Listener())
+    assert not all(rung.held for rung in result.targets[0].rungs)
+    monkeypatch.undo()
+    found = diagnosis(tmp_path / "a", checkpoint, images, tmp_path / "report").diagnosis
+    assert found.rung == "simplified"
+    assert found.lines[0] == "the build had already fallen short at: simplified"
+    assert [rung["held"] for rung in found.ladder[:3]] == [True, True, True]
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_wrong_preprocessing_in_the_graph(checkpoint, images, tmp_path, monkeypatch, same):
+    from vadexport.detectors import steps
+
+    def swapped(self, step):
+        original(self, steps.Normalise(step.std, step.mean))
+
+    original = steps._Affine.__init__
+    monkeypatch.setattr(steps._Affine, "__init__", swapped)
+    build(BuildOptions(checkpoint, tmp_path / "a", (FP32,)), Listener())
+    if not same:
+        monkeypatch.undo()
+    found = diagnosis(tmp_path / "a", checkpoint, images, tmp_path / "report").diagnosis
+    assert found.rung == "traced"
+    assert ("largest difference after preprocessing" in " ".join(found.lines)) == same
+
+
+def test_limits_that_are_stricter_than_those_of_steps(artifact, checkpoint, images, tmp_path):
+    found = diagnosis(artifact, checkpoint, images, tmp_path, max_drift=1e-12).diagnosis
+    assert found.rung is None
+    assert "every step holds the limits of its precision" in found.lines[0]
+
+
+def test_an_artifact_of_another_detector(artifact, crops, images, tmp_path):
+    other = fit(
+        [255 - crop for crop in crops], PatchCoreConfig(), read_manifest(artifact).image_input
+    )
+    save_detector(other, tmp_path / "other.safetensors")
+    found = diagnosis(artifact, tmp_path / "other.safetensors", images, tmp_path / "report")
+    assert any("was built from another file" in warning for warning in found.warnings)
+    assert found.diagnosis.rung == "graph"
