@@ -113,15 +113,8 @@ def html_report(v: Verification) -> str:
 
 def _headlines(v: Verification) -> list[_Headline]:
     found = v.figures
-    unlabelled = found.auroc is None and found.auroc_reference is None
     headlines = [
-        _Headline(
-            "image AUROC",
-            MISSING
-            if unlabelled
-            else f"{figure(found.auroc_reference, '.4f')} → {figure(found.auroc, '.4f')}",
-            "no images of both labels" if unlabelled else _auroc_loss(v),
-        ),
+        _auroc(v),
         _Headline(
             "largest drift",
             figure(found.drift_max),
@@ -165,6 +158,27 @@ def _headlines(v: Verification) -> list[_Headline]:
             f"95% interval {measured(ratio.low)} to {measured(ratio.high)}",
         ),
     ]
+
+
+def _auroc(v: Verification) -> _Headline:
+    """On labelled images, else on planted defects."""
+    before, after = v.figures.auroc_reference, v.figures.auroc
+    if before is not None or after is not None:
+        return _Headline("image AUROC", _change(before, after), _auroc_loss(v))
+    if v.planted is None:
+        return _Headline("image AUROC", MISSING, "no images of both labels")
+    found = v.planted
+    return _Headline(
+        "AUROC on planted defects",
+        _change(found.auroc_reference, found.auroc),
+        f"reference → artifact, on {found.images} images with and without; loss "
+        f"{figure(found.loss.low)} to {figure(found.loss.high)} (95% interval); largest drift "
+        f"{figure(found.drift_max)}",
+    )
+
+
+def _change(before: float | None, after: float | None) -> str:
+    return f"{figure(before, '.4f')} → {figure(after, '.4f')}"
 
 
 def _flips_bound(v: Verification) -> str:

@@ -34,6 +34,7 @@ def parity_json(v: Verification) -> dict[str, Any]:
             "drift_unit_from": v.drift_unit_from,
             "figures": asdict(v.figures),
             "evidence": None if v.evidence is None else asdict(v.evidence),
+            "planted": None if v.planted is None else asdict(v.planted),
             "limits": asdict(v.limits),
             "checks": [asdict(check) for check in v.checks],
             "images": [_image(record, v.drift_unit) for record in v.records],

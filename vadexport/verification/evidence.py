@@ -9,6 +9,7 @@ import numpy as np
 from vadexport.verification.parity import ImageRecord
 from vadexport.verification.statistics import (
     Interval,
+    auroc,
     auroc_loss,
     kendall,
     proportion_interval,
@@ -39,6 +40,55 @@ class Evidence:
     auroc_loss: Interval | None
     mask_iou: float | None
     map_spearman: float | None
+
+
+@dataclass(frozen=True)
+class PlantedEvidence:
+    """How an artifact takes defects that were planted into images.
+
+    Attributes:
+        images: that got one.
+        auroc_reference: how well the reference tells them from the same images without.
+        auroc: the artifact, likewise.
+        loss: of AUROC, with a 95% bootstrap interval over the images.
+        drift_max: largest drift on images with a defect, in drift units.
+        flips: of their decisions; None where the detector makes none.
+        not_finite: images with and without that have no finite scores.
+    """
+
+    images: int
+    auroc_reference: float
+    auroc: float
+    loss: Interval
+    drift_max: float
+    flips: int | None
+    not_finite: int
+
+
+def weigh_planted(records: Sequence[ImageRecord], drift_unit: float) -> PlantedEvidence | None:
+    """Sum up images without a defect, labelled normal, and with one, labelled anomalous.
+
+    None where no image of either kind has finite scores.
+    """
+    kept = [record for record in records if record.finite]
+    truth = np.array([record.anomalous is True for record in kept])
+    reference = np.array([record.reference_raw for record in kept])
+    raw = np.array([record.raw for record in kept])
+    loss = auroc_loss(reference, raw, truth)
+    before, after = auroc(reference, truth), auroc(raw, truth)
+    if loss is None or before is None or after is None:
+        return None
+    planted = [record for record in kept if record.anomalous]
+    decided = any(record.reference_label is not None for record in planted)
+    return PlantedEvidence(
+        images=sum(record.anomalous is True for record in records),
+        auroc_reference=before,
+        auroc=after,
+        loss=loss,
+        drift_max=float((np.abs(raw - reference)[truth] / drift_unit).max()),
+        flips=sum(record.flipped for record in planted) if decided else None,
+        not_finite=len(records) - len(kept),
+    )
 
 
 def weigh(records: Sequence[ImageRecord], drift_unit: float) -> Evidence:

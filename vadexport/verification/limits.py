@@ -3,8 +3,10 @@
 from dataclasses import dataclass, replace
 from typing import Final, Self
 
+from vadexport.verification.evidence import PlantedEvidence
 from vadexport.verification.latency import LatencyFigures, Speedup
 from vadexport.verification.parity import ParityFigures
+from vadexport.verification.statistics import proportion_interval
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,32 @@ def preprocessing_check(difference: float) -> Check:
         difference,
         _PREPROCESSED,
     )
+
+
+def planted_check(found: PlantedEvidence | None, limits: Limits) -> Check:
+    """Judge an artifact on planted defects: what the reference notices it must not miss.
+
+    They stand in for real ones, so what counts against it must be certain: the end of the 95%
+    interval that speaks for the artifact is held against the limit.
+    """
+    if found is None or found.not_finite:
+        return Check("synthetic", held=False, line="scores of planted defects are not finite")
+    best = -found.loss.low
+    words = f"AUROC on {found.images} planted defects {found.auroc:.4f}, reference "
+    words += f"{found.auroc_reference:.4f} (at best {best:+.4f}"
+    held = True
+    if limits.min_auroc_delta is not None:
+        held = best >= limits.min_auroc_delta
+        words += f", limit {limits.min_auroc_delta:+g}"
+    words += ")"
+    if found.flips is not None:
+        least = proportion_interval(found.flips, found.images).low
+        words += f", {found.flips} of their decisions flipped (at best {least:.1%}"
+        if limits.max_flips is not None:
+            held = held and least <= limits.max_flips
+            words += f", limit {limits.max_flips:.1%}"
+        words += ")"
+    return Check("synthetic", held, words)
 
 
 def latency_checks(

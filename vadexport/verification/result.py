@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from vadexport.artifact import ProvenOn
 from vadexport.contract import ImageArray
-from vadexport.verification.evidence import Evidence
+from vadexport.verification.evidence import Evidence, PlantedEvidence
 from vadexport.verification.latency import LatencyFigures, Speedup
 from vadexport.verification.limits import Check, Limits
 from vadexport.verification.parity import ImageRecord, ParityFigures
@@ -88,6 +88,7 @@ class Verification:
         evidence: how much the figures prove.
         proven_on: `artifact`, or `graph` where its device is not here: the figures are then those
             of the ONNX graph behind it, run on the processor.
+        planted: how it takes planted defects; None where images of both labels are given.
         diagnosis: of an artifact whose parity fell short; None where it held, or nothing was found.
     """
 
@@ -108,6 +109,7 @@ class Verification:
     warnings: tuple[str, ...] = ()
     evidence: Evidence | None = None
     proven_on: ProvenOn = "artifact"
+    planted: PlantedEvidence | None = None
     diagnosis: Diagnosis | None = None
 
     @property

@@ -3,7 +3,7 @@
 import platform
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,14 @@ from vadexport.machine import processor_name, tool_versions
 from vadexport.reporting import write_reports
 from vadexport.sources import Source, SourceSpec, open_source
 from vadexport.verification.drift import DriftUnit, fitted_scores
-from vadexport.verification.evidence import weigh
+from vadexport.verification.evidence import weigh, weigh_planted
 from vadexport.verification.latency import LatencyFigures, speedup
 from vadexport.verification.limits import (
     Limits,
     disturbance,
     latency_checks,
     parity_checks,
+    planted_check,
     repeat_check,
     size_checks,
 )
@@ -35,6 +36,7 @@ from vadexport.verification.result import Latency, Verification
 from vadexport.verifying.arena import REFERENCE, Arena
 from vadexport.verifying.diagnosing import Subject, diagnose, explains
 from vadexport.verifying.options import VerifyOptions, VerifyResult
+from vadexport.verifying.planting import needs_defects, planted_records
 
 _WORST_EXHIBITS = 4
 _NEAREST_EXHIBITS = 2
@@ -77,9 +79,19 @@ def verify(options: VerifyOptions, listener: Listener) -> VerifyResult:
         compared = {record.name for record in next(iter(records.values()))}
         readable = [file for file in files if file.name in compared]
         again = _repeated(arena, readable, options, listener)
+        planted = {}
+        if needs_defects(next(iter(records.values()))):
+            planted = planted_records(arena, records, source.detector.thresholds, listener)
         timed = arena.timed(options, listener)
         judged = [
-            _judge(artifact, source, (records[name], again[name]), timed, arena, options)
+            _judge(
+                artifact,
+                source,
+                _Records(records[name], again[name], planted.get(name)),
+                timed,
+                arena,
+                options,
+            )
             for name, artifact in arena.artifacts.items()
         ]
         verifications = [
@@ -108,22 +120,35 @@ def _report_folder(
     return folder
 
 
+@dataclass(frozen=True)
+class _Records:
+    """Of one artifact: the images, some of them again, and with planted defects if needed."""
+
+    first: Sequence[ImageRecord]
+    again: Sequence[ImageRecord]
+    planted: Sequence[ImageRecord] | None
+
+
 def _judge(
     artifact: Artifact,
     source: Source,
-    images: tuple[Sequence[ImageRecord], Sequence[ImageRecord]],
+    images: _Records,
     timed: dict[str, LatencyFigures],
     arena: Arena,
     options: VerifyOptions,
 ) -> Verification:
     """All that is known of one artifact, with a verdict."""
     manifest = artifact.manifest
-    records, again = images
+    records = images.first
     name = str(manifest.target)
     unit = _drift_unit(manifest, source)
     found = figures(records, unit.value)
     limits = Limits.of_precision(manifest.target.precision).overridden(**options.limits)
-    checks = [*parity_checks(found, limits), repeat_check(figures(again, unit.value))]
+    checks = [*parity_checks(found, limits), repeat_check(figures(images.again, unit.value))]
+    planted = None
+    if images.planted is not None:
+        planted = weigh_planted(images.planted, unit.value)
+        checks.append(planted_check(planted, limits))
     latency = None
     if name in timed:
         latency = Latency(
@@ -178,6 +203,7 @@ def _judge(
         proven_on="graph" if name in arena.proxied else "artifact",
         warnings=tuple(warnings),
         evidence=weigh(records, unit.value),
+        planted=planted,
     )
 
 
