@@ -1,13 +1,21 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats
 
 from vadexport.contract import ImageInput
+from vadexport.verification.curves import BestF1
 from vadexport.verification.evidence import weigh
 from vadexport.verification.parity import ImageRecord, compare_images
-from vadexport.verification.statistics import auroc, auroc_loss, kendall, proportion_interval
+from vadexport.verification.statistics import (
+    auroc,
+    compared,
+    kendall,
+    proportion_interval,
+    weighted_auroc,
+    weighted_f1_max,
+)
 
 
 class TestProportionInterval:
@@ -54,14 +62,34 @@ class TestKendall:
         assert kendall(np.ones(1), np.ones(1)) is None
 
 
+class TestWeightedMetrics:
+    """An image that was drawn twice is two images."""
+
+    @given(
+        scores=st.lists(st.integers(0, 9), min_size=2, max_size=30),
+        data=st.data(),
+    )
+    def test_are_those_of_repeated_images(self, scores, data):
+        labels = data.draw(st.lists(st.booleans(), min_size=len(scores), max_size=len(scores)))
+        weights = data.draw(st.lists(st.integers(0, 3), min_size=len(scores), max_size=len(scores)))
+        truth, drawn = np.array(labels), np.array(weights)
+        repeated, kinds = np.repeat(np.array(scores, float), drawn), np.repeat(truth, drawn)
+        assume(0 < kinds.sum() < len(kinds))
+        values = np.array(scores, float)
+        rows = np.stack([drawn, 2 * drawn]).astype(float)
+        assert weighted_auroc(values, truth, rows) == pytest.approx(auroc(repeated, kinds))
+        best = BestF1.of(repeated, kinds).value
+        assert weighted_f1_max(values, truth, rows) == pytest.approx(best)
+
+
 class TestAurocLoss:
     def test_of_the_same_scores_is_nothing(self):
         scores = np.arange(20.0)
-        found = auroc_loss(scores, scores, scores > 12)
-        assert (found.value, found.low, found.high) == (0, 0, 0)
+        found = compared(weighted_auroc, scores, scores, scores > 12)
+        assert (found.loss.value, found.loss.low, found.loss.high) == (0, 0, 0)
 
     def test_needs_both_classes(self):
-        assert auroc_loss(np.arange(3.0), np.arange(3.0), np.zeros(3, bool)) is None
+        assert compared(weighted_auroc, np.arange(3.0), np.arange(3.0), np.zeros(3, bool)) is None
 
     @pytest.mark.slow
     def test_the_interval_covers_the_true_loss_as_often_as_it_says(self):
@@ -76,11 +104,11 @@ class TestAurocLoss:
         reference, found, labels = draw(200_000)
         loss = auroc(reference, labels) - auroc(found, labels)
         covered = []
-        for _ in range(300):
+        for _ in range(1000):
             reference, found, _ = draw(100)
-            interval = auroc_loss(reference, found, truth, resamples=300)
+            interval = compared(weighted_auroc, reference, found, truth, resamples=500).loss
             covered.append(interval.low <= loss <= interval.high)
-        assert 0.92 <= np.mean(covered) <= 0.98  # of 300: three standard errors around 95%
+        assert 0.93 <= np.mean(covered) <= 0.97
 
 
 def record(reference, raw, **changes):
@@ -112,7 +140,7 @@ class TestWeigh:
         assert found.drift_quantiles["99"] == pytest.approx(0.988)
         assert found.kendall == pytest.approx(1)
         assert found.flips.value == pytest.approx(1 / 3)
-        assert found.auroc_loss is None
+        assert found.auroc is None
         assert found.mask_iou == pytest.approx(0.75)
         assert found.map_spearman == pytest.approx(0.8)
 

@@ -46,19 +46,19 @@ def records():
 def test_figures(records):
     found = weigh_planted(records, 0.5)
     truth = [one.anomalous for one in records]
-    assert found.auroc == pytest.approx(roc_auc_score(truth, [one.raw for one in records]))
+    assert found.auroc.artifact == pytest.approx(roc_auc_score(truth, [one.raw for one in records]))
     before = roc_auc_score(truth, [one.reference_raw for one in records])
-    assert found.auroc_reference == pytest.approx(before)
-    assert found.loss.value == pytest.approx(before - found.auroc)
+    assert found.auroc.reference == pytest.approx(before)
+    assert found.auroc.loss.value == pytest.approx(before - found.auroc.artifact)
     assert (found.images, found.flips, found.not_finite) == (10, 3, 0)
     assert found.drift_max == pytest.approx(4.0)
 
 
 def test_only_a_loss_that_is_certain_falls_short(records):
     found = weigh_planted(records, 0.5)
-    assert found.loss.low > 0.005
+    assert found.auroc.loss.low > 0.005
     assert not planted_check(found, Limits(min_auroc_delta=-0.005)).held
-    assert planted_check(found, Limits(min_auroc_delta=-found.loss.low - 1e-6)).held
+    assert planted_check(found, Limits(min_auroc_delta=-found.auroc.loss.low - 1e-6)).held
     assert planted_check(found, Limits()).held
 
 
@@ -97,7 +97,7 @@ def test_images_without_labels_get_defects(artifact, checkpoint, unlabelled, tmp
     (check,) = [each for each in found.checks if each.name == "synthetic"]
     assert check.held
     assert found.planted.images == len(list(unlabelled.iterdir()))
-    assert found.planted.auroc_reference > 0.8  # the detector notices what was planted
+    assert found.planted.auroc.reference > 0.8  # the detector notices what was planted
     assert json.loads((tmp_path / "parity.json").read_text())["planted"]["images"] == 12
     assert "AUROC on planted defects" in (tmp_path / "index.html").read_text()
 

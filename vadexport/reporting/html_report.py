@@ -1,7 +1,7 @@
 """`index.html`: a verification as one page that needs nothing but a browser."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -22,6 +22,7 @@ from vadexport.reporting.wording import (
 from vadexport.verification.latency import LatencyFigures
 from vadexport.verification.parity import ImageRecord
 from vadexport.verification.result import Exhibit, Verification
+from vadexport.verification.statistics import Compared
 
 _TEMPLATE: Final = "report.html.j2"
 #: Rows of the table of images: those that changed most; `parity.json` has all.
@@ -141,6 +142,8 @@ def _headlines(v: Verification) -> list[_Headline]:
             f"of the mean range of the reference's maps; mean {percent(found.map_mean)}{_masks(v)}",
         ),
     ]
+    for name, one in _where_labelled(v):
+        headlines.append(_Headline(name, _change(one.reference, one.artifact), _loss(one)))
     if v.latency is None:
         return [*headlines, _Headline("median latency", MISSING, "not measured")]
     artifact, reference, ratio = v.latency.artifact, v.latency.reference, v.latency.speedup.ratio
@@ -164,17 +167,27 @@ def _auroc(v: Verification) -> _Headline:
     """On labelled images, else on planted defects."""
     before, after = v.figures.auroc_reference, v.figures.auroc
     if before is not None or after is not None:
-        return _Headline("image AUROC", _change(before, after), _auroc_loss(v))
+        return _Headline(
+            "image AUROC", _change(before, after), _loss(v.evidence.auroc if v.evidence else None)
+        )
     if v.planted is None:
         return _Headline("image AUROC", MISSING, "no images of both labels")
     found = v.planted
     return _Headline(
         "AUROC on planted defects",
-        _change(found.auroc_reference, found.auroc),
-        f"reference → artifact, on {found.images} images with and without; loss "
-        f"{figure(found.loss.low)} to {figure(found.loss.high)} (95% interval); largest drift "
+        _change(found.auroc.reference, found.auroc.artifact),
+        f"on {found.images} images with and without: {_loss(found.auroc)}; largest drift "
         f"{figure(found.drift_max)}",
     )
+
+
+def _where_labelled(v: Verification) -> Iterator[tuple[str, Compared]]:
+    """Metrics beyond AUROC that labels or masks allow."""
+    if v.evidence is None:
+        return
+    for name, found in (("F1-max", v.evidence.f1_max), ("AUPRO", v.evidence.aupro)):
+        if found is not None:
+            yield name, found
 
 
 def _change(before: float | None, after: float | None) -> str:
@@ -193,10 +206,10 @@ def _flips_bound(v: Verification) -> str:
     )
 
 
-def _auroc_loss(v: Verification) -> str:
-    if v.evidence is None or v.evidence.auroc_loss is None:
+def _loss(found: Compared | None) -> str:
+    if found is None:
         return "reference → artifact"
-    loss = v.evidence.auroc_loss
+    loss = found.loss
     return (
         f"reference → artifact; loss {figure(loss.value)}, 95% interval {figure(loss.low)} to "
         f"{figure(loss.high)}"

@@ -55,6 +55,10 @@ def _figures(v: Verification) -> Iterator[tuple[str, str, str]]:
     found = v.figures
     yield "images", str(found.images), str(found.images)
     yield "image AUROC", figure(found.auroc_reference, ".4f"), figure(found.auroc, ".4f")
+    if v.evidence is not None:
+        for name, one in (("F1-max", v.evidence.f1_max), ("AUPRO", v.evidence.aupro)):
+            if one is not None:
+                yield name, figure(one.reference, ".4f"), figure(one.artifact, ".4f")
     unit = f"{figure(found.drift_max)} at most, {figure(found.drift_mean)} mean"
     yield "drift, in drift units", MISSING, unit
     yield "Spearman of raw scores", MISSING, figure(found.spearman, ".5f")

@@ -8,11 +8,13 @@ import numpy as np
 
 from vadexport.verification.parity import ImageRecord
 from vadexport.verification.statistics import (
+    Compared,
     Interval,
-    auroc,
-    auroc_loss,
+    compared,
     kendall,
     proportion_interval,
+    weighted_auroc,
+    weighted_f1_max,
 )
 
 _QUANTILES: Final = (0.5, 0.9, 0.95, 0.99)
@@ -27,8 +29,10 @@ class Evidence:
         kendall: Kendall's tau-b of raw scores; None where one side is constant.
         flips: fraction of decisions that differ, with its 95% Clopper-Pearson interval; None where
             the detector makes none.
-        auroc_loss: AUROC of the reference minus the artifact's, with a 95% bootstrap interval over
-            the images; None without labels of both kinds.
+        auroc: image AUROC of both; None without labels of both kinds.
+        f1_max: largest F1 score that any threshold gives, of both; likewise.
+        aupro: area under the per-region overlap up to a false positive rate of 0.3, of both; None
+            without masks.
         mask_iou: mean intersection over union of the two masks, of images where either is not
             empty; None where there is none.
         map_spearman: mean rank correlation of the pixels of the two maps; None without maps.
@@ -37,7 +41,9 @@ class Evidence:
     drift_quantiles: dict[str, float]
     kendall: float | None
     flips: Interval | None
-    auroc_loss: Interval | None
+    auroc: Compared | None
+    f1_max: Compared | None
+    aupro: Compared | None
     mask_iou: float | None
     map_spearman: float | None
 
@@ -48,18 +54,14 @@ class PlantedEvidence:
 
     Attributes:
         images: that got one.
-        auroc_reference: how well the reference tells them from the same images without.
-        auroc: the artifact, likewise.
-        loss: of AUROC, with a 95% bootstrap interval over the images.
+        auroc: how well both tell them from the same images without.
         drift_max: largest drift on images with a defect, in drift units.
         flips: of their decisions; None where the detector makes none.
         not_finite: images with and without that have no finite scores.
     """
 
     images: int
-    auroc_reference: float
-    auroc: float
-    loss: Interval
+    auroc: Compared
     drift_max: float
     flips: int | None
     not_finite: int
@@ -74,27 +76,31 @@ def weigh_planted(records: Sequence[ImageRecord], drift_unit: float) -> PlantedE
     truth = np.array([record.anomalous is True for record in kept])
     reference = np.array([record.reference_raw for record in kept])
     raw = np.array([record.raw for record in kept])
-    loss = auroc_loss(reference, raw, truth)
-    before, after = auroc(reference, truth), auroc(raw, truth)
-    if loss is None or before is None or after is None:
+    found = compared(weighted_auroc, reference, raw, truth)
+    if found is None:
         return None
     planted = [record for record in kept if record.anomalous]
     decided = any(record.reference_label is not None for record in planted)
     return PlantedEvidence(
         images=sum(record.anomalous is True for record in records),
-        auroc_reference=before,
-        auroc=after,
-        loss=loss,
+        auroc=found,
         drift_max=float((np.abs(raw - reference)[truth] / drift_unit).max()),
         flips=sum(record.flipped for record in planted) if decided else None,
         not_finite=len(records) - len(kept),
     )
 
 
-def weigh(records: Sequence[ImageRecord], drift_unit: float) -> Evidence:
+def weigh(
+    records: Sequence[ImageRecord], drift_unit: float, aupro: Compared | None = None
+) -> Evidence:
     """Sum up the records of one artifact; images that are not finite are left out.
 
     At least one image must be finite, and the drift unit positive: `figures` sees to both.
+
+    Args:
+        records: of the images.
+        drift_unit: in raw score units.
+        aupro: of their maps, where there are masks.
     """
     kept = [record for record in records if record.finite]
     reference = np.array([record.reference_raw for record in kept])
@@ -108,7 +114,9 @@ def weigh(records: Sequence[ImageRecord], drift_unit: float) -> Evidence:
         drift_quantiles={f"{100 * q:g}": float(np.quantile(drift, q)) for q in _QUANTILES},
         kendall=kendall(reference, raw),
         flips=proportion_interval(flipped, len(kept)) if decided else None,
-        auroc_loss=auroc_loss(reference[labelled], raw[labelled], truth),
+        auroc=compared(weighted_auroc, reference[labelled], raw[labelled], truth),
+        f1_max=compared(weighted_f1_max, reference[labelled], raw[labelled], truth),
+        aupro=aupro,
         mask_iou=_mean([record.mask_iou for record in kept]),
         map_spearman=_mean([record.map_spearman for record in kept]),
     )

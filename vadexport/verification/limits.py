@@ -184,9 +184,9 @@ def planted_check(found: PlantedEvidence | None, limits: Limits) -> Check:
     """
     if found is None or found.not_finite:
         return Check("synthetic", held=False, line="scores of planted defects are not finite")
-    best = -found.loss.low
-    words = f"AUROC on {found.images} planted defects {found.auroc:.4f}, reference "
-    words += f"{found.auroc_reference:.4f} (at best {best:+.4f}"
+    best = -found.auroc.loss.low
+    words = f"AUROC on {found.images} planted defects {found.auroc.artifact:.4f}, "
+    words += f"reference {found.auroc.reference:.4f} (at best {best:+.4f}"
     held = True
     if limits.min_auroc_delta is not None:
         held = best >= limits.min_auroc_delta

@@ -14,6 +14,7 @@ from vadexport.thresholds import Thresholds
 from vadexport.verification.statistics import auroc, spearman
 
 Infer = Callable[[ImageArray], Outputs]
+Watch = Callable[[str, Outputs, Mapping[str, Outputs]], None]
 
 _RANKED_PIXELS: Final = 4096
 
@@ -107,6 +108,7 @@ def compare_images(
     images: Iterable[tuple[str, bool | None, ImageArray]],
     image_input: ImageInput,
     thresholds: Thresholds | None,
+    watch: Watch | None = None,
 ) -> dict[str, list[ImageRecord]]:
     """Score images with the reference and each candidate, one call of the graph at a time.
 
@@ -116,6 +118,7 @@ def compare_images(
         images: name, label and pixels `[H, W, C]` of each; read lazily.
         image_input: the candidates' input; its batch sizes the calls.
         thresholds: the reference's; None where it makes no decisions.
+        watch: is given each image's name, the reference's outputs for it, and each candidate's.
 
     Returns:
         The records of each candidate, in the order of `images`.
@@ -126,12 +129,15 @@ def compare_images(
         stacked = np.stack(pixels)
         (filled, count), *_ = image_input.batches(stacked)
         expected = reference(filled)
-        for candidate, infer in candidates.items():
-            found = infer(filled)
-            records[candidate] += [
-                _record((names[n], labels[n]), _one(expected, n), _one(found, n), thresholds)
-                for n in range(count)
-            ]
+        found = {candidate: infer(filled) for candidate, infer in candidates.items()}
+        for n in range(count):
+            wanted = _one(expected, n)
+            given = {candidate: _one(outputs, n) for candidate, outputs in found.items()}
+            for candidate, outputs in given.items():
+                image = (names[n], labels[n])
+                records[candidate].append(_record(image, wanted, outputs, thresholds))
+            if watch is not None:
+                watch(names[n], wanted, given)
     return records
 
 

@@ -3,7 +3,7 @@
 import platform
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,8 @@ from typing import Any
 from vadexport.artifact import REPORT_FOLDER, Artifact, Manifest, find_artifacts, open_artifact
 from vadexport.backends.base import available_threads
 from vadexport.backends.cuda import GpuState
-from vadexport.contract import ImageArray, ImageInput
+from vadexport.contract import ImageInput
 from vadexport.errors import InputError
-from vadexport.images import ImageFile, load_images
 from vadexport.images.listing import test_images as images_to_test
 from vadexport.listening import Listener
 from vadexport.machine import processor_name, tool_versions
@@ -31,18 +30,16 @@ from vadexport.verification.limits import (
     repeat_check,
     size_checks,
 )
-from vadexport.verification.parity import ImageRecord, compare_images, figures
+from vadexport.verification.parity import ImageRecord, figures
 from vadexport.verification.result import Latency, Verification
 from vadexport.verifying.arena import REFERENCE, Arena
 from vadexport.verifying.diagnosing import Subject, diagnose, explains
+from vadexport.verifying.findings import Findings, findings
 from vadexport.verifying.options import VerifyOptions, VerifyResult
-from vadexport.verifying.planting import needs_defects, planted_records
 
 _WORST_EXHIBITS = 4
 _NEAREST_EXHIBITS = 2
 _FEW_IMAGES = 20
-#: Images that are run again where nobody asks for more.
-_REPEATED = 8
 
 
 def verify(options: VerifyOptions, listener: Listener) -> VerifyResult:
@@ -62,36 +59,16 @@ def verify(options: VerifyOptions, listener: Listener) -> VerifyResult:
     spec = SourceSpec.of(options.reference).completed(artifacts[0].manifest.options)
     source = open_source(spec)
     _check_comparable(artifacts, source)
-    image_input = artifacts[0].manifest.image_input
     files = images_to_test(options.images)
     reports = [_report_folder(artifact, artifacts, options) for artifact in artifacts]
     listener.step("load", 0, 1)
     with ExitStack() as stack:
         arena = Arena.opened(stack, options, spec, artifacts, files)
         listener.step("load", 1, 1)
-        records = compare_images(
-            arena.contest.inference(REFERENCE),
-            {name: arena.contest.inference(name) for name in arena.artifacts},
-            _named(files, image_input, options, listener),
-            image_input,
-            source.detector.thresholds,
-        )
-        compared = {record.name for record in next(iter(records.values()))}
-        readable = [file for file in files if file.name in compared]
-        again = _repeated(arena, readable, options, listener)
-        planted = {}
-        if needs_defects(next(iter(records.values()))):
-            planted = planted_records(arena, records, source.detector.thresholds, listener)
+        found = findings(arena, source, files, options, listener)
         timed = arena.timed(options, listener)
         judged = [
-            _judge(
-                artifact,
-                source,
-                _Records(records[name], again[name], planted.get(name)),
-                timed,
-                arena,
-                options,
-            )
+            _judge(artifact, source, found[name], timed, arena, options)
             for name, artifact in arena.artifacts.items()
         ]
         verifications = [
@@ -120,19 +97,10 @@ def _report_folder(
     return folder
 
 
-@dataclass(frozen=True)
-class _Records:
-    """Of one artifact: the images, some of them again, and with planted defects if needed."""
-
-    first: Sequence[ImageRecord]
-    again: Sequence[ImageRecord]
-    planted: Sequence[ImageRecord] | None
-
-
 def _judge(
     artifact: Artifact,
     source: Source,
-    images: _Records,
+    images: Findings,
     timed: dict[str, LatencyFigures],
     arena: Arena,
     options: VerifyOptions,
@@ -202,7 +170,7 @@ def _judge(
         environment=_environment(options, latency, state),
         proven_on="graph" if name in arena.proxied else "artifact",
         warnings=tuple(warnings),
-        evidence=weigh(records, unit.value),
+        evidence=weigh(records, unit.value, images.aupro),
         planted=planted,
     )
 
@@ -222,21 +190,6 @@ def _diagnosed(
     unit = DriftUnit(verification.drift_unit, verification.drift_unit_from)
     subject = Subject(artifact, source, verification.records, unit)
     return replace(verification, diagnosis=diagnose(subject, arena, options, listener))
-
-
-def _repeated(
-    arena: Arena, files: Sequence[ImageFile], options: VerifyOptions, listener: Listener
-) -> dict[str, list[ImageRecord]]:
-    """Records of each artifact against itself, run again on the same images."""
-    chosen = files if options.repeat else files[:_REPEATED]
-    found: dict[str, list[ImageRecord]] = {name: [] for name in arena.artifacts}
-    for _ in range(options.repeat or 1):
-        for name in arena.artifacts:
-            infer = arena.contest.inference(name)
-            images = _named(chosen, arena.image_input, options, listener, "repeat")
-            again = compare_images(infer, {name: infer}, images, arena.image_input, None)
-            found[name] += again[name]
-    return found
 
 
 def _drift_unit(manifest: Manifest, source: Source) -> DriftUnit:
@@ -313,25 +266,6 @@ def _overlap_warnings(artifact: Artifact, source: Source, verified: frozenset[st
         for what, count in counts.items()
         if count
     ]
-
-
-def _named(
-    files: Sequence[ImageFile],
-    image_input: ImageInput,
-    options: VerifyOptions,
-    listener: Listener,
-    step: str = "parity",
-) -> Iterator[tuple[str, bool | None, ImageArray]]:
-    """Decode the images one by one, telling how far it is."""
-    loaded = load_images(
-        files,
-        image_input,
-        skip_unreadable=options.skip_unreadable,
-        on_skip=lambda _file, reason: listener.warn(f"left out: {reason}"),
-    )
-    for number, (file, image) in enumerate(loaded, 1):
-        yield file.name, file.label, image
-        listener.step(step, number, len(files))
 
 
 def _environment(

@@ -1,0 +1,159 @@
+"""Run all images through the reference and each artifact, in every way that a verdict needs."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vadexport.contract import ANOMALY_MAP, ImageArray, Outputs
+from vadexport.errors import InputError
+from vadexport.images import ImageFile, load_images
+from vadexport.images.listing import is_category
+from vadexport.images.masks import find_masks, load_mask
+from vadexport.listening import Listener
+from vadexport.sources import Source
+from vadexport.verification.overlap import MapSpool
+from vadexport.verification.parity import ImageRecord, compare_images
+from vadexport.verification.statistics import Compared
+from vadexport.verifying.arena import REFERENCE, Arena
+from vadexport.verifying.options import VerifyOptions
+from vadexport.verifying.planting import needs_defects, planted_records
+
+#: Images that are run again where nobody asks for more.
+_REPEATED: Final = 8
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was found of one artifact.
+
+    Attributes:
+        first: of every image.
+        again: of the artifact against itself.
+        planted: of images with and without planted defects; None where labels are enough.
+        aupro: of its maps and the reference's; None without masks.
+    """
+
+    first: Sequence[ImageRecord]
+    again: Sequence[ImageRecord]
+    planted: Sequence[ImageRecord] | None
+    aupro: Compared | None
+
+
+def findings(
+    arena: Arena,
+    source: Source,
+    files: Sequence[ImageFile],
+    options: VerifyOptions,
+    listener: Listener,
+) -> dict[str, Findings]:
+    """Compare every artifact with the reference, image by image.
+
+    Raises:
+        InputError: an image or a mask is wrong, or there is no room for their maps.
+    """
+    masks = _masks(Path(options.images), files) if source.detector.map_size else {}
+    thresholds = source.detector.thresholds
+    with ExitStack() as stack:
+        segmentation = None
+        if masks:
+            spool = stack.enter_context(_spool(REFERENCE, *arena.artifacts))
+            segmentation = _Segmentation(spool, {file.name: file for file in files}, masks, arena)
+        first = compare_images(
+            arena.contest.inference(REFERENCE),
+            {name: arena.contest.inference(name) for name in arena.artifacts},
+            _named(files, arena, options, listener, "parity"),
+            arena.image_input,
+            thresholds,
+            segmentation,
+        )
+        aupro = segmentation.spool.compared(REFERENCE) if segmentation else {}
+    seen = {record.name for record in next(iter(first.values()))}
+    readable = [file for file in files if file.name in seen]
+    again = _repeated(arena, readable, options, listener)
+    planted = {}
+    if needs_defects(next(iter(first.values()))):
+        planted = planted_records(arena, first, thresholds, listener)
+    return {
+        name: Findings(first[name], again[name], planted.get(name), aupro.get(name))
+        for name in arena.artifacts
+    }
+
+
+def _masks(root: Path, files: Sequence[ImageFile]) -> dict[Path, Path]:
+    return find_masks(root, files) if root.is_dir() and is_category(root) else {}
+
+
+def _spool(*names: str) -> MapSpool:
+    try:
+        return MapSpool(*names)
+    except OSError as error:
+        raise InputError(f"cannot keep anomaly maps: {error.strerror}") from None
+
+
+@dataclass(frozen=True)
+class _Segmentation:
+    """Keeps the maps of images whose defects are marked, or that have none."""
+
+    spool: MapSpool
+    files: Mapping[str, ImageFile]
+    masks: Mapping[Path, Path]
+    arena: Arena
+
+    def __call__(self, name: str, reference: Outputs, found: Mapping[str, Outputs]) -> None:
+        """Keep the maps of one image."""
+        file = self.files[name]
+        mask = self._mask(file)
+        image_input = self.arena.image_input
+        maps = {REFERENCE: reference, **found}
+        try:
+            self.spool.add(
+                {name: outputs[ANOMALY_MAP][0] for name, outputs in maps.items()},
+                mask,
+                (image_input.height, image_input.width),
+            )
+        except OSError as error:
+            raise InputError(f"cannot keep anomaly maps: {error.strerror}") from None
+
+    def _mask(self, file: ImageFile) -> NDArray[np.bool_] | None:
+        path = self.masks.get(file.path)
+        if path is None:
+            return None
+        mask = load_mask(path)
+        if mask.any() and not file.label:
+            raise InputError(f"{path} marks a defect, but its image {file.path} counts as normal")
+        return mask if mask.any() else None
+
+
+def _repeated(
+    arena: Arena, files: Sequence[ImageFile], options: VerifyOptions, listener: Listener
+) -> dict[str, list[ImageRecord]]:
+    """Records of each artifact against itself, run again on the same images."""
+    chosen = files if options.repeat else files[:_REPEATED]
+    found: dict[str, list[ImageRecord]] = {name: [] for name in arena.artifacts}
+    for _ in range(options.repeat or 1):
+        for name in arena.artifacts:
+            infer = arena.contest.inference(name)
+            images = _named(chosen, arena, options, listener, "repeat")
+            again = compare_images(infer, {name: infer}, images, arena.image_input, None)
+            found[name] += again[name]
+    return found
+
+
+def _named(
+    files: Sequence[ImageFile], arena: Arena, options: VerifyOptions, listener: Listener, step: str
+) -> Iterator[tuple[str, bool | None, ImageArray]]:
+    """Decode the images one by one, telling how far it is."""
+    loaded = load_images(
+        files,
+        arena.image_input,
+        skip_unreadable=options.skip_unreadable,
+        on_skip=lambda _file, reason: listener.warn(f"left out: {reason}"),
+    )
+    for number, (file, image) in enumerate(loaded, 1):
+        yield file.name, file.label, image
+        listener.step(step, number, len(files))
