@@ -19,15 +19,17 @@ from vadexport.cli.options import (
     threads_option,
 )
 from vadexport.cli.source_options import source_options
+from vadexport.cli.verify import verify_json, verify_text
 from vadexport.config import Config, SourceChoices
 from vadexport.config.reading import LAYOUTS
 from vadexport.targets import Target
 from vadexport.terminal import printable
 
 if TYPE_CHECKING:
-    from vadexport.building import BuildResult, BuiltTarget
+    from vadexport.building import BuildOptions, BuildResult, BuiltTarget
     from vadexport.contract import Layout
     from vadexport.verification.limits import Check
+    from vadexport.verifying import VerifyResult
 
 
 @click.command("build")
@@ -66,6 +68,15 @@ if TYPE_CHECKING:
     help="A setting of TensorRT's builder, such as batches=1:8:32, workspace_mb=2048, level=5 or "
     "tf32=true; docs/tensorrt.md has them all.",
 )
+@click.option(
+    "--verify",
+    "verified",
+    is_flag=False,
+    flag_value="",
+    metavar="[IMAGES]",
+    help="Then verify what was built on these IMAGES, as `vadexport verify` does with its "
+    "defaults and the limits of --config; without IMAGES on those of its [verify].",
+)
 @source_options
 @threads_option
 @skip_unreadable_option
@@ -85,6 +96,7 @@ def command(
     batch: int | None,
     input_layout: "Layout",
     settings: tuple[str, ...],
+    verified: str | None,
     threads: int | None,
     skip_unreadable: bool,
     as_json: bool,
@@ -103,21 +115,22 @@ def command(
           --target openvino:int8 --target onnxruntime:fp32 --calibration images/train
       vadexport build detector.safetensors -o artifact \\
           --target tensorrt-rtx:fp16@sm86+sm89 --calibration images/train
-      vadexport build --config vadexport.toml
+      vadexport build --config vadexport.toml --verify images/test
     """
     config = config or Config()
     stored = config.build
     location = needed(source or config.source.location, "SOURCE", "location of [source]")
     destination = needed(output or stored.output, "-o", "output of [build]")
+    images = None if verified is None else _images_to_verify(verified or config.verify)
     from vadexport.building import BuildOptions, build
 
-    images: int | Literal["dynamic"] | None = chosen("batch", batch, stored.batch)
+    batch_size: int | Literal["dynamic"] | None = chosen("batch", batch, stored.batch)
     options = BuildOptions(
         source=given.over(config.source).at(location).spec(),
         destination=destination,
         targets=chosen("targets", targets, stored.targets),
         calibration=chosen("calibration", calibration, config.calibration),
-        batch=None if images == "dynamic" else images,
+        batch=None if batch_size == "dynamic" else batch_size,
         threads=chosen("threads", threads, stored.threads),
         skip_unreadable=skip_unreadable,
         layout=chosen("input_layout", input_layout, stored.input_layout),
@@ -125,8 +138,45 @@ def command(
     )
     result = build(options, console)
     console.when_interrupted = lambda: f"{destination} was written"
-    console.result(json.dumps(_as_json(result), indent=2) if as_json else _as_text(result))
-    ctx.exit(_status(result))
+    status = _status(result)
+    if not as_json:
+        console.result(_as_text(result))
+    found = None
+    if images is not None and any(one.folder for one in result.targets):
+        found = _verify(console, options, images, config)
+        status = status or int(not found.held)
+    if as_json:
+        both = {} if found is None else {"verifications": verify_json(found)}
+        console.result(json.dumps({**_as_json(result), **both}, indent=2))
+    elif found is not None:
+        console.result(f"\n{verify_text(found)}")
+    ctx.exit(status)
+
+
+def _images_to_verify(images: str | None) -> str:
+    """IMAGES, found before a build takes its time."""
+    from vadexport.images.listing import test_images
+
+    if images is None:
+        raise click.UsageError("--verify needs IMAGES, or images of [verify] in --config")
+    test_images(images)
+    return images
+
+
+def _verify(
+    console: Console, options: "BuildOptions", images: str, config: Config
+) -> "VerifyResult":
+    from vadexport.verifying import VerifyOptions, verify
+
+    wanted = VerifyOptions(
+        artifact=options.destination,
+        reference=options.source,
+        images=images,
+        limits=dict(config.limits),
+        threads=options.threads,
+        skip_unreadable=options.skip_unreadable,
+    )
+    return verify(wanted, console)
 
 
 def _settings(given: tuple[str, ...]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,6 +19,9 @@ from vadexport.cli.options import (
 from vadexport.cli.source_options import source_options
 from vadexport.config import Config, SourceChoices
 from vadexport.terminal import printable
+
+if TYPE_CHECKING:
+    from vadexport.verifying import VerifyResult
 
 
 @click.command("verify")
@@ -123,7 +127,6 @@ def command(
     artifact = needed(artifact or config.build.output, "ARTIFACT", "output of [build]")
     images = needed(images or config.verify, "--images", "images of [verify]")
     location = needed(reference or config.source.location, "--reference", "location of [source]")
-    from vadexport.reporting import latency_json, parity_json, summary_table
     from vadexport.verifying import VerifyOptions, verify
 
     limits = {
@@ -152,13 +155,23 @@ def command(
         proxy=proxy,
     )
     result = verify(options, console)
-    if as_json:
-        both = [
-            {"parity": parity_json(one), "latency": latency_json(one)}
-            for one in result.verifications
-        ]
-        console.result(json.dumps(both, indent=2))
-    else:
-        places = [printable(f"report: {folder / 'index.html'}") for folder in result.reports]
-        console.result("\n".join([summary_table(result.verifications), "", *places]))
+    shown = json.dumps(verify_json(result), indent=2) if as_json else verify_text(result)
+    console.result(shown)
     ctx.exit(0 if result.held else 1)
+
+
+def verify_text(result: "VerifyResult") -> str:
+    """What a verification found, for a reader."""
+    from vadexport.reporting import summary_table
+
+    places = [printable(f"report: {folder / 'index.html'}") for folder in result.reports]
+    return "\n".join([summary_table(result.verifications), "", *places])
+
+
+def verify_json(result: "VerifyResult") -> list[dict[str, object]]:
+    """What a verification found, an entry an artifact."""
+    from vadexport.reporting import latency_json, parity_json
+
+    return [
+        {"parity": parity_json(one), "latency": latency_json(one)} for one in result.verifications
+    ]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from vadexport import contract
 from vadexport.contract import ImageArray, ImageInput, Outputs
-from vadexport.errors import CheckError, InputError
+from vadexport.errors import BackendError, CheckError, InputError
 from vadexport.thresholds import Thresholds
 from vadexport.verification.statistics import auroc, spearman
 
@@ -122,14 +122,20 @@ def compare_images(
 
     Returns:
         The records of each candidate, in the order of `images`.
+
+    Raises:
+        BackendError: the reference or a candidate failed; the line names the image.
     """
     records: dict[str, list[ImageRecord]] = {name: [] for name in candidates}
     for call in _calls(images, image_input.batch or 1):
         names, labels, pixels = zip(*call, strict=True)
         stacked = np.stack(pixels)
         (filled, count), *_ = image_input.batches(stacked)
-        expected = reference(filled)
-        found = {candidate: infer(filled) for candidate, infer in candidates.items()}
+        try:
+            expected = reference(filled)
+            found = {candidate: infer(filled) for candidate, infer in candidates.items()}
+        except BackendError as error:
+            raise BackendError(f"{error}, on {', '.join(names)}") from None
         for n in range(count):
             wanted = _one(expected, n)
             given = {candidate: _one(outputs, n) for candidate, outputs in found.items()}
