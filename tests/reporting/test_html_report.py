@@ -84,7 +84,7 @@ class TestWhole:
         found = page(make.verification())
         assert len(found.all("img")) == 7
         assert all(image["alt"] for image in found.all("img"))
-        assert len(found.all("svg")) == 3
+        assert len(found.all("svg")) == 4
         assert all(
             drawing["aria-label"] and drawing["role"] == "img" for drawing in found.all("svg")
         )

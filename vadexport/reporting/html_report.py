@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from vadexport import __version__
 from vadexport.errors import MissingPackageError
+from vadexport.reporting.distributions import distribution_plot
 from vadexport.reporting.pictures import ExhibitPictures, colour_scale, exhibit_pictures
 from vadexport.reporting.plots import drift_plot, latency_plot, score_plot
 from vadexport.reporting.wording import (
@@ -84,6 +85,7 @@ def html_report(v: Verification) -> str:
         headlines=_headlines(v),
         unchecked=unchecked(v),
         scores=score_plot(v.records, v.threshold),
+        distributions=distribution_plot(v.records, v.threshold),
         drifts=drift_plot(v.records, v.threshold, v.drift_unit, v.limits.max_drift),
         latency=latency_plot(v.latency) if v.latency else None,
         runs=_runs(v),
