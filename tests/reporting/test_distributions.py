@@ -71,6 +71,13 @@ def test_bars_are_as_high_as_their_counts(make):
     assert heights == pytest.approx([80, 80 * 2 / 3, 80 / 3], abs=0.1)
 
 
+@pytest.mark.parametrize(("most", "ticks"), [(1, {"0", "1"}), (2, {"0", "1", "2"})])
+def test_images_are_counted_in_whole_numbers(make, most, ticks):
+    root = read(distribution_plot(records_of(make, most * [1.0]), None))
+    upright = [one.text for one in elements(root, "tick") if one.get("text-anchor") == "end"]
+    assert set(upright) == ticks
+
+
 def test_no_bar_crosses_the_threshold(make):
     rng = np.random.default_rng(1)
     scores = np.append(rng.normal(1, 0.5, 400), 1.2345)
