@@ -10,20 +10,14 @@ from typing import Any, Final, TypeGuard
 from vadexport.artifact import MANIFEST_FILE, REPORT_FOLDER, Manifest, read_manifest
 from vadexport.errors import InputError
 from vadexport.reporting.json_report import SCHEMA_VERSION
+from vadexport.reporting.wording import FIGURES, shown
 from vadexport.reporting.writing import LATENCY_FILE, PARITY_FILE
 
 _LARGEST_REPORT: Final = 1 << 30
-#: Figures of a verification: key, title, form.
 _FIGURES: Final = (
-    ("images", "images", "d"),
     ("auroc_reference", "image AUROC of the reference", ".4f"),
     ("auroc", "image AUROC", ".4f"),
-    ("drift_max", "largest drift", ".3g"),
-    ("drift_mean", "mean drift", ".3g"),
-    ("spearman", "Spearman", ".5f"),
-    ("flips", "flips", "d"),
-    ("map_max", "largest map difference", ".3g"),
-    ("not_finite", "not finite", "d"),
+    *FIGURES,
 )
 _MOST_IMAGES: Final = 20
 
@@ -202,12 +196,12 @@ def _figure_changes(first: Side, second: Side) -> Iterator[Change]:
     old, new = _object(first, "figures"), _object(second, "figures")
     if old and new:
         for key, title, form in _FIGURES:
-            change = Change(title, _shown(old.get(key), form), _shown(new.get(key), form))
+            change = Change(title, shown(old.get(key), form), shown(new.get(key), form))
             if change.before != change.after:
                 yield change
     if first.latency and second.latency:
         pair = [_object_in(side.latency, "artifact") for side in (first, second)]
-        medians = [_shown(one.get("median_ms"), ".3g") for one in pair]
+        medians = [shown(one.get("median_ms"), ".3g") for one in pair]
         if medians[0] != medians[1]:
             yield Change("median latency, ms", *medians)
         ratios = [_speedup(side.latency) for side in (first, second)]
@@ -217,7 +211,7 @@ def _figure_changes(first: Side, second: Side) -> Iterator[Change]:
 
 def _speedup(latency: dict[str, Any] | None) -> str:
     found = _object_in(latency, "speedup")
-    ratio, low, high = (_shown(found.get(key), ".3g") for key in ("ratio", "low", "high"))
+    ratio, low, high = (shown(found.get(key), ".3g") for key in ("ratio", "low", "high"))
     return f"{ratio} [{low}–{high}]"
 
 
@@ -269,11 +263,3 @@ def _object_in(report: dict[str, Any] | None, key: str) -> dict[str, Any]:
 
 def _is_number(value: Any) -> TypeGuard[float]:
     return type(value) in (int, float) and math.isfinite(value)
-
-
-def _shown(value: Any, form: str) -> str:
-    if value is None:
-        return "–"
-    if not _is_number(value):
-        return str(value)
-    return format(value, form) if form != "d" or type(value) is int else format(value, "g")

@@ -98,6 +98,7 @@ class TestLogarithmic:
     @given(st.lists(st.floats(1e-9, 1e9), min_size=1, max_size=20))
     @example([5.0])
     @example([5.0, 5.01])
+    @example([1000000000.0, 784812488.0781877])
     def test_any_values(self, values):
         axis = Axis.logarithmic(np.array(values), (10, 400))
         ticks = [value for value, _ in axis.ticks]

@@ -84,7 +84,7 @@ class TestWhole:
         found = page(make.verification())
         assert len(found.all("img")) == 7
         assert all(image["alt"] for image in found.all("img"))
-        assert len(found.all("svg")) == 3
+        assert len(found.all("svg")) == 4
         assert all(
             drawing["aria-label"] and drawing["role"] == "img" for drawing in found.all("svg")
         )
@@ -191,16 +191,17 @@ class TestImages:
         assert "not finite" in found.texts["td"]
 
     def test_an_exhibit(self, make):
-        text = page(make.verification()).text
-        assert "largest drift. Label normal. Reference 1.0000, normal; artifact 1.1000" in text
-        assert "difference, at most 0.25" in text
+        found = page(make.verification())
+        assert "largest drift. Label normal. Reference 1.0000, normal; art" in found.text
+        assert found.all("img")[-1]["alt"] == "Colour scale from 0 to 0.25"
 
     def test_hostile_names(self, make):
         records = (make.record(HOSTILE), make.record("b\udcff\x07", 1.2, 1.3))
         exhibits = (replace(make.exhibit(), record=records[0]),)
         v = make.verification(records=records, exhibits=exhibits, source_name=HOSTILE)
         found = page(v)
-        assert found.texts["bdi"].count(HOSTILE) == 3
+        # Of the title, the table, the exhibit and its four pictures.
+        assert found.texts["bdi"].count(HOSTILE) == 3 + 4
         assert any(image["alt"] == f"Camera image {HOSTILE}" for image in found.all("img"))
         assert any(words.startswith(HOSTILE) for words in found.texts["title"])
 

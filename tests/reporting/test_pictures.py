@@ -87,8 +87,8 @@ class TestSize:
         large = np.zeros((700, 350), np.float32)
         exhibit = replace(make.exhibit(), image=image, reference_map=large, anomaly_map=large)
         found = exhibit_pictures(exhibit)
-        assert read(found.image).size == (320, 240)
-        assert read(found.reference_map).size == read(found.difference).size == (160, 320)
+        assert read(found.image).size == (512, 384)
+        assert read(found.reference_map).size == read(found.difference).size == (256, 512)
 
     def test_small_pictures_stay_as_they_are(self, make):
         exhibit = make.exhibit()

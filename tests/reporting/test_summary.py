@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from vadexport.reporting.summary import summary_markdown
 from vadexport.verification.evidence import Evidence
 from vadexport.verification.limits import Check, Limits
-from vadexport.verification.statistics import Interval
+from vadexport.verification.statistics import Compared, Interval
 
 
 def test_the_verdict_stands_first_then_every_check(make):
@@ -31,9 +31,20 @@ def test_limits_that_were_not_checked_are_told(make):
 
 
 def test_figures_of_both_with_their_bounds(make):
-    evidence = Evidence({}, None, Interval(0.25, 0.006, 0.806), None, None, None)
+    evidence = Evidence(
+        drift_quantiles={},
+        kendall=None,
+        flips=Interval(0.25, 0.006, 0.806),
+        auroc=None,
+        f1_max=Compared(0.9, 0.85, Interval(0.05, 0.0, 0.1)),
+        aupro=Compared(0.8, 0.7, Interval(0.1, 0.0, 0.2)),
+        mask_iou=None,
+        map_spearman=None,
+    )
     text = summary_markdown(make.verification(evidence=evidence))
     assert "| image AUROC | 0.9912 | 0.9871 |" in text
+    assert "| F1-max | 0.9000 | 0.8500 |" in text
+    assert "| AUPRO | 0.8000 | 0.7000 |" in text
     assert "| flipped decisions | – | 1/4 (95%: 0.6% to 80.6%) |" in text
     assert "| median latency | 60.0 ms (float32) | 6.00 ms (INT8 network) |" in text
     assert "| compiled | 0.31 | fell short |" in text

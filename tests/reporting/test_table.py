@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vadexport.reporting import summary_table
-from vadexport.reporting.wording import measured, percent
+from vadexport.reporting.wording import measured, percent, shown
 from vadexport.verification.limits import Check, Limits
 from vadexport.verification.parity import ParityFigures
 from vadexport.verification.statistics import Interval
@@ -155,3 +155,20 @@ def test_measured(value, words):
 )
 def test_percent(fraction, words):
     assert percent(fraction) == words
+
+
+@pytest.mark.parametrize(
+    ("value", "form", "words"),
+    [
+        (0.12345, ".3g", "0.123"),
+        (8, "d", "8"),
+        (8.0, "d", "8"),
+        (10**400, "d", "1" + 400 * "0"),
+        (math.inf, "d", "not finite"),
+        (None, "d", "–"),
+        ("NaN", ".3g", "NaN"),
+        (["many"], ".3g", "['many']"),
+    ],
+)
+def test_figures_from_files(value, form, words):
+    assert shown(value, form) == words

@@ -44,7 +44,8 @@ class Axis:
         low, high, inside = self.low, self.high, min(max(value, self.low), self.high)
         if self.log:
             low, high, inside = math.log(low), math.log(high), math.log(inside)
-        return self.start + (self.end - self.start) * (inside - low) / (high - low)
+        share = (inside - low) / (high - low)
+        return self.start * (1 - share) + self.end * share  # exact at both ends
 
     def holds(self, value: float) -> bool:
         """Whether a value lies on the axis; false for NaN."""

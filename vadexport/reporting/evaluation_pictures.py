@@ -4,8 +4,7 @@ Other than the plots of a report's page, they stand alone, also in viewers that 
 sheet's variables: colours are written out, on white.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from itertools import groupby
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 from xml.etree import ElementTree as ET
@@ -21,7 +20,6 @@ from vadexport.verification.curves import Curve, precision_recall
 from vadexport.verification.evaluation import CategoryEvaluation, Evaluation
 from vadexport.verification.segmentation import FPR_LIMIT
 
-_Points = Iterable[tuple[float, float]]
 #: Fills the panel of a category and says its figure.
 _Panel = Callable[[svg.Drawing, CategoryEvaluation], str]
 
@@ -128,11 +126,11 @@ def _precision_recall_panel(panel: svg.Drawing, category: CategoryEvaluation) ->
     precision, recall = precision_recall(category.scores, category.anomalous)
     # Between two thresholds there is none that would reach what a slanted line promises.
     steps = np.repeat(precision, 2), np.repeat(np.append(0.0, recall), 2)[1:-1]
-    _line(panel, [(x.at(r), y.at(p)) for p, r in zip(*steps, strict=True)], "curve")
+    svg.polyline(panel, [(x.at(r), y.at(p)) for p, r in zip(*steps, strict=True)], "curve")
     best = category.best_f1
     alike = np.linspace(best.value / (2 - best.value), 1, 100)
     same = [(x.at(r), y.at(best.value * r / (2 * r - best.value))) for r in alike]
-    _line(panel, same, "identity")
+    svg.polyline(panel, same, "identity")
     svg.ring(panel, (x.at(best.recall), y.at(best.precision)))
     return f"F1 {best.value:.4f} above {measured(best.threshold, 4)}"
 
@@ -154,7 +152,9 @@ def _scores_panel(panel: svg.Drawing, category: CategoryEvaluation) -> str:
     for kind, found in counts.items():
         for count, low, high in zip(found, edges[:-1], edges[1:], strict=True):
             if count:
-                bar = _box(panel, (x.at(low), y.at(count)), (x.at(high), _BOTTOM), f"mark {kind}")
+                bar = svg.box(
+                    panel, (x.at(low), y.at(count)), (x.at(high), _BOTTOM), f"mark {kind}"
+                )
                 svg.hover(bar, f"{count} {kind} from {measured(low, 4)} to {measured(high, 4)}")
     if x.holds(threshold):
         svg.line(panel, (x.at(threshold), _TOP), (x.at(threshold), _BOTTOM), "limit")
@@ -176,7 +176,7 @@ def _sheet(title: str, categories: Sequence[CategoryEvaluation], draw: _Panel) -
     sheet.set("width", str(width))
     sheet.set("height", str(height))
     ET.SubElement(sheet, "style").text = _STYLE
-    _box(sheet, (0, 0), (width, height), "paper")
+    svg.box(sheet, (0, 0), (width, height), "paper")
     svg.text(sheet, title, 12, 20, css="title")
     for number, category in enumerate(categories):
         row, column = divmod(number, columns)
@@ -214,24 +214,5 @@ def _draw_curve(panel: svg.Drawing, curve: Curve, x: Axis, y: Axis) -> None:
     values.append((x.high, np.interp(x.high, curve.x, curve.y)))
     points = [(x.at(across), y.at(up)) for across, up in values]
     under = [*points, (x.end, y.start)]
-    ET.SubElement(panel, "polygon", {"points": _words(under), "class": "area"})
-    _line(panel, points, "curve")
-
-
-def _line(panel: svg.Drawing, points: _Points, css: str) -> None:
-    ET.SubElement(panel, "polyline", {"points": _words(points), "class": css})
-
-
-def _box(
-    panel: svg.Drawing, corner: tuple[float, float], opposite: tuple[float, float], css: str
-) -> svg.Drawing:
-    (left, top), (right, bottom) = corner, opposite
-    sizes = {"x": left, "y": top, "width": right - left, "height": bottom - top}
-    return ET.SubElement(
-        panel, "rect", {**{key: f"{value:.1f}" for key, value in sizes.items()}, "class": css}
-    )
-
-
-def _words(points: _Points) -> str:
-    places = groupby(f"{x:.1f},{y:.1f}" for x, y in points)
-    return " ".join(place for place, _ in places)
+    svg.polyline(panel, under, "area")
+    svg.polyline(panel, points, "curve")

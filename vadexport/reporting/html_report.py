@@ -1,21 +1,23 @@
 """`index.html`: a verification as one page that needs nothing but a browser."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from vadexport import __version__
 from vadexport.errors import MissingPackageError
+from vadexport.reporting.distributions import distribution_plot
 from vadexport.reporting.pictures import ExhibitPictures, colour_scale, exhibit_pictures
 from vadexport.reporting.plots import drift_plot, latency_plot, score_plot
 from vadexport.reporting.wording import (
+    FIGURES,
     MISSING,
     figure,
     kind,
     limit_rows,
     measured,
     percent,
+    shown,
     unchecked,
     verdict,
 )
@@ -28,20 +30,6 @@ _TEMPLATE: Final = "report.html.j2"
 #: Rows of the table of images: those that changed most; `parity.json` has all.
 _NOTABLE: Final = 30
 _LARGEST_DRIFTS: Final = 10
-
-#: Columns of the ladder: key in the manifest, title, form of its figures.
-_LADDER: Final = (
-    ("rung", "rung", ""),
-    ("images", "images", "d"),
-    ("drift_max", "largest drift", ".3g"),
-    ("drift_mean", "mean drift", ".3g"),
-    ("spearman", "Spearman", ".5f"),
-    ("flips", "flips", "d"),
-    ("map_max", "largest map difference", ".3g"),
-    ("preprocessing", "preprocessing difference", ".3g"),
-    ("not_finite", "not finite", "d"),
-    ("held", "verdict", ""),
-)
 
 
 @dataclass(frozen=True)
@@ -98,15 +86,16 @@ def html_report(v: Verification) -> str:
         headlines=_headlines(v),
         unchecked=unchecked(v),
         scores=score_plot(v.records, v.threshold),
+        distributions=distribution_plot(v.records, v.threshold),
         drifts=drift_plot(v.records, v.threshold, v.drift_unit, v.limits.max_drift),
         latency=latency_plot(v.latency) if v.latency else None,
         runs=_runs(v),
         exhibits=_exhibits(v),
         scale=colour_scale(),
         notable=_notable(v),
-        ladder_titles=[title for _, title, _ in _LADDER],
-        ladder=_cells(v.ladder),
-        climbed=_cells(v.diagnosis.ladder if v.diagnosis else ()),
+        ladder_titles=[title for _, title, _ in FIGURES],
+        ladder=[_rung(found) for found in v.ladder],
+        climbed=[_rung(found) for found in (v.diagnosis.ladder if v.diagnosis else ())],
         limits=limit_rows(v),
         environment=[(key.replace("_", " "), _words(one)) for key, one in v.environment.items()],
     )
@@ -283,21 +272,14 @@ def _drift(record: ImageRecord, v: Verification) -> float:
     return (record.raw - record.reference_raw) / v.drift_unit
 
 
-def _cells(ladder: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    return [[_rung_cell(rung, key, form) for key, _, form in _LADDER] for rung in ladder]
-
-
-def _rung_cell(rung: Mapping[str, Any], key: str, form: str) -> str:
-    """A cell of the ladder; manifests may come from other versions, so anything is shown."""
-    value = rung.get(key)
-    if value is None:
-        return MISSING
-    if isinstance(value, bool):
-        return verdict(value)
-    if isinstance(value, int | float) and form:
-        whole = form == "d" and math.isfinite(value) and value == int(value)
-        return str(int(value)) if whole else figure(value, form.replace("d", "g"))
-    return str(value)
+def _rung(found: Mapping[str, Any]) -> tuple[str, list[str], str]:
+    """Name, figures and verdict of a step of the build."""
+    held = found.get("held")
+    return (
+        shown(found.get("rung"), ""),
+        [shown(found.get(key), form) for key, _, form in FIGURES],
+        verdict(held) if isinstance(held, bool) else shown(held, ""),
+    )
 
 
 def _words(value: Any) -> str:

@@ -12,8 +12,8 @@ from vadexport.contract import UInt8Array
 from vadexport.images.colouring import colour, viewable
 from vadexport.verification.result import Exhibit
 
-#: Pixels of the long side.
-_LONGEST: Final = 320
+#: Pixels of the long side: as much as a screen shows of one picture.
+_LONGEST: Final = 512
 
 
 @dataclass(frozen=True)

@@ -49,11 +49,22 @@ class _Point:
     flipped: bool = False
 
 
+def left_out(records: Sequence[ImageRecord], drawn: Sequence[object]) -> list[str]:
+    """A note of images that cannot be drawn, if there are any."""
+    missing = len(records) - len(drawn)
+    return [f"Images left out, as their scores are not finite: {missing}."] if missing else []
+
+
+def nothing_to_draw(records: Sequence[ImageRecord]) -> Plot:
+    """What stands in the place of a plot of no points."""
+    return Plot("", (f"None of the {len(records)} images has finite scores to draw.",))
+
+
 def score_plot(records: Sequence[ImageRecord], threshold: float | None) -> Plot:
     """Raw score of the artifact against that of the reference, on equal axes."""
     points = _points([(record, record.raw) for record in records])
     if not points:
-        return _nothing(records)
+        return nothing_to_draw(records)
     both = _array([point.x for point in points] + [point.y for point in points])
     lines = [] if threshold is None else [threshold]
     x = Axis.linear(both, (_LEFT, _RIGHT), lines=lines)
@@ -62,7 +73,7 @@ def score_plot(records: Sequence[ImageRecord], threshold: float | None) -> Plot:
     svg.x_axis(drawing, x, "raw score of the reference", (_TOP, y.start))
     svg.y_axis(drawing, y, "raw score of the artifact", (_LEFT, _RIGHT))
     svg.line(drawing, (x.start, y.start), (x.end, y.end), "identity")
-    notes = _left_out(records, points)
+    notes = left_out(records, points)
     if threshold is not None and x.holds(threshold):
         svg.line(drawing, (x.at(threshold), y.start), (x.at(threshold), y.end), "limit")
         svg.line(drawing, (x.start, y.at(threshold)), (x.end, y.at(threshold)), "limit")
@@ -89,7 +100,7 @@ def drift_plot(
     """
     points = _points([(one, (one.raw - one.reference_raw) / drift_unit) for one in records])
     if not points:
-        return _nothing(records)
+        return nothing_to_draw(records)
     limits = [] if limit is None else [-limit, limit]
     lines = [] if threshold is None else [threshold]
     x = Axis.linear(_array([point.x for point in points]), (_LEFT, _RIGHT), lines=lines)
@@ -98,7 +109,7 @@ def drift_plot(
     svg.x_axis(drawing, x, "raw score of the reference", (_TOP, y.start))
     svg.y_axis(drawing, y, "drift (drift units)", (_LEFT, _RIGHT))
     svg.line(drawing, (x.start, y.at(0)), (x.end, y.at(0)), "identity")
-    notes = _left_out(records, points)
+    notes = left_out(records, points)
     if threshold is not None and x.holds(threshold):
         svg.line(drawing, (x.at(threshold), y.start), (x.at(threshold), y.end), "limit")
         svg.text(drawing, "threshold", x.at(threshold), _TOP - 3, "middle", "tick")
@@ -203,15 +214,6 @@ def _thinned(points: Sequence[_Point], x: Axis, y: Axis) -> Iterable[tuple[_Poin
         place = (round(x.at(point.x) / 2), round(y.at(point.y) / 2), point.kind, point.flipped)
         places[place].append(point)
     return [(first, len(others)) for first, *others in places.values()]
-
-
-def _left_out(records: Sequence[ImageRecord], points: Sequence[_Point]) -> list[str]:
-    missing = len(records) - len(points)
-    return [f"Images left out, as their scores are not finite: {missing}."] if missing else []
-
-
-def _nothing(records: Sequence[ImageRecord]) -> Plot:
-    return Plot("", (f"None of the {len(records)} images has finite scores to draw.",))
 
 
 def _positive(samples: Iterable[float]) -> NDArray[np.float64]:

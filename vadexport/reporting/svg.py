@@ -4,7 +4,8 @@ Elements are made with ElementTree, so any text is escaped. Colours and fonts co
 style sheet, by class, and follow its light and dark.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import groupby
 from typing import Final
 from xml.etree import ElementTree as ET
 
@@ -53,6 +54,24 @@ def line(parent: Drawing, start: tuple[float, float], end: tuple[float, float], 
     ends = {"x1": start[0], "y1": start[1], "x2": end[0], "y2": end[1]}
     ET.SubElement(
         parent, "line", {**{key: _short(value) for key, value in ends.items()}, "class": css}
+    )
+
+
+def polyline(parent: Drawing, points: Iterable[tuple[float, float]], css: str) -> None:
+    """Straight lines from point to point; those at the place of the one before are left out."""
+    places = groupby(f"{_short(x)},{_short(y)}" for x, y in points)
+    words = " ".join(place for place, _ in places)
+    ET.SubElement(parent, "polyline", {"points": words, "class": css})
+
+
+def box(
+    parent: Drawing, corner: tuple[float, float], opposite: tuple[float, float], css: str
+) -> Drawing:
+    """A rectangle, from its upper left corner to the lower right."""
+    (left, top), (right, bottom) = corner, opposite
+    sizes = {"x": left, "y": top, "width": right - left, "height": bottom - top}
+    return ET.SubElement(
+        parent, "rect", {**{key: _short(value) for key, value in sizes.items()}, "class": css}
     )
 
 

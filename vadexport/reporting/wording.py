@@ -3,12 +3,24 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from vadexport.verification.result import Verification
 
 MISSING: Final = "–"
 NOT_FINITE: Final = "not finite"
+
+#: Figures of parity as manifests and `parity.json` hold them: key, title, form.
+FIGURES: Final = (
+    ("images", "images", "d"),
+    ("drift_max", "largest drift", ".3g"),
+    ("drift_mean", "mean drift", ".3g"),
+    ("spearman", "Spearman", ".5f"),
+    ("flips", "flips", "d"),
+    ("map_max", "largest map difference", ".3g"),
+    ("preprocessing", "preprocessing difference", ".3g"),
+    ("not_finite", "not finite", "d"),
+)
 
 
 def figure(value: float | None, form: str = ".3g") -> str:
@@ -16,6 +28,13 @@ def figure(value: float | None, form: str = ".3g") -> str:
     if value is None:
         return MISSING
     return format(value, form) if math.isfinite(value) else NOT_FINITE
+
+
+def shown(value: Any, form: str) -> str:
+    """A figure read from a file; another version may have written it, so anything is shown."""
+    if isinstance(value, float):
+        return figure(value, form.replace("d", "g"))
+    return MISSING if value is None else str(value)
 
 
 def measured(value: float, digits: int = 3, sign: str = "") -> str:

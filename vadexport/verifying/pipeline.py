@@ -1,5 +1,6 @@
 """The steps of a verification."""
 
+import hashlib
 import platform
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -39,6 +40,7 @@ from vadexport.verifying.options import VerifyOptions, VerifyResult
 
 _WORST_EXHIBITS = 4
 _NEAREST_EXHIBITS = 2
+_RANDOM_EXHIBITS = 2
 _FEW_IMAGES = 20
 
 
@@ -206,18 +208,26 @@ def _drift_unit(manifest: Manifest, source: Source) -> DriftUnit:
 def _to_exhibit(
     records: Sequence[ImageRecord], threshold: float | None
 ) -> Iterator[tuple[ImageRecord, str]]:
-    """The images that drifted most, then those whose decision is the closest call."""
+    """The images that drifted most, those whose decision is the closest call, and any others."""
 
     def drift(record: ImageRecord) -> float:
         return abs(record.raw - record.reference_raw) if record.finite else float("inf")
 
+    def lot(record: ImageRecord) -> str:
+        """By its name: the same images for each artifact, and again when it is verified again."""
+        return hashlib.sha256(record.name.encode("utf-8", "surrogatepass")).hexdigest()
+
     worst = sorted(records, key=drift, reverse=True)[:_WORST_EXHIBITS]
     yield from ((record, "largest drift") for record in worst)
-    others = (record for record in records if record not in worst and record.finite)
-    if threshold is None:
-        return
-    nearest = sorted(others, key=lambda record: abs(record.reference_raw - threshold))
-    yield from ((record, "nearest to the threshold") for record in nearest[:_NEAREST_EXHIBITS])
+    others = [record for record in records if record not in worst]
+    if threshold is not None:
+        finite = (record for record in others if record.finite)
+        nearest = sorted(finite, key=lambda record: abs(record.reference_raw - threshold))
+        nearest = nearest[:_NEAREST_EXHIBITS]
+        yield from ((record, "nearest to the threshold") for record in nearest)
+        others = [record for record in others if record not in nearest]
+    drawn = sorted(others, key=lot)[:_RANDOM_EXHIBITS]
+    yield from ((record, "drawn at random") for record in drawn)
 
 
 def _check_comparable(artifacts: Sequence[Artifact], source: Source) -> None:
