@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -108,6 +109,13 @@ class TestLatency:
             "high": 10.5,
             "confidence": 0.95,
         }
+
+    def test_quantiles_of_too_few_calls(self, make):
+        given = make.latency()
+        latency = replace(given, artifact=replace(given.artifact, p90_ms=None))
+        found = read(latency_json(make.verification(latency=latency)))
+        assert (found["artifact"]["p90_ms"], found["artifact"]["p99_ms"]) == (None, None)
+        assert found["reference"]["p90_ms"] == pytest.approx(68)
 
     def test_not_measured(self, make):
         assert latency_json(make.verification(latency=None)) is None

@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,6 +38,16 @@ def test_figures_of_both_with_their_bounds(make):
     assert "| flipped decisions | – | 1/4 (95%: 0.6% to 80.6%) |" in text
     assert "| median latency | 60.0 ms (float32) | 6.00 ms (INT8 network) |" in text
     assert "| compiled | 0.31 | fell short |" in text
+
+
+def test_a_quantile_that_too_few_calls_tell_is_a_dash_with_the_reason(make):
+    given = make.latency()
+    enough = replace(given.artifact, p99_ms=7.25)
+    few = replace(given.reference, p90_ms=None)
+    latency = replace(given, artifact=enough, reference=few)
+    lines = summary_markdown(make.verification(latency=latency)).splitlines()
+    assert "| 90% of the calls within | – (29 calls tell, 3 were timed) | 6.80 ms |" in lines
+    assert "| 99% of the calls within | – (299 calls tell, 3 were timed) | 7.25 ms |" in lines
 
 
 def test_without_latency(make):

@@ -82,7 +82,18 @@ def test_figures_are_milliseconds_in_order_of_the_rounds(found):
         np.testing.assert_allclose(each.samples_ms, expected, atol=5.1e-5)
         assert each.median_ms == pytest.approx(np.median(expected))
         assert each.p90_ms == pytest.approx(np.quantile(expected, 0.9))
+        assert each.p99_ms is None  # 299 calls would tell
         assert each.execution is EXECUTIONS[each.name]
+
+
+@pytest.mark.parametrize(
+    ("rounds", "p90", "p99"), [(28, False, False), (29, True, False), (299, True, True)]
+)
+def test_quantiles_only_of_enough_calls(track, rounds, p90, p99):
+    (found, *_) = measure(track.contestants(), EXECUTIONS, rounds=rounds)
+    assert (found.p90_ms is not None, found.p99_ms is not None) == (p90, p99)
+    if p99:
+        assert found.p99_ms == pytest.approx(np.quantile(found.samples_ms, 0.99), rel=1e-3)
 
 
 def test_calls_that_waited_for_a_processor_are_counted(found):

@@ -7,12 +7,15 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import f1_score, roc_auc_score
 
+from vadexport.verification import statistics
 from vadexport.verification.statistics import (
     auroc,
     best_f1_threshold,
+    certain_quantile,
     interquartile_range,
     median_interval,
     spearman,
+    values_needed,
 )
 
 # Few distinct values, so that ties are common.
@@ -139,17 +142,46 @@ class TestMedianInterval:
         found = median_interval(np.array([1.5]))
         assert (found.low, found.value, found.high) == (1.5, 1.5, 1.5)
 
-    def test_covers_the_true_median_95_times_of_100(self):
+    @pytest.mark.parametrize("count", [10, 15, 30, 100])
+    @pytest.mark.parametrize("draw", ["ratio", "exponential"])
+    def test_covers_the_true_median_95_times_of_100(self, count, draw):
         rng = np.random.default_rng(1)
-        trials = 250
-        covered = 0
+        trials, covered = 2000, 0
         for _ in range(trials):
-            found = median_interval(rng.exponential(size=60), resamples=300)
-            covered += found.low <= np.log(2) <= found.high
-        # Three standard deviations of a binomial figure.
-        assert abs(covered / trials - 0.95) <= 3 * (0.95 * 0.05 / trials) ** 0.5
+            if draw == "ratio":
+                # Two contestants of the same speed, whose calls take longer by chance.
+                first, second = rng.lognormal(sigma=0.1, size=(2, count))
+                values, truth = first / second, 1.0
+            else:
+                values, truth = rng.exponential(size=count), np.log(2)
+            found = median_interval(values, resamples=400)
+            covered += found.low <= truth <= found.high
+        assert 0.93 <= covered / trials <= 0.97
+
+    def test_many_values_are_drawn_in_parts(self, monkeypatch):
+        values = np.random.default_rng(3).normal(size=50)
+        whole = median_interval(values)
+        monkeypatch.setattr(statistics, "_DRAWN_AT_ONCE", 7 * 50)
+        assert median_interval(values) == whole
 
     def test_narrows_with_more_values(self):
         values = np.random.default_rng(2).normal(size=2000)
         few, many = median_interval(values[:50]), median_interval(values)
         assert many.high - many.low < 0.4 * (few.high - few.low)
+
+
+class TestCertainQuantile:
+    @pytest.mark.parametrize(("quantile", "needed"), [(0.5, 5), (0.9, 29), (0.99, 299)])
+    def test_needs_as_many_values_as_put_the_largest_above_it(self, quantile, needed):
+        # The number of values below the quantile is binomial: all of them are with probability q^n.
+        assert stats.binom.pmf(needed, needed, quantile) <= 0.05
+        assert stats.binom.pmf(needed - 1, needed - 1, quantile) > 0.05
+        assert values_needed(quantile) == needed
+        values = np.random.default_rng(0).normal(size=needed)
+        assert certain_quantile(values[1:], quantile) is None
+        assert certain_quantile(values, quantile) == pytest.approx(
+            stats.mstats.mquantiles(values, quantile, alphap=1, betap=1).item()
+        )
+
+    def test_of_no_values(self):
+        assert certain_quantile(np.array([]), 0.9) is None

@@ -16,6 +16,7 @@ from vadexport.reporting.wording import (
     limit_rows,
     measured,
     percent,
+    quantile,
     unchecked,
     verdict,
 )
@@ -215,7 +216,8 @@ def _run(found: LatencyFigures) -> dict[str, str]:
         "threads": str(execution.threads),
         "executed layers": layers or "unknown",
         "median of a call": f"{measured(found.median_ms)} ms",
-        "90% of the calls within": f"{measured(found.p90_ms)} ms",
+        "90% of the calls within": quantile(found, 0.9),
+        "99% of the calls within": quantile(found, 0.99),
         "timed calls": str(len(found.samples_ms)),
         **_footprint(found),
         "of these, calls that waited for a processor": percent(found.disturbed_calls),

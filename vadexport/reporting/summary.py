@@ -9,6 +9,7 @@ from vadexport.reporting.wording import (
     flips,
     measured,
     percent,
+    quantile,
     unchecked,
     verdict,
 )
@@ -62,6 +63,9 @@ def _figures(v: Verification) -> Iterator[tuple[str, str, str]]:
             f"{measured(one.median_ms)} ms ({one.execution.precision})" for one in pair
         )
         yield "median latency", first, second
+        for share, of in (("90%", 0.9), ("99%", 0.99)):
+            first, second = (quantile(one, of) for one in pair)
+            yield f"{share} of the calls within", first, second
         ratio = v.latency.speedup.ratio
         words = f"{measured(ratio.value)} [{measured(ratio.low)}–{measured(ratio.high)}]"
         yield "speed-up [95% interval]", MISSING, words

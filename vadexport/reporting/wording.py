@@ -5,7 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from vadexport.verification.latency import LatencyFigures
 from vadexport.verification.result import Verification
+from vadexport.verification.statistics import values_needed
 
 MISSING: Final = "–"
 NOT_FINITE: Final = "not finite"
@@ -36,6 +38,15 @@ def percent(fraction: float | None) -> str:
     if fraction is None or not math.isfinite(fraction):
         return figure(fraction)
     return f"{100 * fraction:.3g}%"
+
+
+def quantile(found: LatencyFigures, of: float) -> str:
+    """The 0.9 or the 0.99 quantile of a contestant's calls, or why there is none."""
+    value = {0.9: found.p90_ms, 0.99: found.p99_ms}[of]
+    if value is not None:
+        return f"{measured(value)} ms"
+    calls = len(found.samples_ms)
+    return f"{MISSING} ({values_needed(of)} calls tell, {calls} were timed)"
 
 
 def kind(anomalous: bool | None) -> str:  # noqa: FBT001 (a label or a decision, no flag)

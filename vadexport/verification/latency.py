@@ -21,7 +21,7 @@ from vadexport.backends.base import Execution, Runner, RunnerOpener
 from vadexport.backends.cuda import GpuState
 from vadexport.contract import Call
 from vadexport.machine import peak_megabytes, seconds_waited
-from vadexport.verification.statistics import Interval, median_interval
+from vadexport.verification.statistics import Interval, certain_quantile, median_interval
 
 _WARM_UP_CALLS = 10
 #: A call is disturbed when its threads waited for a processor for more of its time than this.
@@ -108,20 +108,22 @@ class LatencyFigures:
         name: of the contestant.
         execution: how it ran.
         median_ms: of one call.
-        p90_ms: 0.9 quantile of one call.
+        p90_ms: 0.9 quantile of one call; None where too few were timed to know of it.
         samples_ms: every call, in order of the rounds.
         disturbed_calls: fraction of the calls whose threads waited for a processor for more than a
             tenth of the time; None where the system does not say.
         footprint: what it takes beside; None where it was not asked.
+        p99_ms: 0.99 quantile of one call; None as above.
     """
 
     name: str
     execution: Execution
     median_ms: float
-    p90_ms: float
+    p90_ms: float | None
     samples_ms: tuple[float, ...]
     disturbed_calls: float | None = None
     footprint: Footprint | None = None
+    p99_ms: float | None = None
 
     @property
     def disturbed(self) -> bool:
@@ -183,7 +185,8 @@ def _figures(name: str, execution: Execution, timings: Sequence[Timing]) -> Late
         name=name,
         execution=execution,
         median_ms=float(np.median(samples)),
-        p90_ms=float(np.quantile(samples, 0.9)),
+        p90_ms=certain_quantile(samples, 0.9),
+        p99_ms=certain_quantile(samples, 0.99),
         samples_ms=tuple(round(float(sample), 4) for sample in samples),
         disturbed_calls=float(np.mean(np.array(shares) > _WAITED_SHARE)) if shares else None,
     )

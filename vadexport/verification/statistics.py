@@ -1,11 +1,16 @@
 """Rank statistics in float64, and intervals."""
 
+import math
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 Float64Array = NDArray[np.float64]
+
+#: Values that are drawn in one go: many rounds must not fill the memory.
+_DRAWN_AT_ONCE: Final = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -122,8 +127,40 @@ def best_f1_threshold(scores: Float64Array, anomalous: NDArray[np.bool_]) -> flo
 
 
 def median_interval(values: Float64Array, *, resamples: int = 2000, seed: int = 0) -> Interval:
-    """Median with a percentile bootstrap interval (Efron 1979)."""
+    """Median with an expanded percentile bootstrap interval (Hesterberg 2015).
+
+    The plain percentile interval (Efron 1979) of few values is too narrow: of 10 to 15 it covers
+    the median in 92% of all samples. The expanded one takes quantiles further out, by as much as
+    Student's t lies beyond the normal distribution.
+    """
+    from scipy.stats import norm, t
+
+    count = len(values)
+    middle = float(np.median(values))
+    if count < 2:
+        return Interval(middle, middle, middle)
+    tail = norm.cdf((count / (count - 1)) ** 0.5 * t.ppf(0.025, count - 1))
     rng = np.random.default_rng(seed)
-    medians = np.array([np.median(rng.choice(values, size=len(values))) for _ in range(resamples)])
-    low, high = np.quantile(medians, [0.025, 0.975])
-    return Interval(float(np.median(values)), float(low), float(high))
+    at_once = max(1, _DRAWN_AT_ONCE // count)
+    medians = [
+        np.median(rng.choice(values, size=(min(at_once, resamples - done), count)), axis=1)
+        for done in range(0, resamples, at_once)
+    ]
+    low, high = np.quantile(np.concatenate(medians), [tail, 1 - tail])
+    return Interval(middle, float(low), float(high))
+
+
+def certain_quantile(values: Float64Array, quantile: float) -> float | None:
+    """A quantile, linear interpolation; None where there are too few values to know of it.
+
+    They are enough if the largest lies above the true quantile with 95% certainty, which is
+    1 - quantile^n: for 0.9 from 29 values on, for 0.99 from 299.
+    """
+    if len(values) < values_needed(quantile):
+        return None
+    return float(np.quantile(values, quantile))
+
+
+def values_needed(quantile: float) -> int:
+    """Number of values from which on `certain_quantile` gives one; `quantile` in (0, 1)."""
+    return math.ceil(math.log(0.05) / math.log(quantile))
