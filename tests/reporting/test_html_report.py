@@ -222,7 +222,7 @@ class TestImages:
         )
         text = html_report(make.verification(records=records))
         assert len(text) < 2_000_000
-        assert text.count("<tr>") < 60
+        assert text.count("<tr>") < 80
 
     @settings(max_examples=25, deadline=None)
     @given(

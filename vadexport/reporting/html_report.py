@@ -19,6 +19,7 @@ from vadexport.reporting.wording import (
     quantile,
     unchecked,
     verdict,
+    warm_up,
 )
 from vadexport.verification.latency import LatencyFigures
 from vadexport.verification.parity import ImageRecord
@@ -219,6 +220,7 @@ def _run(found: LatencyFigures) -> dict[str, str]:
         "90% of the calls within": quantile(found, 0.9),
         "99% of the calls within": quantile(found, 0.99),
         "timed calls": str(len(found.samples_ms)),
+        "calls before, to warm up": warm_up(found),
         **_footprint(found),
         "of these, calls that waited for a processor": percent(found.disturbed_calls),
     }

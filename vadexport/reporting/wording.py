@@ -49,6 +49,14 @@ def quantile(found: LatencyFigures, of: float) -> str:
     return f"{MISSING} ({values_needed(of)} calls tell, {calls} were timed)"
 
 
+def warm_up(found: LatencyFigures) -> str:
+    """How many calls went before the timed ones."""
+    if found.warm_up is None:
+        return "unknown"
+    steady = "" if found.warm_up.steady else ", and still getting faster or no time to see it"
+    return f"{found.warm_up.calls} calls{steady}"
+
+
 def kind(anomalous: bool | None) -> str:  # noqa: FBT001 (a label or a decision, no flag)
     """What an image is, or what a detector says that it is."""
     return {None: "unknown", False: "normal", True: "anomalous"}[anomalous]

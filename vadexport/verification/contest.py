@@ -52,6 +52,7 @@ class Contest:
             listener: told of each.
         """
         children = {name: self._children[name] for name in names}
+        warm = {name: child.apply(Stopwatch.warm_up) for name, child in children.items()}
         contestants = {
             name: partial(child.apply, Stopwatch.time) for name, child in children.items()
         }
@@ -69,7 +70,11 @@ class Contest:
             progress=lambda done, total: listener.step("latency", done, total),
         )
         return {
-            one.name: replace(one, footprint=children[one.name].apply(Stopwatch.footprint))
+            one.name: replace(
+                one,
+                footprint=children[one.name].apply(Stopwatch.footprint),
+                warm_up=warm[one.name],
+            )
             for one in found
         }
 

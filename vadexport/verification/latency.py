@@ -11,9 +11,12 @@ other, lose many times more than another runtime's. So the time that threads wai
 counted, and a measurement that was disturbed is called so.
 """
 
+import math
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 
@@ -23,11 +26,16 @@ from vadexport.contract import Call
 from vadexport.machine import peak_megabytes, seconds_waited
 from vadexport.verification.statistics import Interval, certain_quantile, median_interval
 
-_WARM_UP_CALLS = 10
+#: Warm-up is over when the median of a block of calls is hardly lower than the best before it, ...
+_BLOCK_CALLS: Final = 5
+_HARDLY_LOWER: Final = 0.98
+#: ... or after so many seconds or calls: slow detectors must not wait for it.
+_WARM_UP_S: Final = 5.0
+_MOST_WARM_UP_CALLS: Final = 500
 #: A call is disturbed when its threads waited for a processor for more of its time than this.
-_WAITED_SHARE = 0.1
+_WAITED_SHARE: Final = 0.1
 #: A measurement is disturbed when more of its calls were than this.
-_DISTURBED_SHARE = 0.1
+_DISTURBED_SHARE: Final = 0.1
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,43 @@ class Footprint:
     peak_mb: float | None
 
 
+@dataclass(frozen=True)
+class WarmUp:
+    """What went before the timed calls.
+
+    Attributes:
+        calls: how many, the first one included.
+        steady: whether they had stopped getting faster; False where there was no time to see it.
+    """
+
+    calls: int
+    steady: bool
+
+
+def warm_up(make_call: Callable[[int], object], made: int) -> WarmUp:
+    """Make calls until they get no faster.
+
+    Args:
+        make_call: makes call `n`.
+        made: calls that were made before.
+    """
+    started = now = time.perf_counter()
+    best = math.inf
+    taken: list[float] = []
+    while made < _MOST_WARM_UP_CALLS and now - started < _WARM_UP_S:
+        make_call(made)
+        before, now = now, time.perf_counter()
+        made += 1
+        taken.append(now - before)
+        if len(taken) == _BLOCK_CALLS:
+            median = statistics.median(taken)
+            if median > _HARDLY_LOWER * best:
+                return WarmUp(made, steady=True)
+            best = median
+            taken.clear()
+    return WarmUp(made, steady=False)
+
+
 class Stopwatch:
     """A runner and the calls it is timed on, in the process where it runs."""
 
@@ -65,8 +110,10 @@ class Stopwatch:
         self._first_ms = 1e3 * (time.perf_counter() - loaded)
         self._calls = calls
         self._gpu: GpuState | None = None
-        for call in calls[1:_WARM_UP_CALLS]:
-            self.runner.infer(call)
+
+    def warm_up(self) -> WarmUp:
+        """Make calls, in turn, until they get no faster."""
+        return warm_up(lambda number: self.runner.infer(self._call(number)), made=1)
 
     def footprint(self) -> Footprint:
         """What it has taken until now."""
@@ -74,7 +121,7 @@ class Stopwatch:
 
     def time(self, number: int) -> Timing:
         """Time one call, preprocessing included, right after another."""
-        call = self._calls[number % len(self._calls)]
+        call = self._call(number)
         self.runner.infer(call)
         before = seconds_waited()
         start = time.perf_counter()
@@ -91,6 +138,9 @@ class Stopwatch:
         if self._gpu is None:
             self._watch_gpu()
         return self._gpu
+
+    def _call(self, number: int) -> Call:
+        return self._calls[number % len(self._calls)]
 
     def _watch_gpu(self) -> None:
         state: GpuState | None = getattr(self.runner, "gpu_state", lambda: None)()
@@ -114,6 +164,7 @@ class LatencyFigures:
             tenth of the time; None where the system does not say.
         footprint: what it takes beside; None where it was not asked.
         p99_ms: 0.99 quantile of one call; None as above.
+        warm_up: what went before the timed calls; None where it is not known.
     """
 
     name: str
@@ -124,6 +175,7 @@ class LatencyFigures:
     disturbed_calls: float | None = None
     footprint: Footprint | None = None
     p99_ms: float | None = None
+    warm_up: WarmUp | None = None
 
     @property
     def disturbed(self) -> bool:
