@@ -40,6 +40,14 @@ def test_figures_of_both_with_their_bounds(make):
     assert "| compiled | 0.31 | fell short |" in text
 
 
+def test_the_floor_stands_below_the_speedup(make):
+    given = make.latency()
+    latency = replace(given, artifact=replace(given.artifact, again=Interval(1.0, 0.98, 1.01)))
+    lines = summary_markdown(make.verification(latency=latency)).splitlines()
+    title = "A/A floor [95% interval against itself]"
+    assert f"| {title} | – | 1.020 [0.980–1.010] |" in lines
+
+
 def test_a_quantile_that_too_few_calls_tell_is_a_dash_with_the_reason(make):
     given = make.latency()
     enough = replace(given.artifact, p99_ms=7.25)

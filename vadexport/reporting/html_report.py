@@ -12,6 +12,7 @@ from vadexport.reporting.plots import drift_plot, latency_plot, score_plot
 from vadexport.reporting.wording import (
     MISSING,
     figure,
+    floor,
     kind,
     limit_rows,
     measured,
@@ -221,6 +222,7 @@ def _run(found: LatencyFigures) -> dict[str, str]:
         "99% of the calls within": quantile(found, 0.99),
         "timed calls": str(len(found.samples_ms)),
         "calls before, to warm up": warm_up(found),
+        "A/A floor [95% interval against itself]": floor(found),
         **_footprint(found),
         "of these, calls that waited for a processor": percent(found.disturbed_calls),
     }

@@ -62,6 +62,7 @@ def latency_json(v: Verification) -> dict[str, Any] | None:
                 "high": ratio.high,
                 "confidence": 0.95,
             },
+            "aa_floor": v.latency.artifact.floor,
             "artifact": asdict(v.latency.artifact),
             "reference": asdict(v.latency.reference),
             "environment": v.environment,

@@ -7,6 +7,7 @@ from vadexport.reporting.wording import (
     MISSING,
     figure,
     flips,
+    floor,
     measured,
     percent,
     quantile,
@@ -69,6 +70,8 @@ def _figures(v: Verification) -> Iterator[tuple[str, str, str]]:
         ratio = v.latency.speedup.ratio
         words = f"{measured(ratio.value)} [{measured(ratio.low)}–{measured(ratio.high)}]"
         yield "speed-up [95% interval]", MISSING, words
+        first, second = (floor(one) for one in pair)
+        yield "A/A floor [95% interval against itself]", first, second
 
 
 def _ladder(v: Verification) -> Iterator[str]:

@@ -4,7 +4,16 @@ import textwrap
 from collections.abc import Sequence
 from typing import Final
 
-from vadexport.reporting.wording import MISSING, figure, flips, measured, unchecked, verdict
+from vadexport.reporting.wording import (
+    MISSING,
+    figure,
+    flips,
+    floor,
+    measured,
+    quantile,
+    unchecked,
+    verdict,
+)
 from vadexport.terminal import printable
 from vadexport.verification.result import Verification
 
@@ -27,7 +36,7 @@ def summary_table(verifications: Sequence[Verification]) -> str:
     """One row an artifact, below what they were held against; at most 100 columns wide.
 
     Too wide figures move latency into a table of its own. Below stand the checks that fell short,
-    and limits that were set but not checked.
+    limits that were set but not checked, and what a latency must be read with.
     """
     lines = [line for reference in _references(verifications) for line in reference]
     names = [_shortened(v.target) for v in verifications]
@@ -92,8 +101,18 @@ def _below(v: Verification) -> list[str]:
     if v.proven_on == "graph":
         lines.insert(0, "its ONNX graph, run on the processor; the artifact itself did not run")
     lines += [f"not checked: {line}" for line in unchecked(v)]
+    lines += _timing(v)
     name = _shortened(v.target)
     return [part for line in lines for part in _wrapped(f"{name}: {line}")]
+
+
+def _timing(v: Verification) -> list[str]:
+    """What a latency figure must be read with."""
+    if v.latency is None or v.latency.artifact.floor is None:
+        return []
+    found = v.latency.artifact
+    within = f"90% of the calls within {quantile(found, 0.9)}, 99% {quantile(found, 0.99)}"
+    return [f"A/A floor {floor(found)}; {within}"]
 
 
 def _aligned(rows: Sequence[Row], gap: int) -> list[str]:

@@ -49,6 +49,14 @@ def quantile(found: LatencyFigures, of: float) -> str:
     return f"{MISSING} ({values_needed(of)} calls tell, {calls} were timed)"
 
 
+def floor(found: LatencyFigures) -> str:
+    """What ratio the measurement shows where there is no difference."""
+    if found.floor is None or found.again is None:
+        return MISSING
+    low, high = (f"{end:.3f}" for end in (found.again.low, found.again.high))
+    return f"{found.floor:.3f} [{low}–{high}]"
+
+
 def warm_up(found: LatencyFigures) -> str:
     """How many calls went before the timed ones."""
     if found.warm_up is None:

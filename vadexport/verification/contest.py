@@ -11,7 +11,7 @@ from vadexport.backends.child import Child
 from vadexport.backends.cuda import GpuState
 from vadexport.contract import Call, Outputs
 from vadexport.listening import Listener
-from vadexport.verification.latency import LatencyFigures, Stopwatch, measure
+from vadexport.verification.latency import LatencyFigures, Stopwatch, measure, speedup
 
 #: Rounds where nobody says how many: as many as there is time for, in seconds.
 _MOST_ROUNDS, _FEWEST_ROUNDS, _MEASURING_S = 100, 10, 60.0
@@ -42,7 +42,12 @@ class Contest:
         return self._children[name].apply(Stopwatch.gpu_state)
 
     def time(
-        self, names: Collection[str], rounds: int | None, listener: Listener
+        self,
+        names: Collection[str],
+        rounds: int | None,
+        listener: Listener,
+        *,
+        twice: Collection[str] = (),
     ) -> dict[str, LatencyFigures]:
         """Latency of some contestants, interleaved.
 
@@ -50,12 +55,17 @@ class Contest:
             names: of those that are timed.
             rounds: how many; None for as many as there is time for.
             listener: told of each.
+            twice: those of them that are timed a second time in each round, against themselves.
         """
         children = {name: self._children[name] for name in names}
         warm = {name: child.apply(Stopwatch.warm_up) for name, child in children.items()}
         contestants = {
             name: partial(child.apply, Stopwatch.time) for name, child in children.items()
         }
+        executions = {name: child.apply(_execution) for name, child in children.items()}
+        for name in twice:
+            contestants[_again(name)] = contestants[name]
+            executions[_again(name)] = executions[name]
         if rounds is None:
             rounds = _affordable_rounds(contestants)
             if rounds < _MOST_ROUNDS:
@@ -63,19 +73,21 @@ class Contest:
                     f"latency is measured in {rounds} rounds, for calls take long: --rounds "
                     f"{_MOST_ROUNDS} gives narrower intervals"
                 )
-        found = measure(
+        measured = measure(
             contestants,
-            {name: child.apply(_execution) for name, child in children.items()},
+            executions,
             rounds=rounds,
             progress=lambda done, total: listener.step("latency", done, total),
         )
+        found = {one.name: one for one in measured}
         return {
-            one.name: replace(
-                one,
-                footprint=children[one.name].apply(Stopwatch.footprint),
-                warm_up=warm[one.name],
+            name: replace(
+                found[name],
+                footprint=child.apply(Stopwatch.footprint),
+                warm_up=warm[name],
+                again=speedup(found[_again(name)], found[name]).ratio if name in twice else None,
             )
-            for one in found
+            for name, child in children.items()
         }
 
 
@@ -86,6 +98,10 @@ def _affordable_rounds(contestants: Mapping[str, Callable[[int], object]]) -> in
         time_call(0)
     took = time.perf_counter() - started
     return max(_FEWEST_ROUNDS, min(_MOST_ROUNDS, int(_MEASURING_S / took)))
+
+
+def _again(name: str) -> str:
+    return f"{name} again"
 
 
 def _infer(stopwatch: Stopwatch, image: Call) -> Outputs:

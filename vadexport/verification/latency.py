@@ -8,7 +8,8 @@ detector in use runs alone.
 
 A processor that others use as well spoils even ratios: PyTorch's threads, which wait for each
 other, lose many times more than another runtime's. So the time that threads wait for a processor is
-counted, and a measurement that was disturbed is called so.
+counted, and a measurement that was disturbed is called so. What is left is measured as well: a
+contestant that is timed twice a round shows what ratio comes out where there is no difference.
 """
 
 import math
@@ -36,6 +37,8 @@ _MOST_WARM_UP_CALLS: Final = 500
 _WAITED_SHARE: Final = 0.1
 #: A measurement is disturbed when more of its calls were than this.
 _DISTURBED_SHARE: Final = 0.1
+#: ... or when a contestant may differ from itself by more than this factor.
+_HIGHEST_FLOOR: Final = 1.05
 
 
 @dataclass(frozen=True)
@@ -165,6 +168,8 @@ class LatencyFigures:
         footprint: what it takes beside; None where it was not asked.
         p99_ms: 0.99 quantile of one call; None as above.
         warm_up: what went before the timed calls; None where it is not known.
+        again: ratio of its calls to calls of itself in the same rounds (A/A); None where it was
+            timed once a round.
     """
 
     name: str
@@ -176,11 +181,25 @@ class LatencyFigures:
     footprint: Footprint | None = None
     p99_ms: float | None = None
     warm_up: WarmUp | None = None
+    again: Interval | None = None
+
+    @property
+    def floor(self) -> float | None:
+        """Factor, at least 1, up to which a ratio to it may be no difference at all.
+
+        The end of the A/A interval that is further from 1. None where it was not measured.
+        """
+        return None if self.again is None else max(self.again.high, 1 / self.again.low)
 
     @property
     def disturbed(self) -> bool:
         """Whether others took the processors too often for the figures to hold."""
         return self.disturbed_calls is not None and self.disturbed_calls > _DISTURBED_SHARE
+
+    @property
+    def unlike_itself(self) -> bool:
+        """Whether it differs from itself by so much that the measurement was disturbed."""
+        return self.floor is not None and self.floor > _HIGHEST_FLOOR
 
 
 @dataclass(frozen=True)

@@ -91,11 +91,14 @@ class Arena:
         return cls(named, proxied, image_input, {file.name: file for file in files}, contest)
 
     def timed(self, options: VerifyOptions, listener: Listener) -> dict[str, LatencyFigures]:
-        """Latency of all that run on their own device, interleaved with the reference."""
+        """Latency of all that run on their own device, interleaved with the reference.
+
+        Each is timed twice a round, but for the reference, whose calls take longest.
+        """
         names = [name for name in self.artifacts if name not in self.proxied]
         if options.rounds == 0 or not names:
             return {}
-        return self.contest.time([REFERENCE, *names], options.rounds, listener)
+        return self.contest.time([REFERENCE, *names], options.rounds, listener, twice=names)
 
     def digests(self, records: Sequence[ImageRecord]) -> frozenset[str]:
         """Which images the records are of."""

@@ -25,6 +25,7 @@ from vadexport.verification.latency import LatencyFigures, speedup
 from vadexport.verification.limits import (
     Limits,
     disturbance,
+    instability,
     latency_checks,
     parity_checks,
     repeat_check,
@@ -145,8 +146,9 @@ def _judge(
     state = arena.contest.gpu_state(name)
     if state is not None and state.slowed_by:
         warnings.append(f"the GPU was slowed down by its {', '.join(state.slowed_by)}")
-    if latency and (reason := disturbance(latency.artifact, latency.reference)):
-        warnings.append(reason)
+    if latency:
+        pair = (latency.artifact, latency.reference)
+        warnings += [reason for reason in (disturbance(*pair), instability(*pair)) if reason]
     if manifest.source.get("sha256") != source.sha256:
         warnings.append(f"the artifact was built from another file than {source.name}")
     thresholds = source.detector.thresholds
