@@ -29,9 +29,10 @@ class Contest:
     def __init__(
         self, stack: ExitStack, openers: Mapping[str, RunnerOpener], calls: Sequence[Call]
     ) -> None:
-        self._children = {name: stack.enter_context(Child(name)) for name in openers}
-        for name, child in self._children.items():
-            child.open(Stopwatch, openers[name], calls)
+        self._stack = stack
+        self._openers = dict(openers)
+        self._calls = calls
+        self._children = {name: self._open(name) for name in openers}
 
     def inference(self, name: str) -> Callable[[Call], Outputs]:
         """Inference of a contestant."""
@@ -55,17 +56,15 @@ class Contest:
             names: of those that are timed.
             rounds: how many; None for as many as there is time for.
             listener: told of each.
-            twice: those of them that are timed a second time in each round, against themselves.
+            twice: those of them that are timed against themselves, in a second process: what is
+                called twice as often as others stays warmer than they do.
         """
         children = {name: self._children[name] for name in names}
+        children |= {_again(name): self._open(name) for name in twice}
         warm = {name: child.apply(Stopwatch.warm_up) for name, child in children.items()}
         contestants = {
             name: partial(child.apply, Stopwatch.time) for name, child in children.items()
         }
-        executions = {name: child.apply(_execution) for name, child in children.items()}
-        for name in twice:
-            contestants[_again(name)] = contestants[name]
-            executions[_again(name)] = executions[name]
         if rounds is None:
             rounds = _affordable_rounds(contestants)
             if rounds < _MOST_ROUNDS:
@@ -75,7 +74,7 @@ class Contest:
                 )
         measured = measure(
             contestants,
-            executions,
+            {name: child.apply(_execution) for name, child in children.items()},
             rounds=rounds,
             progress=lambda done, total: listener.step("latency", done, total),
         )
@@ -83,12 +82,17 @@ class Contest:
         return {
             name: replace(
                 found[name],
-                footprint=child.apply(Stopwatch.footprint),
+                footprint=children[name].apply(Stopwatch.footprint),
                 warm_up=warm[name],
                 again=speedup(found[_again(name)], found[name]).ratio if name in twice else None,
             )
-            for name, child in children.items()
+            for name in names
         }
+
+    def _open(self, name: str) -> Child:
+        child = self._stack.enter_context(Child(name))
+        child.open(Stopwatch, self._openers[name], self._calls)
+        return child
 
 
 def _affordable_rounds(contestants: Mapping[str, Callable[[int], object]]) -> int:

@@ -168,8 +168,8 @@ class LatencyFigures:
         footprint: what it takes beside; None where it was not asked.
         p99_ms: 0.99 quantile of one call; None as above.
         warm_up: what went before the timed calls; None where it is not known.
-        again: ratio of its calls to calls of itself in the same rounds (A/A); None where it was
-            timed once a round.
+        again: ratio of its calls to those of a second process of its own in the same rounds (A/A);
+            None where there was none.
     """
 
     name: str
