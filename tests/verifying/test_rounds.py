@@ -69,6 +69,8 @@ def test_the_report_says_how_many_rounds_ran(
     assert len(found.latency.reference.samples_ms) == rounds
     report = json.loads((tmp_path / "latency.json").read_text())
     assert report["environment"]["latency_rounds"] == rounds
+    assert report["environment"]["load_before"] >= 0
+    assert {"processors", "affinity", "governor", "load_after"} <= set(report["environment"])
     assert [line.split(",")[0] for line in told.notes] == (
         ["latency is measured in 10 rounds"] if given is None else []
     )

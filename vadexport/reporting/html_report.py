@@ -274,6 +274,8 @@ def _rung_cell(rung: Mapping[str, Any], key: str, form: str) -> str:
 
 
 def _words(value: Any) -> str:
+    if value is None:
+        return "unknown"
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_words(one)}" for key, one in value.items())
     if isinstance(value, Sequence) and not isinstance(value, str):

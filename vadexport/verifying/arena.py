@@ -20,6 +20,7 @@ from vadexport.listening import Listener
 from vadexport.sources import SourceSpec, reference_opener
 from vadexport.targets import Target
 from vadexport.verification.contest import Contest
+from vadexport.verification.environment import Surroundings
 from vadexport.verification.latency import LatencyFigures
 from vadexport.verification.parity import ImageRecord
 from vadexport.verification.proxy import proxy_opener
@@ -40,6 +41,7 @@ class Arena:
         image_input: of all.
         files: the images, by name.
         contest: of the reference and the artifacts.
+        surroundings: before any of it ran.
     """
 
     artifacts: dict[str, Artifact]
@@ -47,6 +49,7 @@ class Arena:
     image_input: ImageInput
     files: dict[str, ImageFile]
     contest: Contest
+    surroundings: Surroundings
 
     @classmethod
     def opened(
@@ -62,6 +65,7 @@ class Arena:
         Raises:
             MissingDeviceError: a device is not here, and no proxy may stand in for it.
         """
+        surroundings = Surroundings.now()
         threads = options.threads or available_threads()
         named = {str(one.manifest.target): one for one in artifacts}
         missing = {name: _missing(one.manifest.target) for name, one in named.items()}
@@ -88,7 +92,8 @@ class Arena:
             )
         image_input = artifacts[0].manifest.image_input
         contest = Contest(stack, openers, _timed_calls(files, image_input, options))
-        return cls(named, proxied, image_input, {file.name: file for file in files}, contest)
+        by_name = {file.name: file for file in files}
+        return cls(named, proxied, image_input, by_name, contest, surroundings)
 
     def timed(self, options: VerifyOptions, listener: Listener) -> dict[str, LatencyFigures]:
         """Latency of all that run on their own device, interleaved with the reference.

@@ -1,22 +1,16 @@
 """The steps of a verification."""
 
-import platform
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from vadexport.artifact import REPORT_FOLDER, Artifact, Manifest, find_artifacts, open_artifact
-from vadexport.backends.base import available_threads
-from vadexport.backends.cuda import GpuState
 from vadexport.contract import ImageArray, ImageInput
 from vadexport.errors import InputError
 from vadexport.images import ImageFile, load_images
 from vadexport.images.listing import test_images as images_to_test
 from vadexport.listening import Listener
-from vadexport.machine import processor_name, tool_versions
 from vadexport.reporting import write_reports
 from vadexport.sources import Source, SourceSpec, open_source
 from vadexport.verification.drift import DriftUnit, fitted_scores
@@ -171,7 +165,10 @@ def _judge(
             if manifest.map_size is not None
         ),
         ladder=tuple(manifest.parity),
-        environment=_environment(options, latency, state),
+        environment={
+            "latency_rounds": len(latency.artifact.samples_ms) if latency else 0,
+            **arena.surroundings.to_json(options.threads, state),
+        },
         proven_on="graph" if name in arena.proxied else "artifact",
         warnings=tuple(warnings),
         evidence=weigh(records, unit.value),
@@ -286,18 +283,3 @@ def _named(
     for number, (file, image) in enumerate(loaded, 1):
         yield file.name, file.label, image
         listener.step(step, number, len(files))
-
-
-def _environment(
-    options: VerifyOptions, latency: Latency | None, state: GpuState | None
-) -> dict[str, Any]:
-    return {
-        **({} if state is None else {"gpu": state.to_json()}),
-        "latency_rounds": len(latency.artifact.samples_ms) if latency else 0,
-        "verified_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "processor": processor_name(),
-        "threads": options.threads or available_threads(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        **tool_versions(),
-    }
