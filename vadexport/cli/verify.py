@@ -12,6 +12,7 @@ from vadexport.cli.options import (
     NumberType,
     console_options,
     json_option,
+    rounds_option,
     skip_unreadable_option,
     threads_option,
 )
@@ -57,11 +58,7 @@ from vadexport.terminal import printable
     type=NumberType(min=0, min_open=True),
     help="Peak of a process that runs the artifact, while latency is measured.",
 )
-@click.option(
-    "--rounds",
-    type=click.IntRange(min=0),
-    help="Of the latency measurement; 0 leaves it out. [default: 100, or what a minute allows]",
-)
+@rounds_option(least=0)
 @click.option("--report", type=PATH, help="Folder of the report. [default: report in the artifact]")
 @click.option(
     "--repeat",

@@ -5,14 +5,21 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from itertools import islice
+from typing import Final
+
+import numpy as np
 
 from vadexport.backends.base import Execution, RunnerOpener
 from vadexport.backends.child import Child
 from vadexport.backends.cuda import GpuState
-from vadexport.contract import Call, Outputs
+from vadexport.contract import Call, ImageInput, Outputs
+from vadexport.images import ImageFile, load_images
 from vadexport.listening import Listener
 from vadexport.verification.latency import LatencyFigures, Stopwatch, measure, speedup
 
+#: Different calls that are timed, one after the other.
+_TIMED_CALLS: Final = 16
 #: Rounds where nobody says how many: as many as there is time for, in seconds.
 _MOST_ROUNDS, _FEWEST_ROUNDS, _MEASURING_S = 100, 10, 60.0
 
@@ -93,6 +100,23 @@ class Contest:
         child = self._stack.enter_context(Child(name))
         child.open(Stopwatch, self._openers[name], self._calls)
         return child
+
+
+def timed_calls(
+    files: Sequence[ImageFile], image_input: ImageInput, *, skip_unreadable: bool
+) -> list[Call]:
+    """Calls of the graph to time, on the first images, in memory.
+
+    Args:
+        files: the images.
+        image_input: of the graph.
+        skip_unreadable: pass over images that cannot be read.
+    """
+    size = image_input.batch or 1
+    loaded = load_images(files, image_input, skip_unreadable=skip_unreadable)
+    images = np.stack([image for _, image in islice(loaded, _TIMED_CALLS * size)])
+    starts = range(0, len(images), size)
+    return [next(image_input.batches(images[start : start + size]))[0] for start in starts]
 
 
 def _affordable_rounds(contestants: Mapping[str, Callable[[int], object]]) -> int:

@@ -191,6 +191,10 @@ class LatencyFigures:
         """
         return None if self.again is None else max(self.again.high, 1 / self.again.low)
 
+    def images_per_s(self, batch: int) -> float:
+        """Images a second, where calls of so many follow one another."""
+        return 1e3 * batch / self.median_ms
+
     @property
     def disturbed(self) -> bool:
         """Whether others took the processors too often for the figures to hold."""

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice
 from typing import Final, Self
 
 import numpy as np
@@ -13,13 +12,13 @@ from vadexport.artifact import Artifact
 from vadexport.backends.base import available_threads
 from vadexport.backends.child import Child
 from vadexport.backends.registry import get_backend, opener
-from vadexport.contract import Call, ImageInput
+from vadexport.contract import ImageInput
 from vadexport.errors import InputError, MissingDeviceError, MissingPackageError
-from vadexport.images import ImageFile, decode, image_digest, load_images
+from vadexport.images import ImageFile, decode, image_digest
 from vadexport.listening import Listener
 from vadexport.sources import SourceSpec, reference_opener
 from vadexport.targets import Target
-from vadexport.verification.contest import Contest
+from vadexport.verification.contest import Contest, timed_calls
 from vadexport.verification.environment import Surroundings
 from vadexport.verification.latency import LatencyFigures
 from vadexport.verification.parity import ImageRecord
@@ -28,7 +27,6 @@ from vadexport.verification.result import Exhibit
 from vadexport.verifying.options import VerifyOptions
 
 REFERENCE: Final = "reference"
-_TIMED_CALLS: Final = 16
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,8 @@ class Arena:
                 else opener(target, one.folder, threads)
             )
         image_input = artifacts[0].manifest.image_input
-        contest = Contest(stack, openers, _timed_calls(files, image_input, options))
+        calls = timed_calls(files, image_input, skip_unreadable=options.skip_unreadable)
+        contest = Contest(stack, openers, calls)
         by_name = {file.name: file for file in files}
         return cls(named, proxied, image_input, by_name, contest, surroundings)
 
@@ -130,14 +129,3 @@ def _missing(target: Target) -> str | None:
     except (MissingDeviceError, MissingPackageError) as error:
         return str(error)
     return None
-
-
-def _timed_calls(
-    files: Sequence[ImageFile], image_input: ImageInput, options: VerifyOptions
-) -> list[Call]:
-    """Calls of the graph to time, on the first images, in memory."""
-    size = image_input.batch or 1
-    loaded = load_images(files, image_input, skip_unreadable=options.skip_unreadable)
-    images = np.stack([image for _, image in islice(loaded, _TIMED_CALLS * size)])
-    starts = range(0, len(images), size)
-    return [next(image_input.batches(images[start : start + size]))[0] for start in starts]
