@@ -1,7 +1,7 @@
 """`vadexport bench`: artifacts and trained detectors side by side, in the same rounds."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,13 +9,13 @@ from pathlib import Path
 from vadexport.artifact import Artifact, file_digest, find_artifacts, open_artifact
 from vadexport.backends.base import RunnerOpener, available_threads
 from vadexport.backends.registry import opener
-from vadexport.contract import ImageInput
+from vadexport.contract import Call, ImageInput
 from vadexport.errors import InputError
 from vadexport.images.listing import test_images as images_to_time
 from vadexport.listening import Listener
 from vadexport.sources import SourceSpec, open_source, reference_opener
 from vadexport.verification.bench import Bench, Benched
-from vadexport.verification.contest import Contest, timed_calls
+from vadexport.verification.contest import Contest, add_compiled, timed_calls
 from vadexport.verification.environment import Surroundings
 from vadexport.verification.latency import speedup
 from vadexport.verification.limits import disturbance, instability
@@ -31,6 +31,7 @@ class BenchOptions:
             What a source leaves open is as it was for an artifact that was built from it.
         images: IMAGES that calls are made of.
         rounds: None makes 100, or as many as a minute has time for, but no fewer than 10.
+        torch_compile: time each source under `torch.compile` as well.
         threads: of each; default all processors.
         skip_unreadable: pass over images that cannot be read.
     """
@@ -38,19 +39,30 @@ class BenchOptions:
     subjects: tuple[Path | SourceSpec, ...]
     images: str
     rounds: int | None = None
+    torch_compile: bool = False
     threads: int | None = None
     skip_unreadable: bool = False
 
 
 @dataclass(frozen=True)
 class _Subject:
-    """Something to time: its name, where it lies, what it takes, how to open it, its size."""
+    """Something to time.
+
+    Attributes:
+        name: as the table has it.
+        location: where it lies.
+        image_input: what it takes.
+        open_runner: opens it.
+        megabytes: of its files, in 10^6 bytes; None where it is code.
+        compiled: of a source, gives what opens it under `torch.compile`, for calls like the sample.
+    """
 
     name: str
     location: str
     image_input: ImageInput
     open_runner: RunnerOpener
     megabytes: float | None
+    compiled: Callable[[Call], RunnerOpener] | None = None
 
 
 def bench(options: BenchOptions, listener: Listener) -> Bench:
@@ -66,12 +78,16 @@ def bench(options: BenchOptions, listener: Listener) -> Bench:
     surroundings = Surroundings.now()
     subjects = _named(_subjects(options))
     image_input = _common_input(subjects)
+    if options.torch_compile and not any(one.compiled for one in subjects):
+        raise InputError("--torch-compile is for a source, and there is none among what is timed")
     files = images_to_time(options.images)
     calls = timed_calls(files, image_input, skip_unreadable=options.skip_unreadable)
     listener.step("load", 0, 1)
     with ExitStack() as stack:
         contest = Contest(stack, {one.name: one.open_runner for one in subjects}, calls)
         listener.step("load", 1, 1)
+        if options.torch_compile:
+            subjects += _compiled(contest, subjects, calls[0], listener)
         names = [one.name for one in subjects]
         timed = contest.time(names, options.rounds, listener, twice=names)
         state = next(filter(None, map(contest.gpu_state, names)), None)
@@ -99,6 +115,18 @@ def bench(options: BenchOptions, listener: Listener) -> Bench:
     )
     for warning in found.warnings:
         listener.warn(warning)
+    return found
+
+
+def _compiled(
+    contest: Contest, subjects: Sequence[_Subject], sample: Call, listener: Listener
+) -> list[_Subject]:
+    """The sources under `torch.compile`, opened; those that it cannot compile are left out."""
+    found = []
+    for one in subjects:
+        name = f"{one.name} under torch.compile"
+        if one.compiled and add_compiled(contest, name, one.compiled(sample), listener):
+            found.append(replace(one, name=name, open_runner=one.compiled(sample)))
     return found
 
 
@@ -142,12 +170,17 @@ def _source(
     if artifacts:
         graph = artifacts[0].manifest.image_input
         image_input = replace(image_input, batch=graph.batch, layout=graph.layout)
+
+    def opened(sample: Call | None = None) -> RunnerOpener:
+        return reference_opener(spec, threads, on_gpu=on_gpu, sample=sample)
+
     return _Subject(
         name=source.name,
         location=spec.location,
         image_input=image_input,
-        open_runner=reference_opener(spec, threads, on_gpu=on_gpu),
+        open_runner=opened(),
         megabytes=None if source.size is None else source.size / 1e6,
+        compiled=opened,
     )
 
 

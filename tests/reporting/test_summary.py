@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from vadexport.reporting.summary import summary_markdown
 from vadexport.verification.evidence import Evidence
+from vadexport.verification.latency import Speedup
 from vadexport.verification.limits import Check, Limits
 from vadexport.verification.statistics import Interval
 
@@ -46,6 +47,15 @@ def test_the_floor_stands_below_the_speedup(make):
     lines = summary_markdown(make.verification(latency=latency)).splitlines()
     title = "A/A floor [95% interval against itself]"
     assert f"| {title} | – | 1.020 [0.980–1.010] |" in lines
+
+
+def test_the_reference_under_torch_compile(make):
+    given = make.latency()
+    over = Speedup("openvino:int8", "compiled", Interval(5.0, 4.5, 5.25))
+    compiled = replace(given.reference, name="compiled", median_ms=31.25)
+    latency = replace(given, compiled=compiled, over_compiled=over)
+    text = summary_markdown(make.verification(latency=latency))
+    assert "| torch.compile: median, and speed-up over it | 31.2 ms | 5.00 [4.50–5.25] |" in text
 
 
 def test_a_quantile_that_too_few_calls_tell_is_a_dash_with_the_reason(make):

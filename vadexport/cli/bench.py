@@ -12,6 +12,7 @@ from vadexport.cli.options import (
     rounds_option,
     skip_unreadable_option,
     threads_option,
+    torch_compile_option,
 )
 from vadexport.cli.source_options import is_artifact, source_options
 from vadexport.config import SourceChoices
@@ -21,6 +22,7 @@ from vadexport.config import SourceChoices
 @click.argument("subjects", metavar="DIR|SOURCE...", nargs=-1, required=True)
 @click.option("--images", required=True, help="IMAGES that calls are made of.")
 @rounds_option(least=1)
+@torch_compile_option
 @source_options
 @threads_option
 @skip_unreadable_option
@@ -32,6 +34,7 @@ def command(
     subjects: tuple[str, ...],
     images: str,
     rounds: int | None,
+    torch_compile: bool,
     given: SourceChoices,
     threads: int | None,
     skip_unreadable: bool,
@@ -58,6 +61,7 @@ def command(
         subjects=tuple(Path(one) if one in folders else given.at(one).spec() for one in subjects),
         images=images,
         rounds=rounds,
+        torch_compile=torch_compile,
         threads=threads,
         skip_unreadable=skip_unreadable,
     )

@@ -22,6 +22,11 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON f
 threads_option = click.option(
     "--threads", type=click.IntRange(min=1), help="Threads that may be used. [default: all]"
 )
+torch_compile_option = click.option(
+    "--torch-compile",
+    is_flag=True,
+    help="Time the reference under torch.compile as well; it takes a minute to compile.",
+)
 
 
 def rounds_option(*, least: int) -> Callable[[_Command], _Command]:

@@ -15,6 +15,7 @@ from vadexport.cli.options import (
     rounds_option,
     skip_unreadable_option,
     threads_option,
+    torch_compile_option,
 )
 from vadexport.cli.source_options import source_options
 from vadexport.config import Config, SourceChoices
@@ -59,6 +60,7 @@ from vadexport.terminal import printable
     help="Peak of a process that runs the artifact, while latency is measured.",
 )
 @rounds_option(least=0)
+@torch_compile_option
 @click.option("--report", type=PATH, help="Folder of the report. [default: report in the artifact]")
 @click.option(
     "--repeat",
@@ -96,6 +98,7 @@ def command(
     max_size_mb: float | None,
     max_memory_mb: float | None,
     rounds: int | None,
+    torch_compile: bool,
     report: Path | None,
     repeat: int,
     proxy: bool,
@@ -142,6 +145,7 @@ def command(
             for name, value in limits.items()
         },
         rounds=rounds,
+        torch_compile=torch_compile,
         threads=threads,
         report=report,
         skip_unreadable=skip_unreadable,

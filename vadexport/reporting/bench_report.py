@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any, Final
 
-from vadexport.reporting.wording import MISSING, figure, floor, measured
+from vadexport.reporting.wording import MISSING, figure, floor, measured, ratio
 from vadexport.verification.bench import Bench, Benched
 from vadexport.verification.statistics import values_needed
 
@@ -62,13 +62,10 @@ def bench_json(bench: Bench) -> dict[str, Any]:
 
 def _speed(one: Benched, batch: int) -> Row:
     found = one.figures
-    ratio = MISSING
-    if one.over_first is not None:
-        value, low, high = (measured(each) for each in asdict(one.over_first.ratio).values())
-        ratio = f"{value} [{low}–{high}]"
+    over_first = MISSING if one.over_first is None else ratio(one.over_first.ratio)
     quantiles = (MISSING if ms is None else measured(ms) for ms in (found.p90_ms, found.p99_ms))
     rate = measured(found.images_per_s(batch))
-    return (found.name, measured(found.median_ms), *quantiles, rate, ratio, floor(found))
+    return (found.name, measured(found.median_ms), *quantiles, rate, over_first, floor(found))
 
 
 def _rest(one: Benched) -> Row:

@@ -18,6 +18,7 @@ from vadexport.reporting.wording import (
     measured,
     percent,
     quantile,
+    ratio,
     unchecked,
     verdict,
     warm_up,
@@ -205,7 +206,12 @@ def _runs(v: Verification) -> list[tuple[str, str, str]]:
     if v.latency is None:
         return []
     facts = (_run(v.latency.reference), _run(v.latency.artifact))
-    return [(name, value, facts[1][name]) for name, value in facts[0].items()]
+    rows = [(name, value, facts[1][name]) for name, value in facts[0].items()]
+    if v.latency.compiled is not None and v.latency.over_compiled is not None:
+        compiled = f"{measured(v.latency.compiled.median_ms)} ms"
+        over = ratio(v.latency.over_compiled.ratio)
+        rows.append(("torch.compile: median, and speed-up over it", compiled, over))
+    return rows
 
 
 def _run(found: LatencyFigures) -> dict[str, str]:

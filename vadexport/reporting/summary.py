@@ -11,6 +11,7 @@ from vadexport.reporting.wording import (
     measured,
     percent,
     quantile,
+    ratio,
     unchecked,
     verdict,
 )
@@ -67,9 +68,11 @@ def _figures(v: Verification) -> Iterator[tuple[str, str, str]]:
         for share, of in (("90%", 0.9), ("99%", 0.99)):
             first, second = (quantile(one, of) for one in pair)
             yield f"{share} of the calls within", first, second
-        ratio = v.latency.speedup.ratio
-        words = f"{measured(ratio.value)} [{measured(ratio.low)}–{measured(ratio.high)}]"
-        yield "speed-up [95% interval]", MISSING, words
+        yield "speed-up [95% interval]", MISSING, ratio(v.latency.speedup.ratio)
+        if v.latency.compiled is not None and v.latency.over_compiled is not None:
+            compiled = f"{measured(v.latency.compiled.median_ms)} ms"
+            words = ratio(v.latency.over_compiled.ratio)
+            yield "torch.compile: median, and speed-up over it", compiled, words
         first, second = (floor(one) for one in pair)
         yield "A/A floor [95% interval against itself]", first, second
 

@@ -11,6 +11,7 @@ from vadexport.reporting.wording import (
     floor,
     measured,
     quantile,
+    ratio,
     unchecked,
     verdict,
 )
@@ -91,9 +92,7 @@ def _parity(v: Verification) -> Row:
 def _latency(v: Verification) -> Row:
     if v.latency is None:
         return (MISSING, MISSING)
-    ratio = v.latency.speedup.ratio
-    value, low, high = (measured(one) for one in (ratio.value, ratio.low, ratio.high))
-    return (measured(v.latency.artifact.median_ms), f"{value} [{low}–{high}]")
+    return (measured(v.latency.artifact.median_ms), ratio(v.latency.speedup.ratio))
 
 
 def _below(v: Verification) -> list[str]:
@@ -112,7 +111,13 @@ def _timing(v: Verification) -> list[str]:
         return []
     found = v.latency.artifact
     within = f"90% of the calls within {quantile(found, 0.9)}, 99% {quantile(found, 0.99)}"
-    return [f"A/A floor {floor(found)}; {within}"]
+    lines = [f"A/A floor {floor(found)}; {within}"]
+    if v.latency.compiled is not None and v.latency.over_compiled is not None:
+        lines.append(
+            f"speed-up over torch.compile {ratio(v.latency.over_compiled.ratio)}, whose median is "
+            f"{measured(v.latency.compiled.median_ms)} ms"
+        )
+    return lines
 
 
 def _aligned(rows: Sequence[Row], gap: int) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Final
 
 from vadexport.verification.latency import LatencyFigures
 from vadexport.verification.result import Verification
-from vadexport.verification.statistics import values_needed
+from vadexport.verification.statistics import Interval, values_needed
 
 MISSING: Final = "–"
 NOT_FINITE: Final = "not finite"
@@ -38,6 +38,11 @@ def percent(fraction: float | None) -> str:
     if fraction is None or not math.isfinite(fraction):
         return figure(fraction)
     return f"{100 * fraction:.3g}%"
+
+
+def ratio(found: Interval) -> str:
+    """A speed-up and its interval."""
+    return f"{measured(found.value)} [{measured(found.low)}–{measured(found.high)}]"
 
 
 def quantile(found: LatencyFigures, of: float) -> str:

@@ -14,6 +14,7 @@ from vadexport.backends.base import Execution, RunnerOpener
 from vadexport.backends.child import Child
 from vadexport.backends.cuda import GpuState
 from vadexport.contract import Call, ImageInput, Outputs
+from vadexport.errors import VadexportError
 from vadexport.images import ImageFile, load_images
 from vadexport.listening import Listener
 from vadexport.verification.latency import LatencyFigures, Stopwatch, measure, speedup
@@ -40,6 +41,11 @@ class Contest:
         self._openers = dict(openers)
         self._calls = calls
         self._children = {name: self._open(name) for name in openers}
+
+    def add(self, name: str, opener: RunnerOpener) -> None:
+        """Open another one."""
+        self._openers[name] = opener
+        self._children[name] = self._open(name)
 
     def inference(self, name: str) -> Callable[[Call], Outputs]:
         """Inference of a contestant."""
@@ -100,6 +106,18 @@ class Contest:
         child = self._stack.enter_context(Child(name))
         child.open(Stopwatch, self._openers[name], self._calls)
         return child
+
+
+def add_compiled(contest: Contest, name: str, opener: RunnerOpener, listener: Listener) -> bool:
+    """Open a reference under `torch.compile`; a warning says why where that cannot be."""
+    listener.step("torch.compile", 0, 1)
+    try:
+        contest.add(name, opener)
+    except VadexportError as error:
+        listener.warn(f"torch.compile is not timed: {error}")
+        return False
+    listener.step("torch.compile", 1, 1)
+    return True
 
 
 def timed_calls(

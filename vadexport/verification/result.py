@@ -23,12 +23,16 @@ class Latency:
         reference: of the reference.
         speedup: of the artifact over the reference.
         batch: images a call.
+        compiled: of the reference under `torch.compile`; None where it was not timed.
+        over_compiled: speed-up of the artifact over that one.
     """
 
     artifact: LatencyFigures
     reference: LatencyFigures
     speedup: Speedup
     batch: int
+    compiled: LatencyFigures | None = None
+    over_compiled: Speedup | None = None
 
 
 @dataclass(frozen=True)

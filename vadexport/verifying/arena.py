@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Self
 
 import numpy as np
 
 from vadexport import contract
 from vadexport.artifact import Artifact
-from vadexport.backends.base import available_threads
+from vadexport.backends.base import RunnerOpener, available_threads
 from vadexport.backends.child import Child
 from vadexport.backends.registry import get_backend, opener
 from vadexport.contract import ImageInput
@@ -18,7 +19,7 @@ from vadexport.images import ImageFile, decode, image_digest
 from vadexport.listening import Listener
 from vadexport.sources import SourceSpec, reference_opener
 from vadexport.targets import Target
-from vadexport.verification.contest import Contest, timed_calls
+from vadexport.verification.contest import Contest, add_compiled, timed_calls
 from vadexport.verification.environment import Surroundings
 from vadexport.verification.latency import LatencyFigures
 from vadexport.verification.parity import ImageRecord
@@ -27,6 +28,7 @@ from vadexport.verification.result import Exhibit
 from vadexport.verifying.options import VerifyOptions
 
 REFERENCE: Final = "reference"
+COMPILED: Final = "reference under torch.compile"
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Arena:
         image_input: of all.
         files: the images, by name.
         contest: of the reference and the artifacts.
+        compiled: opens the reference under `torch.compile`.
         surroundings: before any of it ran.
     """
 
@@ -47,6 +50,7 @@ class Arena:
     image_input: ImageInput
     files: dict[str, ImageFile]
     contest: Contest
+    compiled: RunnerOpener
     surroundings: Surroundings
 
     @classmethod
@@ -76,11 +80,12 @@ class Arena:
             )
         if len(proxied) == len(named) and options.needs_timing:
             raise InputError(
-                "a limit on speed or memory needs a measurement, and a proxy shows neither: verify "
-                "where the artifact's GPU is"
+                "a limit on speed or memory, and --torch-compile, needs a measurement, and a proxy "
+                "shows neither: verify where the artifact's GPU is"
             )
         on_gpu = any(one.manifest.target.on_gpu for name, one in named.items() if not missing[name])
-        openers = {REFERENCE: reference_opener(spec, threads, on_gpu=on_gpu)}
+        reference = partial(reference_opener, spec, threads, on_gpu=on_gpu)
+        openers = {REFERENCE: reference()}
         for name, one in named.items():
             target = one.manifest.target
             openers[name] = (
@@ -92,7 +97,8 @@ class Arena:
         calls = timed_calls(files, image_input, skip_unreadable=options.skip_unreadable)
         contest = Contest(stack, openers, calls)
         by_name = {file.name: file for file in files}
-        return cls(named, proxied, image_input, by_name, contest, surroundings)
+        compiled = reference(sample=calls[0])
+        return cls(named, proxied, image_input, by_name, contest, compiled, surroundings)
 
     def timed(self, options: VerifyOptions, listener: Listener) -> dict[str, LatencyFigures]:
         """Latency of all that run on their own device, interleaved with the reference.
@@ -102,7 +108,10 @@ class Arena:
         names = [name for name in self.artifacts if name not in self.proxied]
         if options.rounds == 0 or not names:
             return {}
-        return self.contest.time([REFERENCE, *names], options.rounds, listener, twice=names)
+        all_of_them = [REFERENCE, *names]
+        if options.torch_compile and add_compiled(self.contest, COMPILED, self.compiled, listener):
+            all_of_them.append(COMPILED)
+        return self.contest.time(all_of_them, options.rounds, listener, twice=names)
 
     def digests(self, records: Sequence[ImageRecord]) -> frozenset[str]:
         """Which images the records are of."""

@@ -27,7 +27,7 @@ from vadexport.verification.limits import (
 )
 from vadexport.verification.parity import ImageRecord, compare_images, figures
 from vadexport.verification.result import Latency, Verification
-from vadexport.verifying.arena import REFERENCE, Arena
+from vadexport.verifying.arena import COMPILED, REFERENCE, Arena
 from vadexport.verifying.options import VerifyOptions, VerifyResult
 
 _WORST_EXHIBITS = 4
@@ -48,7 +48,8 @@ def verify(options: VerifyOptions, listener: Listener) -> VerifyResult:
     """
     if options.rounds == 0 and options.needs_timing:
         raise InputError(
-            "a limit on speed or memory needs a measurement: give it more than 0 rounds"
+            "a limit on speed or memory, and --torch-compile, needs a measurement: give it more "
+            "than 0 rounds"
         )
     artifacts = [open_artifact(folder) for folder in find_artifacts(options.artifact)]
     spec = SourceSpec.of(options.reference).completed(artifacts[0].manifest.options)
@@ -121,6 +122,8 @@ def _judge(
             reference=timed[REFERENCE],
             speedup=speedup(timed[name], timed[REFERENCE]),
             batch=arena.image_input.batch or 1,
+            compiled=timed.get(COMPILED),
+            over_compiled=speedup(timed[name], timed[COMPILED]) if COMPILED in timed else None,
         )
         checks += latency_checks(latency.artifact, latency.reference, latency.speedup, limits)
     megabytes = sum(entry.size for entry in manifest.files.values()) / 1e6
