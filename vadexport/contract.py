@@ -29,6 +29,9 @@ PRED_LABEL: Final = "pred_label"
 #: bool [N, 1, h, w]: True where the map is above the pixel threshold.
 PRED_MASK: Final = "pred_mask"
 
+#: Inside a graph: float32 [N, 3, h, w] or [N, 1, h, w], what preprocessing hands to the network.
+PREPROCESSED: Final = "preprocessed"
+
 OUTPUT_NAMES: Final = (PRED_SCORE, RAW_SCORE, PRED_LABEL, ANOMALY_MAP, PRED_MASK)
 
 #: A camera's values: each of them is used, 0 is black and the largest is white.

@@ -1,6 +1,7 @@
 import re
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -8,6 +9,7 @@ from vadexport.reporting.summary import summary_markdown
 from vadexport.verification.evidence import Evidence
 from vadexport.verification.latency import Speedup
 from vadexport.verification.limits import Check, Limits
+from vadexport.verification.parts import Parts
 from vadexport.verification.statistics import Interval
 
 
@@ -56,6 +58,20 @@ def test_the_reference_under_torch_compile(make):
     latency = replace(given, compiled=compiled, over_compiled=over)
     text = summary_markdown(make.verification(latency=latency))
     assert "| torch.compile: median, and speed-up over it | 31.2 ms | 5.00 [4.50–5.25] |" in text
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "words"),
+    [(1.5, ["1.50 ms", "4.50 ms"]), (None, ["cannot be run alone", "–"])],
+)
+def test_where_the_time_of_a_call_goes(make, preprocessing, words):
+    latency = replace(make.latency(), parts=Parts(2.25, preprocessing, 6.0))
+    lines = summary_markdown(make.verification(latency=latency)).splitlines()
+    assert "| reading and decoding the images of a call | – | 2.25 ms |" in lines
+    assert f"| preprocessing | – | {words[0]} |" in lines
+    assert f"| inference | – | {words[1]} |" in lines
+    assert "| together | – | 8.25 ms |" in lines
+    assert "| images per second, call after call | 16.7 | 167 |" in lines
 
 
 def test_a_quantile_that_too_few_calls_tell_is_a_dash_with_the_reason(make):

@@ -69,6 +69,8 @@ def test_the_report_says_how_many_rounds_ran(
     assert len(found.latency.reference.samples_ms) == rounds
     report = json.loads((tmp_path / "latency.json").read_text())
     assert report["environment"]["latency_rounds"] == rounds
+    parts = report["parts"]
+    assert 0 < parts["preprocessing_ms"] < parts["call_ms"] == report["artifact"]["median_ms"]
     assert report["environment"]["load_before"] >= 0
     assert {"processors", "affinity", "governor", "load_after"} <= set(report["environment"])
     assert [line.split(",")[0] for line in told.notes] == (

@@ -16,6 +16,7 @@ from vadexport.reporting.wording import (
     kind,
     limit_rows,
     measured,
+    parts,
     percent,
     quantile,
     ratio,
@@ -207,6 +208,11 @@ def _runs(v: Verification) -> list[tuple[str, str, str]]:
         return []
     facts = (_run(v.latency.reference), _run(v.latency.artifact))
     rows = [(name, value, facts[1][name]) for name, value in facts[0].items()]
+    pair = (v.latency.reference, v.latency.artifact)
+    first, second = (measured(one.images_per_s(v.latency.batch)) for one in pair)
+    rows.append(("images per second, call after call", first, second))
+    if v.latency.parts is not None:
+        rows += [(name, MISSING, words) for name, words in parts(v.latency.parts)]
     if v.latency.compiled is not None and v.latency.over_compiled is not None:
         compiled = f"{measured(v.latency.compiled.median_ms)} ms"
         over = ratio(v.latency.over_compiled.ratio)

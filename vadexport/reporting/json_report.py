@@ -14,6 +14,7 @@ import numpy as np
 
 from vadexport.verification.latency import Speedup
 from vadexport.verification.parity import ImageRecord
+from vadexport.verification.parts import Parts
 from vadexport.verification.result import Verification
 
 SCHEMA_VERSION: Final = 1
@@ -56,6 +57,8 @@ def latency_json(v: Verification) -> dict[str, Any] | None:
             "batch": v.latency.batch,
             "speedup": _speedup(v.latency.speedup),
             "speedup_over_compiled": _speedup(v.latency.over_compiled),
+            "parts": None if v.latency.parts is None else _parts(v.latency.parts),
+            "images_per_s": v.latency.artifact.images_per_s(v.latency.batch),
             "aa_floor": v.latency.artifact.floor,
             "artifact": asdict(v.latency.artifact),
             "reference": asdict(v.latency.reference),
@@ -76,6 +79,14 @@ def _which(v: Verification) -> dict[str, Any]:
         "artifact_name": v.artifact_name,
         "source_name": v.source_name,
         "proven_on": v.proven_on,
+    }
+
+
+def _parts(found: Parts) -> dict[str, Any]:
+    return {
+        **asdict(found),
+        "inference_ms": found.inference_ms,
+        "together_ms": found.together_ms,
     }
 
 

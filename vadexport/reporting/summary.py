@@ -9,6 +9,7 @@ from vadexport.reporting.wording import (
     flips,
     floor,
     measured,
+    parts,
     percent,
     quantile,
     ratio,
@@ -65,6 +66,10 @@ def _figures(v: Verification) -> Iterator[tuple[str, str, str]]:
             f"{measured(one.median_ms)} ms ({one.execution.precision})" for one in pair
         )
         yield "median latency", first, second
+        if v.latency.parts is not None:
+            yield from ((name, MISSING, words) for name, words in parts(v.latency.parts))
+        first, second = (measured(one.images_per_s(v.latency.batch)) for one in pair)
+        yield "images per second, call after call", first, second
         for share, of in (("90%", 0.9), ("99%", 0.99)):
             first, second = (quantile(one, of) for one in pair)
             yield f"{share} of the calls within", first, second

@@ -10,6 +10,7 @@ from vadexport.reporting.wording import (
     flips,
     floor,
     measured,
+    parts,
     quantile,
     ratio,
     unchecked,
@@ -112,6 +113,8 @@ def _timing(v: Verification) -> list[str]:
     found = v.latency.artifact
     within = f"90% of the calls within {quantile(found, 0.9)}, 99% {quantile(found, 0.99)}"
     lines = [f"A/A floor {floor(found)}; {within}"]
+    if v.latency.parts is not None:
+        lines.append(", ".join(f"{name} {words}" for name, words in parts(v.latency.parts)))
     if v.latency.compiled is not None and v.latency.over_compiled is not None:
         lines.append(
             f"speed-up over torch.compile {ratio(v.latency.over_compiled.ratio)}, whose median is "

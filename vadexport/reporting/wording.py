@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from vadexport.verification.latency import LatencyFigures
+from vadexport.verification.parts import Parts
 from vadexport.verification.result import Verification
 from vadexport.verification.statistics import Interval, values_needed
 
@@ -60,6 +61,21 @@ def floor(found: LatencyFigures) -> str:
         return MISSING
     low, high = (f"{end:.3f}" for end in (found.again.low, found.again.high))
     return f"{found.floor:.3f} [{low}–{high}]"
+
+
+def parts(found: Parts) -> list[tuple[str, str]]:
+    """Where the time of a call goes: a name and milliseconds each, all together last."""
+    alone = found.preprocessing_ms is not None
+    return [
+        ("reading and decoding the images of a call", _ms(found.decoding_ms)),
+        ("preprocessing", _ms(found.preprocessing_ms) if alone else "cannot be run alone"),
+        ("inference", _ms(found.inference_ms)),
+        ("together", _ms(found.together_ms)),
+    ]
+
+
+def _ms(value: float | None) -> str:
+    return MISSING if value is None else f"{measured(value)} ms"
 
 
 def warm_up(found: LatencyFigures) -> str:

@@ -6,7 +6,7 @@ from onnx import compose as merging
 from torch import Tensor, nn
 
 from vadexport import contract
-from vadexport.contract import ImageInput
+from vadexport.contract import PREPROCESSED, ImageInput
 from vadexport.detectors.exportable import Exportable, Scores
 from vadexport.detectors.steps import GraphPreprocessing
 from vadexport.errors import InputError
@@ -18,8 +18,6 @@ from vadexport.tracing.graph import (
     export_module,
     without_seam_outputs,
 )
-
-_SEAM = "preprocessed"
 
 
 def compose(detector: Exportable, network: onnx.ModelProto, image_input: ImageInput) -> TracedGraph:
@@ -49,12 +47,14 @@ def compose(detector: Exportable, network: onnx.ModelProto, image_input: ImageIn
         scores = detector.scores(x)
     _set_shape(network, (image_input.batch, *x.shape[1:]))
     dynamic = image_input.batch is None
-    before = export_module(preprocessing, (image,), [contract.INPUT_NAME], [_SEAM], dynamic=dynamic)
+    before = export_module(
+        preprocessing, (image,), [contract.INPUT_NAME], [PREPROCESSED], dynamic=dynamic
+    )
     after, links = _head(detector, network, scores, dynamic=dynamic)
-    model = _joined(_prefixed(before, "preprocessing/"), network, [(_SEAM, _input(network))])
+    model = _joined(_prefixed(before, "preprocessing/"), network, [(PREPROCESSED, _input(network))])
     model = _joined(model, _prefixed(after, "head/"), links)
     model.graph.value_info.extend(value for value in before.graph.output)
-    return without_seam_outputs(_finished(model), (_SEAM,))
+    return without_seam_outputs(_finished(model), (PREPROCESSED,))
 
 
 class _Preprocessing(nn.Module):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vadexport import contract
-from vadexport.contract import ImageInput
+from vadexport.contract import PREPROCESSED, ImageInput
 from vadexport.detectors.exportable import Exportable
 from vadexport.detectors.steps import GraphPreprocessing
 from vadexport.errors import InputError
@@ -135,7 +135,10 @@ def _traced(detector: Exportable, image_input: ImageInput) -> TracedGraph:
     with torch.inference_mode():
         scores = detector.scores(module.preprocessing(example))
         names = contract_order(detector.outputs(scores))
-    seams = ("preprocessed", *(f"feature_{number}" for number in range(len(scores.features))))
+    seams = (
+        PREPROCESSED,
+        *(f"feature_{number}" for number in range(len(scores.features))),
+    )
     if sum(t.numel() * t.element_size() for t in module.state_dict().values()) > _PROTOBUF_LIMIT:
         raise InputError("the detector is larger than the 2 GB that one ONNX file can hold")
     with worded(detector.family):

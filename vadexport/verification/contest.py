@@ -14,7 +14,7 @@ from vadexport.backends.base import Execution, RunnerOpener
 from vadexport.backends.child import Child
 from vadexport.backends.cuda import GpuState
 from vadexport.contract import Call, ImageInput, Outputs
-from vadexport.errors import VadexportError
+from vadexport.errors import BackendError, VadexportError
 from vadexport.images import ImageFile, load_images
 from vadexport.listening import Listener
 from vadexport.verification.latency import LatencyFigures, Stopwatch, measure, speedup
@@ -106,6 +106,15 @@ class Contest:
         child = self._stack.enter_context(Child(name))
         child.open(Stopwatch, self._openers[name], self._calls)
         return child
+
+
+def add_part(contest: Contest, name: str, opener: RunnerOpener) -> bool:
+    """Open a part of a contestant; False where it has none that runs alone."""
+    try:
+        contest.add(name, opener)
+    except BackendError:
+        return False
+    return True
 
 
 def add_compiled(contest: Contest, name: str, opener: RunnerOpener, listener: Listener) -> bool:

@@ -12,6 +12,7 @@ from vadexport.verification.evidence import Evidence
 from vadexport.verification.latency import LatencyFigures, Speedup
 from vadexport.verification.limits import Check, Limits
 from vadexport.verification.parity import ImageRecord, ParityFigures
+from vadexport.verification.parts import Parts
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Latency:
         batch: images a call.
         compiled: of the reference under `torch.compile`; None where it was not timed.
         over_compiled: speed-up of the artifact over that one.
+        parts: where the artifact's time goes.
     """
 
     artifact: LatencyFigures
@@ -33,6 +35,7 @@ class Latency:
     batch: int
     compiled: LatencyFigures | None = None
     over_compiled: Speedup | None = None
+    parts: Parts | None = None
 
 
 @dataclass(frozen=True)

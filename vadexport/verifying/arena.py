@@ -1,6 +1,6 @@
 """What takes part in a verification, each on the device that it is for."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -19,10 +19,11 @@ from vadexport.images import ImageFile, decode, image_digest
 from vadexport.listening import Listener
 from vadexport.sources import SourceSpec, reference_opener
 from vadexport.targets import Target
-from vadexport.verification.contest import Contest, add_compiled, timed_calls
+from vadexport.verification.contest import Contest, add_compiled, add_part, timed_calls
 from vadexport.verification.environment import Surroundings
 from vadexport.verification.latency import LatencyFigures
 from vadexport.verification.parity import ImageRecord
+from vadexport.verification.parts import Parts, decoding_ms, preprocessing_opener
 from vadexport.verification.proxy import proxy_opener
 from vadexport.verification.result import Exhibit
 from vadexport.verifying.options import VerifyOptions
@@ -111,7 +112,22 @@ class Arena:
         all_of_them = [REFERENCE, *names]
         if options.torch_compile and add_compiled(self.contest, COMPILED, self.compiled, listener):
             all_of_them.append(COMPILED)
+        threads = options.threads or available_threads()
+        for name in names:
+            artifact = self.artifacts[name]
+            part = preprocessing_opener(artifact.folder, artifact.manifest.target, threads)
+            if part is not None and add_part(self.contest, preprocessing_of(name), part):
+                all_of_them.append(preprocessing_of(name))
         return self.contest.time(all_of_them, options.rounds, listener, twice=names)
+
+    def parts(self, name: str, timed: Mapping[str, LatencyFigures]) -> Parts:
+        """Where the time of an artifact that was timed goes."""
+        preprocessing = timed.get(preprocessing_of(name))
+        return Parts(
+            decoding_ms=decoding_ms(list(self.files.values()), self.image_input),
+            preprocessing_ms=None if preprocessing is None else preprocessing.median_ms,
+            call_ms=timed[name].median_ms,
+        )
 
     def digests(self, records: Sequence[ImageRecord]) -> frozenset[str]:
         """Which images the records are of."""
@@ -126,6 +142,11 @@ class Arena:
             for one in (REFERENCE, name)
         ]
         return Exhibit(record, why, image, *maps)
+
+
+def preprocessing_of(name: str) -> str:
+    """Name of the contestant that is an artifact's preprocessing alone."""
+    return f"{name} preprocessing"
 
 
 def _missing(target: Target) -> str | None:

@@ -124,6 +124,7 @@ def _judge(
             batch=arena.image_input.batch or 1,
             compiled=timed.get(COMPILED),
             over_compiled=speedup(timed[name], timed[COMPILED]) if COMPILED in timed else None,
+            parts=arena.parts(name, timed),
         )
         checks += latency_checks(latency.artifact, latency.reference, latency.speedup, limits)
     megabytes = sum(entry.size for entry in manifest.files.values()) / 1e6
