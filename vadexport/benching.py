@@ -19,6 +19,7 @@ from vadexport.verification.contest import Contest, add_compiled, timed_calls
 from vadexport.verification.environment import Surroundings
 from vadexport.verification.latency import speedup
 from vadexport.verification.limits import disturbance, instability
+from vadexport.verification.throughput import measure_throughput, threads_a_stream
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class BenchOptions:
         images: IMAGES that calls are made of.
         rounds: None makes 100, or as many as a minute has time for, but no fewer than 10.
         torch_compile: time each source under `torch.compile` as well.
+        streams: in which each artifact's throughput is measured, and a source's in one; None leaves
+            it out.
         threads: of each; default all processors.
         skip_unreadable: pass over images that cannot be read.
     """
@@ -40,6 +43,7 @@ class BenchOptions:
     images: str
     rounds: int | None = None
     torch_compile: bool = False
+    streams: int | None = None
     threads: int | None = None
     skip_unreadable: bool = False
 
@@ -54,6 +58,7 @@ class _Subject:
         image_input: what it takes.
         open_runner: opens it.
         megabytes: of its files, in 10^6 bytes; None where it is code.
+        streamed: opens it as one of several streams; a source is always one alone.
         compiled: of a source, gives what opens it under `torch.compile`, for calls like the sample.
     """
 
@@ -62,6 +67,7 @@ class _Subject:
     image_input: ImageInput
     open_runner: RunnerOpener
     megabytes: float | None
+    streamed: RunnerOpener
     compiled: Callable[[Call], RunnerOpener] | None = None
 
 
@@ -90,6 +96,12 @@ def bench(options: BenchOptions, listener: Listener) -> Bench:
             subjects += _compiled(contest, subjects, calls[0], listener)
         names = [one.name for one in subjects]
         timed = contest.time(names, options.rounds, listener, twice=names)
+        rates = {}
+        if options.streams is not None:
+            openers = {
+                one.name: (one.streamed, 1 if one.compiled else options.streams) for one in subjects
+            }
+            rates = measure_throughput(openers, calls, listener)
         state = next(filter(None, map(contest.gpu_state, names)), None)
     first = timed[names[0]]
     contestants = [
@@ -97,6 +109,7 @@ def bench(options: BenchOptions, listener: Listener) -> Bench:
             figures=timed[one.name],
             over_first=speedup(timed[one.name], first) if one is not subjects[0] else None,
             megabytes=one.megabytes,
+            throughput=rates.get(one.name),
         )
         for one in subjects
     ]
@@ -126,7 +139,7 @@ def _compiled(
     for one in subjects:
         name = f"{one.name} under torch.compile"
         if one.compiled and add_compiled(contest, name, one.compiled(sample), listener):
-            found.append(replace(one, name=name, open_runner=one.compiled(sample)))
+            found.append(replace(one, name=name, streamed=one.compiled(sample)))
     return found
 
 
@@ -139,23 +152,25 @@ def _subjects(options: BenchOptions) -> list[_Subject]:
         if isinstance(given, Path)
     }
     artifacts = [one for found in opened.values() for one in found]
+    share = threads_a_stream(threads, options.streams or 1)
     on_gpu = any(one.manifest.target.on_gpu for one in artifacts)
     subjects = []
     for given in options.subjects:
         if isinstance(given, Path):
-            subjects += [_artifact(one, threads) for one in opened[given]]
+            subjects += [_artifact(one, threads, share) for one in opened[given]]
         else:
             subjects.append(_source(given, artifacts, threads, on_gpu=on_gpu))
     return subjects
 
 
-def _artifact(artifact: Artifact, threads: int) -> _Subject:
+def _artifact(artifact: Artifact, threads: int, share: int) -> _Subject:
     manifest = artifact.manifest
     return _Subject(
         name=str(manifest.target),
         location=str(artifact.folder),
         image_input=manifest.image_input,
         open_runner=opener(manifest.target, artifact.folder, threads),
+        streamed=opener(manifest.target, artifact.folder, share),
         megabytes=sum(entry.size for entry in manifest.files.values()) / 1e6,
     )
 
@@ -179,6 +194,7 @@ def _source(
         location=spec.location,
         image_input=image_input,
         open_runner=opened(),
+        streamed=opened(),
         megabytes=None if source.size is None else source.size / 1e6,
         compiled=opened,
     )

@@ -131,3 +131,24 @@ def test_a_changed_artifact(vadexport, artifact, words, tmp_path):
     changed = shutil.copytree(artifact, tmp_path / "changed")
     (changed / "model.onnx").write_bytes(b"")
     assert_refused(vadexport("bench", changed, *words), 2, "was changed after it was built")
+
+
+def test_throughput(vadexport, artifact, checkpoint, images):
+    words = ("--images", images, "--rounds", "3", "--threads", "2", "--streams", "2")
+    found = vadexport("bench", artifact, checkpoint, *words, "--json")
+    assert found.status == 0, found.err
+    one, reference = (each["throughput"] for each in json.loads(found.out)["contestants"])
+    assert (one["streams"], reference["streams"]) == (2, 1)
+    assert one["images_per_s"] == pytest.approx(np.median(one["blocks"]))
+    assert min(reference["blocks"]) > 0
+
+
+@pytest.mark.parametrize("command", ["bench", "verify"])
+def test_more_streams_than_threads(vadexport, artifact, checkpoint, images, command):
+    words = ("--images", images, "--threads", "1", "--streams", "2")
+    reference = ("--reference", checkpoint) if command == "verify" else ()
+    found = vadexport(command, artifact, *reference, *words)
+    assert_refused(found, 2, "2 streams cannot share 1 threads")
+    assert_refused(
+        vadexport(command, artifact, *reference, *words, "--streams", "0"), 2, "--streams"
+    )

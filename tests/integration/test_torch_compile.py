@@ -78,4 +78,6 @@ def test_where_there_is_nothing_to_compile(vadexport, artifact, checkpoint, imag
     found = vadexport("bench", artifact, "--images", images, "--torch-compile")
     assert_refused(found, 2, "--torch-compile is for a source")
     words = ("--reference", checkpoint, "--images", images, "--rounds", "0", "--torch-compile")
-    assert_refused(vadexport("verify", artifact, *words), 2, "--torch-compile, needs a measurement")
+    assert_refused(
+        vadexport("verify", artifact, *words), 2, "--torch-compile or --streams needs a measurement"
+    )

@@ -11,6 +11,7 @@ from vadexport.verification.latency import Speedup
 from vadexport.verification.limits import Check, Limits
 from vadexport.verification.parts import Parts
 from vadexport.verification.statistics import Interval
+from vadexport.verification.throughput import Throughput
 
 
 def test_the_verdict_stands_first_then_every_check(make):
@@ -72,6 +73,16 @@ def test_where_the_time_of_a_call_goes(make, preprocessing, words):
     assert f"| inference | – | {words[1]} |" in lines
     assert "| together | – | 8.25 ms |" in lines
     assert "| images per second, call after call | 16.7 | 167 |" in lines
+
+
+def test_images_of_several_streams(make):
+    rates = {
+        "throughput": Throughput(4, 250.5, (250.5,)),
+        "reference_throughput": Throughput(1, 30.25, ()),
+    }
+    text = summary_markdown(make.verification(latency=replace(make.latency(), **rates)))
+    line = "| images per second, call beside call | 30.2 in 1 stream | 250 in 4 streams |"
+    assert line in text.splitlines()
 
 
 def test_a_quantile_that_too_few_calls_tell_is_a_dash_with_the_reason(make):

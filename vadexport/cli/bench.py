@@ -11,6 +11,7 @@ from vadexport.cli.options import (
     json_option,
     rounds_option,
     skip_unreadable_option,
+    streams_option,
     threads_option,
     torch_compile_option,
 )
@@ -23,6 +24,7 @@ from vadexport.config import SourceChoices
 @click.option("--images", required=True, help="IMAGES that calls are made of.")
 @rounds_option(least=1)
 @torch_compile_option
+@streams_option
 @source_options
 @threads_option
 @skip_unreadable_option
@@ -35,6 +37,7 @@ def command(
     images: str,
     rounds: int | None,
     torch_compile: bool,
+    streams: int | None,
     given: SourceChoices,
     threads: int | None,
     skip_unreadable: bool,
@@ -62,6 +65,7 @@ def command(
         images=images,
         rounds=rounds,
         torch_compile=torch_compile,
+        streams=streams,
         threads=threads,
         skip_unreadable=skip_unreadable,
     )

@@ -22,6 +22,12 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON f
 threads_option = click.option(
     "--threads", type=click.IntRange(min=1), help="Threads that may be used. [default: all]"
 )
+streams_option = click.option(
+    "--streams",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Measure throughput too: N streams of each artifact share its threads.",
+)
 torch_compile_option = click.option(
     "--torch-compile",
     is_flag=True,

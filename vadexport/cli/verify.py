@@ -14,6 +14,7 @@ from vadexport.cli.options import (
     json_option,
     rounds_option,
     skip_unreadable_option,
+    streams_option,
     threads_option,
     torch_compile_option,
 )
@@ -61,6 +62,7 @@ from vadexport.terminal import printable
 )
 @rounds_option(least=0)
 @torch_compile_option
+@streams_option
 @click.option("--report", type=PATH, help="Folder of the report. [default: report in the artifact]")
 @click.option(
     "--repeat",
@@ -99,6 +101,7 @@ def command(
     max_memory_mb: float | None,
     rounds: int | None,
     torch_compile: bool,
+    streams: int | None,
     report: Path | None,
     repeat: int,
     proxy: bool,
@@ -146,6 +149,7 @@ def command(
         },
         rounds=rounds,
         torch_compile=torch_compile,
+        streams=streams,
         threads=threads,
         report=report,
         skip_unreadable=skip_unreadable,

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any, Final
 
-from vadexport.reporting.wording import MISSING, figure, floor, measured, ratio
+from vadexport.reporting.wording import MISSING, figure, floor, measured, ratio, throughput
 from vadexport.verification.bench import Bench, Benched
 from vadexport.verification.statistics import values_needed
 
@@ -33,6 +33,9 @@ def bench_notes(bench: Bench) -> Iterator[str]:
     rounds = len(bench.contestants[0].figures.samples_ms)
     images = "1 image" if bench.batch == 1 else f"{bench.batch} images"
     yield f"{rounds} rounds, {images} a call; speed-up over {bench.contestants[0].figures.name}"
+    for one in bench.contestants:
+        if one.throughput is not None:
+            yield f"images per second of {one.figures.name}: {throughput(one.throughput)}"
     few = [f"{of:.0%} from {values_needed(of)}" for of in (0.9, 0.99) if rounds < values_needed(of)]
     if few:
         yield f"{MISSING}: too few rounds tell ({', '.join(few)} on)"
@@ -49,6 +52,7 @@ def bench_json(bench: Bench) -> dict[str, Any]:
                 "aa_floor": one.figures.floor,
                 "images_per_s": one.figures.images_per_s(bench.batch),
                 "megabytes": one.megabytes,
+                "throughput": None if one.throughput is None else asdict(one.throughput),
                 "speedup_over_first": None
                 if one.over_first is None
                 else asdict(one.over_first.ratio),

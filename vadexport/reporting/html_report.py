@@ -20,6 +20,7 @@ from vadexport.reporting.wording import (
     percent,
     quantile,
     ratio,
+    throughput,
     unchecked,
     verdict,
     warm_up,
@@ -211,6 +212,9 @@ def _runs(v: Verification) -> list[tuple[str, str, str]]:
     pair = (v.latency.reference, v.latency.artifact)
     first, second = (measured(one.images_per_s(v.latency.batch)) for one in pair)
     rows.append(("images per second, call after call", first, second))
+    if v.latency.throughput is not None and v.latency.reference_throughput is not None:
+        first, second = map(throughput, (v.latency.reference_throughput, v.latency.throughput))
+        rows.append(("images per second, call beside call", first, second))
     if v.latency.parts is not None:
         rows += [(name, MISSING, words) for name, words in parts(v.latency.parts)]
     if v.latency.compiled is not None and v.latency.over_compiled is not None:

@@ -16,6 +16,7 @@ from vadexport.verification.latency import Speedup
 from vadexport.verification.parity import ImageRecord
 from vadexport.verification.parts import Parts
 from vadexport.verification.result import Verification
+from vadexport.verification.throughput import Throughput
 
 SCHEMA_VERSION: Final = 1
 
@@ -59,6 +60,8 @@ def latency_json(v: Verification) -> dict[str, Any] | None:
             "speedup_over_compiled": _speedup(v.latency.over_compiled),
             "parts": None if v.latency.parts is None else _parts(v.latency.parts),
             "images_per_s": v.latency.artifact.images_per_s(v.latency.batch),
+            "throughput": _throughput(v.latency.throughput),
+            "reference_throughput": _throughput(v.latency.reference_throughput),
             "aa_floor": v.latency.artifact.floor,
             "artifact": asdict(v.latency.artifact),
             "reference": asdict(v.latency.reference),
@@ -80,6 +83,10 @@ def _which(v: Verification) -> dict[str, Any]:
         "source_name": v.source_name,
         "proven_on": v.proven_on,
     }
+
+
+def _throughput(found: Throughput | None) -> dict[str, Any] | None:
+    return None if found is None else asdict(found)
 
 
 def _parts(found: Parts) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from vadexport.reporting.wording import (
     percent,
     quantile,
     ratio,
+    throughput,
     unchecked,
     verdict,
 )
@@ -70,6 +71,9 @@ def _figures(v: Verification) -> Iterator[tuple[str, str, str]]:
             yield from ((name, MISSING, words) for name, words in parts(v.latency.parts))
         first, second = (measured(one.images_per_s(v.latency.batch)) for one in pair)
         yield "images per second, call after call", first, second
+        if v.latency.throughput is not None and v.latency.reference_throughput is not None:
+            first, second = map(throughput, (v.latency.reference_throughput, v.latency.throughput))
+            yield "images per second, call beside call", first, second
         for share, of in (("90%", 0.9), ("99%", 0.99)):
             first, second = (quantile(one, of) for one in pair)
             yield f"{share} of the calls within", first, second

@@ -13,6 +13,7 @@ from vadexport.reporting.wording import (
     parts,
     quantile,
     ratio,
+    throughput,
     unchecked,
     verdict,
 )
@@ -115,6 +116,9 @@ def _timing(v: Verification) -> list[str]:
     lines = [f"A/A floor {floor(found)}; {within}"]
     if v.latency.parts is not None:
         lines.append(", ".join(f"{name} {words}" for name, words in parts(v.latency.parts)))
+    if v.latency.throughput is not None and v.latency.reference_throughput is not None:
+        rates = map(throughput, (v.latency.throughput, v.latency.reference_throughput))
+        lines.append("images per second: {}, reference {}".format(*rates))
     if v.latency.compiled is not None and v.latency.over_compiled is not None:
         lines.append(
             f"speed-up over torch.compile {ratio(v.latency.over_compiled.ratio)}, whose median is "

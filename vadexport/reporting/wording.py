@@ -9,6 +9,7 @@ from vadexport.verification.latency import LatencyFigures
 from vadexport.verification.parts import Parts
 from vadexport.verification.result import Verification
 from vadexport.verification.statistics import Interval, values_needed
+from vadexport.verification.throughput import Throughput
 
 MISSING: Final = "–"
 NOT_FINITE: Final = "not finite"
@@ -61,6 +62,12 @@ def floor(found: LatencyFigures) -> str:
         return MISSING
     low, high = (f"{end:.3f}" for end in (found.again.low, found.again.high))
     return f"{found.floor:.3f} [{low}–{high}]"
+
+
+def throughput(found: Throughput) -> str:
+    """Images a second, and in how many streams."""
+    streams = "1 stream" if found.streams == 1 else f"{found.streams} streams"
+    return f"{measured(found.images_per_s)} in {streams}"
 
 
 def parts(found: Parts) -> list[tuple[str, str]]:

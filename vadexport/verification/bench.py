@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vadexport.verification.latency import LatencyFigures, Speedup
+from vadexport.verification.throughput import Throughput
 
 
 @dataclass(frozen=True)
@@ -14,11 +15,13 @@ class Benched:
         figures: its latency.
         over_first: how many times faster than the first it is; None for the first itself.
         megabytes: of its files, in 10^6 bytes; None where it is code.
+        throughput: None where it was not measured.
     """
 
     figures: LatencyFigures
     over_first: Speedup | None
     megabytes: float | None
+    throughput: Throughput | None = None
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from vadexport.verification.latency import LatencyFigures, Speedup
 from vadexport.verification.limits import Check, Limits
 from vadexport.verification.parity import ImageRecord, ParityFigures
 from vadexport.verification.parts import Parts
+from vadexport.verification.throughput import Throughput
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Latency:
         compiled: of the reference under `torch.compile`; None where it was not timed.
         over_compiled: speed-up of the artifact over that one.
         parts: where the artifact's time goes.
+        throughput: of the artifact in streams; None where it was not measured.
+        reference_throughput: of the reference at its best: one stream, all threads.
     """
 
     artifact: LatencyFigures
@@ -36,6 +39,8 @@ class Latency:
     compiled: LatencyFigures | None = None
     over_compiled: Speedup | None = None
     parts: Parts | None = None
+    throughput: Throughput | None = None
+    reference_throughput: Throughput | None = None
 
 
 @dataclass(frozen=True)

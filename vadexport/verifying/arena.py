@@ -13,7 +13,7 @@ from vadexport.artifact import Artifact
 from vadexport.backends.base import RunnerOpener, available_threads
 from vadexport.backends.child import Child
 from vadexport.backends.registry import get_backend, opener
-from vadexport.contract import ImageInput
+from vadexport.contract import Call, ImageInput
 from vadexport.errors import InputError, MissingDeviceError, MissingPackageError
 from vadexport.images import ImageFile, decode, image_digest
 from vadexport.listening import Listener
@@ -26,6 +26,11 @@ from vadexport.verification.parity import ImageRecord
 from vadexport.verification.parts import Parts, decoding_ms, preprocessing_opener
 from vadexport.verification.proxy import proxy_opener
 from vadexport.verification.result import Exhibit
+from vadexport.verification.throughput import (
+    Throughput,
+    measure_throughput,
+    threads_a_stream,
+)
 from vadexport.verifying.options import VerifyOptions
 
 REFERENCE: Final = "reference"
@@ -41,8 +46,9 @@ class Arena:
         proxied: names of those whose device is not here, each with the reason.
         image_input: of all.
         files: the images, by name.
+        calls: that are timed.
         contest: of the reference and the artifacts.
-        compiled: opens the reference under `torch.compile`.
+        references: opens the reference, eager and under `torch.compile`.
         surroundings: before any of it ran.
     """
 
@@ -50,8 +56,9 @@ class Arena:
     proxied: dict[str, str]
     image_input: ImageInput
     files: dict[str, ImageFile]
+    calls: list[Call]
     contest: Contest
-    compiled: RunnerOpener
+    references: tuple[RunnerOpener, RunnerOpener]
     surroundings: Surroundings
 
     @classmethod
@@ -70,6 +77,7 @@ class Arena:
         """
         surroundings = Surroundings.now()
         threads = options.threads or available_threads()
+        threads_a_stream(threads, options.streams or 1)
         named = {str(one.manifest.target): one for one in artifacts}
         missing = {name: _missing(one.manifest.target) for name, one in named.items()}
         proxied = {name: reason for name, reason in missing.items() if reason is not None}
@@ -81,8 +89,8 @@ class Arena:
             )
         if len(proxied) == len(named) and options.needs_timing:
             raise InputError(
-                "a limit on speed or memory, and --torch-compile, needs a measurement, and a proxy "
-                "shows neither: verify where the artifact's GPU is"
+                "a limit on speed or memory, --torch-compile or --streams needs a measurement, and "
+                "a proxy shows neither: verify where the artifact's GPU is"
             )
         on_gpu = any(one.manifest.target.on_gpu for name, one in named.items() if not missing[name])
         reference = partial(reference_opener, spec, threads, on_gpu=on_gpu)
@@ -98,8 +106,8 @@ class Arena:
         calls = timed_calls(files, image_input, skip_unreadable=options.skip_unreadable)
         contest = Contest(stack, openers, calls)
         by_name = {file.name: file for file in files}
-        compiled = reference(sample=calls[0])
-        return cls(named, proxied, image_input, by_name, contest, compiled, surroundings)
+        both = (reference(), reference(sample=calls[0]))
+        return cls(named, proxied, image_input, by_name, calls, contest, both, surroundings)
 
     def timed(self, options: VerifyOptions, listener: Listener) -> dict[str, LatencyFigures]:
         """Latency of all that run on their own device, interleaved with the reference.
@@ -110,7 +118,9 @@ class Arena:
         if options.rounds == 0 or not names:
             return {}
         all_of_them = [REFERENCE, *names]
-        if options.torch_compile and add_compiled(self.contest, COMPILED, self.compiled, listener):
+        if options.torch_compile and add_compiled(
+            self.contest, COMPILED, self.references[1], listener
+        ):
             all_of_them.append(COMPILED)
         threads = options.threads or available_threads()
         for name in names:
@@ -119,6 +129,18 @@ class Arena:
             if part is not None and add_part(self.contest, preprocessing_of(name), part):
                 all_of_them.append(preprocessing_of(name))
         return self.contest.time(all_of_them, options.rounds, listener, twice=names)
+
+    def throughput(self, options: VerifyOptions, listener: Listener) -> dict[str, Throughput]:
+        """Of the reference in one stream, and of all that run on their own device in several."""
+        if options.streams is None:
+            return {}
+        threads = threads_a_stream(options.threads or available_threads(), options.streams)
+        openers = {REFERENCE: (self.references[0], 1)}
+        for name, one in self.artifacts.items():
+            if name not in self.proxied:
+                opened = opener(one.manifest.target, one.folder, threads)
+                openers[name] = (opened, options.streams)
+        return measure_throughput(openers, self.calls, listener)
 
     def parts(self, name: str, timed: Mapping[str, LatencyFigures]) -> Parts:
         """Where the time of an artifact that was timed goes."""

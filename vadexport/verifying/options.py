@@ -27,6 +27,8 @@ class VerifyOptions:
             once, on a few images.
         torch_compile: time the reference under `torch.compile` as well; parity is never judged on
             it.
+        streams: in which each artifact's throughput is measured, beside the reference in one; None
+            leaves it out.
         proxy: where an artifact's device is not here, verify the ONNX graph behind it instead.
     """
 
@@ -40,13 +42,15 @@ class VerifyOptions:
     skip_unreadable: bool = False
     repeat: int = 0
     torch_compile: bool = False
+    streams: int | None = None
     proxy: bool = False
 
     @property
     def needs_timing(self) -> bool:
         """Whether a limit, or what else is asked for, needs latency to be measured."""
         names = ("min_speedup", "max_latency_ms", "max_memory_mb")
-        return self.torch_compile or any(self.limits.get(name) is not None for name in names)
+        asked = self.torch_compile or self.streams is not None
+        return asked or any(self.limits.get(name) is not None for name in names)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from vadexport.verification.limits import (
 )
 from vadexport.verification.parity import ImageRecord, compare_images, figures
 from vadexport.verification.result import Latency, Verification
+from vadexport.verification.throughput import Throughput
 from vadexport.verifying.arena import COMPILED, REFERENCE, Arena
 from vadexport.verifying.options import VerifyOptions, VerifyResult
 
@@ -48,8 +49,8 @@ def verify(options: VerifyOptions, listener: Listener) -> VerifyResult:
     """
     if options.rounds == 0 and options.needs_timing:
         raise InputError(
-            "a limit on speed or memory, and --torch-compile, needs a measurement: give it more "
-            "than 0 rounds"
+            "a limit on speed or memory, --torch-compile or --streams needs a measurement: give it "
+            "more than 0 rounds"
         )
     artifacts = [open_artifact(folder) for folder in find_artifacts(options.artifact)]
     spec = SourceSpec.of(options.reference).completed(artifacts[0].manifest.options)
@@ -73,8 +74,9 @@ def verify(options: VerifyOptions, listener: Listener) -> VerifyResult:
         readable = [file for file in files if file.name in compared]
         again = _repeated(arena, readable, options, listener)
         timed = arena.timed(options, listener)
+        rates = arena.throughput(options, listener)
         verifications = [
-            _judge(artifact, source, (records[name], again[name]), timed, arena, options)
+            _judge(artifact, source, (records[name], again[name]), (timed, rates), arena, options)
             for name, artifact in arena.artifacts.items()
         ]
     for verification, folder in zip(verifications, reports, strict=True):
@@ -103,13 +105,14 @@ def _judge(
     artifact: Artifact,
     source: Source,
     images: tuple[Sequence[ImageRecord], Sequence[ImageRecord]],
-    timed: dict[str, LatencyFigures],
+    measured: tuple[dict[str, LatencyFigures], dict[str, Throughput]],
     arena: Arena,
     options: VerifyOptions,
 ) -> Verification:
     """All that is known of one artifact, with a verdict."""
     manifest = artifact.manifest
     records, again = images
+    timed, rates = measured
     name = str(manifest.target)
     unit = _drift_unit(manifest, source)
     found = figures(records, unit.value)
@@ -125,6 +128,8 @@ def _judge(
             compiled=timed.get(COMPILED),
             over_compiled=speedup(timed[name], timed[COMPILED]) if COMPILED in timed else None,
             parts=arena.parts(name, timed),
+            throughput=rates.get(name),
+            reference_throughput=rates.get(REFERENCE),
         )
         checks += latency_checks(latency.artifact, latency.reference, latency.speedup, limits)
     megabytes = sum(entry.size for entry in manifest.files.values()) / 1e6
