@@ -37,6 +37,7 @@ from vadexport.contract import ImageInput, Outputs
 from vadexport.images import load_images, training_images
 from vadexport.listening import Listener
 from vadexport.machine import processor_name, tool_versions
+from vadexport.reporting.wording import figure
 from vadexport.sources import SourceSpec, open_source, reference_opener
 from vadexport.verification.contest import Contest
 from vadexport.verification.latency import speedup
@@ -97,7 +98,8 @@ def show(source: Path, images: Path, folder: Path, batch: int, rounds: int) -> N
     for name, one in found.items():
         ratio = speedup(one, found[BASELINE]).ratio
         print(
-            f"{name:28} {one.median_ms:10.3f} {one.p90_ms:8.3f} {1e3 * batch / one.median_ms:10.0f}"
+            f"{name:28} {one.median_ms:10.3f} {figure(one.p90_ms, '.3f'):>8} "
+            f"{1e3 * batch / one.median_ms:10.0f}"
             f"  {ratio.value:.2f} [{ratio.low:.2f}–{ratio.high:.2f}]"
         )
 

@@ -1,9 +1,12 @@
 """What this machine is, for manifests and reports."""
 
 import importlib.metadata
+import os
 import platform
 from pathlib import Path
+from typing import Any
 
+_PROCESSORS = Path("/sys/devices/system/cpu")
 _TOOLS = ("numpy", "torch", "onnx", "onnxsim", "onnxruntime", "openvino", "nncf")
 
 
@@ -26,6 +29,47 @@ def tool_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def processors() -> dict[str, Any]:
+    """Which processors there are, and which of them this process may use.
+
+    Keys are `processors` (their number), `affinity` (numbers of those that may be used, such as
+    `0-3,8`) and `governor` (of their clocks; several are joined). None where the system does not
+    say; a virtual machine mostly has no governor.
+    """
+    usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    return {
+        "processors": os.cpu_count(),
+        "affinity": None if usable is None else _as_ranges(usable),
+        "governor": _governor(usable or []),
+    }
+
+
+def load_average() -> float | None:
+    """Processes that ran or waited to, on average over the last minute; None where unknown."""
+    try:
+        return round(os.getloadavg()[0], 2)
+    except (OSError, AttributeError):
+        return None
+
+
+def _as_ranges(numbers: list[int]) -> str:
+    """Ascending numbers in the way of Linux: `0-3,8`."""
+    starts = [each for each in numbers if each - 1 not in numbers]
+    ends = [each for each in numbers if each + 1 not in numbers]
+    pairs = zip(starts, ends, strict=True)
+    return ",".join(f"{first}-{last}" if last > first else f"{first}" for first, last in pairs)
+
+
+def _governor(numbers: list[int]) -> str | None:
+    found = set()
+    for number in numbers:
+        try:
+            found.add((_PROCESSORS / f"cpu{number}/cpufreq/scaling_governor").read_text().strip())
+        except (OSError, ValueError):
+            continue
+    return ", ".join(sorted(found)) or None
 
 
 def peak_megabytes() -> float | None:

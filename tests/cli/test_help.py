@@ -16,7 +16,8 @@ finally:
 
 
 @pytest.mark.parametrize(
-    "command", ["", "fit", "build", "verify", "evaluate", "predict", "inspect", "init", "doctor"]
+    "command",
+    ["", "fit", "build", "verify", "bench", "evaluate", "predict", "inspect", "init", "doctor"],
 )
 def test_help_waits_for_nothing_heavy(command):
     done = subprocess.run(

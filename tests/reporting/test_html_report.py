@@ -9,7 +9,11 @@ from hypothesis import strategies as st
 
 from vadexport.errors import MissingPackageError
 from vadexport.reporting.html_report import html_report
+from vadexport.verification.latency import Speedup, WarmUp
 from vadexport.verification.limits import Check, Limits
+from vadexport.verification.parts import Parts
+from vadexport.verification.statistics import Interval
+from vadexport.verification.throughput import Throughput
 
 pytest.importorskip("jinja2")
 
@@ -178,6 +182,34 @@ class TestFigures:
         assert "u8 1, 2" in text
 
 
+class TestFactsOfTheRun:
+    def test_all_that_can_be_measured(self, make):
+        given = make.latency()
+        over = Speedup("openvino:int8", "compiled", Interval(5.0, 4.5, 5.25))
+        artifact = replace(
+            given.artifact, again=Interval(1.0, 0.98, 1.01), warm_up=WarmUp(16, steady=True)
+        )
+        latency = replace(
+            given,
+            artifact=artifact,
+            compiled=replace(given.reference, median_ms=31.25),
+            over_compiled=over,
+            parts=Parts(2.25, 1.5, 6.0),
+            throughput=Throughput(4, 250.5, (250.5,)),
+            reference_throughput=Throughput(1, 30.25, (30.25,)),
+        )
+        text = page(make.verification(latency=latency)).text
+        for words in (
+            *("1.020 [0.980–1.010]", "16 calls", "– (299 calls tell, 3 were timed)"),
+            *("31.2 ms", "5.00 [4.50–5.25]", "4.50 ms", "8.25 ms"),
+            *("250 in 4 streams", "30.2 in 1 stream", "167"),
+        ):
+            assert words in text
+
+    def test_what_the_system_does_not_say(self, make):
+        assert "unknown" in page(make.verification(environment={"governor": None})).text
+
+
 class TestImages:
     def test_flips_and_not_finite_come_first(self, make):
         records = (
@@ -223,7 +255,7 @@ class TestImages:
         )
         text = html_report(make.verification(records=records))
         assert len(text) < 2_000_000
-        assert text.count("<tr>") < 60
+        assert text.count("<tr>") < 80
 
     @settings(max_examples=25, deadline=None)
     @given(

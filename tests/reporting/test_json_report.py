@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vadexport.reporting.json_report import as_text, latency_json, parity_json
+from vadexport.verification.statistics import Interval
 
 WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -108,6 +110,22 @@ class TestLatency:
             "high": 10.5,
             "confidence": 0.95,
         }
+
+    def test_the_floor(self, make):
+        assert latency_json(make.verification())["aa_floor"] is None
+        given = make.latency()
+        again = Interval(1.0, 0.98, 1.01)
+        latency = replace(given, artifact=replace(given.artifact, again=again))
+        found = read(latency_json(make.verification(latency=latency)))
+        assert found["aa_floor"] == pytest.approx(1 / 0.98)
+        assert found["artifact"]["again"] == {"value": 1.0, "low": 0.98, "high": 1.01}
+
+    def test_quantiles_of_too_few_calls(self, make):
+        given = make.latency()
+        latency = replace(given, artifact=replace(given.artifact, p90_ms=None))
+        found = read(latency_json(make.verification(latency=latency)))
+        assert (found["artifact"]["p90_ms"], found["artifact"]["p99_ms"]) == (None, None)
+        assert found["reference"]["p90_ms"] == pytest.approx(68)
 
     def test_not_measured(self, make):
         assert latency_json(make.verification(latency=None)) is None

@@ -1,12 +1,17 @@
 import re
+from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vadexport.reporting.summary import summary_markdown
 from vadexport.verification.evidence import Evidence
+from vadexport.verification.latency import Speedup
 from vadexport.verification.limits import Check, Limits
+from vadexport.verification.parts import Parts
 from vadexport.verification.statistics import Compared, Interval
+from vadexport.verification.throughput import Throughput
 
 
 def test_the_verdict_stands_first_then_every_check(make):
@@ -48,6 +53,57 @@ def test_figures_of_both_with_their_bounds(make):
     assert "| flipped decisions | – | 1/4 (95%: 0.6% to 80.6%) |" in text
     assert "| median latency | 60.0 ms (float32) | 6.00 ms (INT8 network) |" in text
     assert "| compiled | 0.31 | fell short |" in text
+
+
+def test_the_floor_stands_below_the_speedup(make):
+    given = make.latency()
+    latency = replace(given, artifact=replace(given.artifact, again=Interval(1.0, 0.98, 1.01)))
+    lines = summary_markdown(make.verification(latency=latency)).splitlines()
+    title = "A/A floor [95% interval against itself]"
+    assert f"| {title} | – | 1.020 [0.980–1.010] |" in lines
+
+
+def test_the_reference_under_torch_compile(make):
+    given = make.latency()
+    over = Speedup("openvino:int8", "compiled", Interval(5.0, 4.5, 5.25))
+    compiled = replace(given.reference, name="compiled", median_ms=31.25)
+    latency = replace(given, compiled=compiled, over_compiled=over)
+    text = summary_markdown(make.verification(latency=latency))
+    assert "| torch.compile: median, and speed-up over it | 31.2 ms | 5.00 [4.50–5.25] |" in text
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "words"),
+    [(1.5, ["1.50 ms", "4.50 ms"]), (None, ["cannot be run alone", "–"])],
+)
+def test_where_the_time_of_a_call_goes(make, preprocessing, words):
+    latency = replace(make.latency(), parts=Parts(2.25, preprocessing, 6.0))
+    lines = summary_markdown(make.verification(latency=latency)).splitlines()
+    assert "| reading and decoding the images of a call | – | 2.25 ms |" in lines
+    assert f"| preprocessing | – | {words[0]} |" in lines
+    assert f"| inference | – | {words[1]} |" in lines
+    assert "| together | – | 8.25 ms |" in lines
+    assert "| images per second, call after call | 16.7 | 167 |" in lines
+
+
+def test_images_of_several_streams(make):
+    rates = {
+        "throughput": Throughput(4, 250.5, (250.5,)),
+        "reference_throughput": Throughput(1, 30.25, ()),
+    }
+    text = summary_markdown(make.verification(latency=replace(make.latency(), **rates)))
+    line = "| images per second, call beside call | 30.2 in 1 stream | 250 in 4 streams |"
+    assert line in text.splitlines()
+
+
+def test_a_quantile_that_too_few_calls_tell_is_a_dash_with_the_reason(make):
+    given = make.latency()
+    enough = replace(given.artifact, p99_ms=7.25)
+    few = replace(given.reference, p90_ms=None)
+    latency = replace(given, artifact=enough, reference=few)
+    lines = summary_markdown(make.verification(latency=latency)).splitlines()
+    assert "| 90% of the calls within | – (29 calls tell, 3 were timed) | 6.80 ms |" in lines
+    assert "| 99% of the calls within | – (299 calls tell, 3 were timed) | 7.25 ms |" in lines
 
 
 def test_without_latency(make):

@@ -52,6 +52,15 @@ class TestTable:
             "held",
         ]
 
+    def test_what_a_latency_must_be_read_with(self, make):
+        given = make.latency()
+        latency = replace(given, artifact=replace(given.artifact, again=Interval(1.0, 0.98, 1.01)))
+        found = lines(make.verification(latency=latency))
+        assert " ".join(" ".join(found[-2:]).split()) == (
+            "openvino:int8: A/A floor 1.020 [0.980–1.010]; 90% of the calls within 6.80 ms, 99% – "
+            "(299 calls tell, 3 were timed)"
+        )
+
     def test_figures_end_below_one_another(self, make):
         short = make.verification(
             target="a:b", figures=replace(make.verification().figures, flips=33)

@@ -9,7 +9,8 @@ import pytest
 
 from vadexport.backends.base import Execution
 from vadexport.backends.child import Child
-from vadexport.verification.latency import Stopwatch, Timing, measure, speedup
+from vadexport.verification import latency
+from vadexport.verification.latency import Stopwatch, Timing, WarmUp, measure, speedup
 
 NAMES = ["a", "b", "c"]
 
@@ -82,7 +83,18 @@ def test_figures_are_milliseconds_in_order_of_the_rounds(found):
         np.testing.assert_allclose(each.samples_ms, expected, atol=5.1e-5)
         assert each.median_ms == pytest.approx(np.median(expected))
         assert each.p90_ms == pytest.approx(np.quantile(expected, 0.9))
+        assert each.p99_ms is None  # 299 calls would tell
         assert each.execution is EXECUTIONS[each.name]
+
+
+@pytest.mark.parametrize(
+    ("rounds", "p90", "p99"), [(28, False, False), (29, True, False), (299, True, True)]
+)
+def test_quantiles_only_of_enough_calls(track, rounds, p90, p99):
+    (found, *_) = measure(track.contestants(), EXECUTIONS, rounds=rounds)
+    assert (found.p90_ms is not None, found.p99_ms is not None) == (p90, p99)
+    if p99:
+        assert found.p99_ms == pytest.approx(np.quantile(found.samples_ms, 0.99), rel=1e-3)
 
 
 def test_calls_that_waited_for_a_processor_are_counted(found):
@@ -140,11 +152,53 @@ def test_stopwatch_times_its_calls_in_turn_in_steady_running():
     runner = Runner()
     calls = [np.full((1, 1, 1, 1), value, np.uint8) for value in range(3)]
     stopwatch = Stopwatch(lambda: runner, calls)
+    assert runner.seen == [0]
+    assert stopwatch.warm_up().calls == len(runner.seen) > 2 * latency._BLOCK_CALLS
     assert set(runner.seen) == {0, 1, 2}
     warm = len(runner.seen)
     for number in (0, 4, 5):
         assert 0.002 <= stopwatch.time(number).seconds < 0.1
     assert runner.seen[warm:] == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.fixture
+def warming(monkeypatch):
+    """Warm up a contestant whose calls take so many seconds; the last one for ever."""
+    now = [0.0]
+    monkeypatch.setattr(latency.time, "perf_counter", lambda: now[0])
+
+    def run(*seconds):
+        def call(number):
+            now[0] += seconds[min(number - 1, len(seconds) - 1)]
+
+        return latency.warm_up(call, made=1), now[0]
+
+    return run
+
+
+class TestWarmUp:
+    def test_ends_with_the_first_block_that_is_hardly_faster(self, warming):
+        found, _ = warming(0.01)
+        assert found == WarmUp(calls=1 + 10, steady=True)
+
+    def test_goes_on_while_calls_get_faster(self, warming):
+        blocks = [1.0, 0.9, 0.8, 0.79]  # the last is 1.25% faster than the best before it
+        found, _ = warming(*(0.01 * each for each in blocks for _ in range(5)))
+        assert found == WarmUp(calls=1 + 20, steady=True)
+
+    def test_single_slow_calls_do_not_count(self, warming):
+        found, _ = warming(0.2, *[0.01] * 6, 0.3)
+        assert found.calls == 1 + 10
+
+    @pytest.mark.parametrize(("seconds", "calls"), [(2.0, 3), (0.7, 8), (60.0, 1)])
+    def test_slow_detectors_do_not_wait_long(self, warming, seconds, calls):
+        found, took = warming(*(seconds * 0.99**n for n in range(20)))
+        assert found == WarmUp(calls=1 + calls, steady=False)
+        assert took < 5.0 + seconds
+
+    def test_what_never_gets_steady_ends_as_well(self, warming):
+        found, _ = warming(*(1e-3 * 0.99**n for n in range(1000)))
+        assert found == WarmUp(calls=500, steady=False)
 
 
 class Busy:

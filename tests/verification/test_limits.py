@@ -5,7 +5,13 @@ import pytest
 from vadexport.backends.base import Execution
 from vadexport.targets import PRECISIONS
 from vadexport.verification.latency import Footprint, LatencyFigures, Speedup
-from vadexport.verification.limits import Limits, latency_checks, parity_checks, size_checks
+from vadexport.verification.limits import (
+    Limits,
+    instability,
+    latency_checks,
+    parity_checks,
+    size_checks,
+)
 from vadexport.verification.parity import ParityFigures
 from vadexport.verification.statistics import Interval
 
@@ -109,6 +115,30 @@ class TestLatency:
         for limit, wanted in [(10.0, True), (9.99, False)]:
             (check,) = latency_checks(*self.both, self.speedup, Limits(max_latency_ms=limit))
             assert (check.name, check.held) == ("latency", wanted)
+
+    @pytest.mark.parametrize(
+        ("again", "floor"),
+        [
+            (Interval(1.0, 0.99, 1.04), 1.04),
+            (Interval(1.0, 0.8, 1.1), 1.25),
+            (Interval(0.98, 0.97, 0.99), 1 / 0.97),
+            (Interval(1.0, 1.0, 1.0), 1.0),
+        ],
+    )
+    def test_what_is_left_of_the_speedup_above_the_floor_must_reach_it(self, again, floor):
+        artifact = replace(self.both[0], again=again)
+        assert artifact.floor == pytest.approx(floor)
+        for limit, wanted in [(2.499 / floor, True), (2.501 / floor, False)]:
+            limits = Limits(min_speedup=limit)
+            (check,) = latency_checks(artifact, self.both[1], self.speedup, limits)
+            assert check.held == wanted
+        assert f"interval from 2.50, A/A floor {floor:.3f}, limit" in check.line
+
+    def test_what_differs_from_itself_is_called_disturbed(self):
+        quiet = replace(self.both[0], again=Interval(1.0, 0.96, 1.05))
+        loud = replace(self.both[0], again=Interval(1.0, 0.95, 1.04))
+        assert instability(quiet, self.both[1]) is None
+        assert "disturbed: timed against itself, a by up to 1.05 times" in instability(loud)
 
     def test_without_limits_nothing_is_checked(self):
         assert latency_checks(*self.both, self.speedup, Limits()) == []

@@ -17,7 +17,7 @@ from vadexport.sources import SourceSpec
 from vadexport.targets import Target
 from vadexport.verification.contest import Contest
 from vadexport.verifying import VerifyOptions, verify
-from vadexport.verifying.arena import REFERENCE, Arena
+from vadexport.verifying.arena import REFERENCE, Arena, preprocessing_of
 
 pytestmark = pytest.mark.slow
 
@@ -66,7 +66,7 @@ def image(crops):
 def test_what_runs_here_needs_no_proxy(options):
     with arena_of(replace(options, proxy=False), HERE) as arena:
         assert arena.proxied == {}
-        assert list(arena.timed(options, Listener())) == [REFERENCE, HERE]
+        assert list(arena.timed(options, Listener())) == [REFERENCE, HERE, preprocessing_of(HERE)]
         assert arena.contest.gpu_state(HERE) is None
 
 
@@ -102,7 +102,7 @@ def test_only_what_is_not_here_is_proxied(options, image):
     assert scores[GPU] == pytest.approx(scores[REFERENCE], rel=1e-4)
     assert scores[GPU_HALF] != scores[GPU]  # what float16 rounds was rounded
     assert scores[GPU_HALF] == pytest.approx(scores[GPU], rel=0.02)
-    assert list(timed) == [REFERENCE, HERE]
+    assert list(timed) == [REFERENCE, HERE, preprocessing_of(HERE)]
     assert len(timed[HERE].samples_ms) == 3
 
 

@@ -69,6 +69,10 @@ def test_the_report_says_how_many_rounds_ran(
     assert len(found.latency.reference.samples_ms) == rounds
     report = json.loads((tmp_path / "latency.json").read_text())
     assert report["environment"]["latency_rounds"] == rounds
+    parts = report["parts"]
+    assert 0 < parts["preprocessing_ms"] < parts["call_ms"] == report["artifact"]["median_ms"]
+    assert report["environment"]["load_before"] >= 0
+    assert {"processors", "affinity", "governor", "load_after"} <= set(report["environment"])
     assert [line.split(",")[0] for line in told.notes] == (
         ["latency is measured in 10 rounds"] if given is None else []
     )
@@ -99,3 +103,14 @@ def test_the_unit_of_a_detector_that_brings_it(artifact, checkpoint, images, tmp
     options = VerifyOptions(artifact, checkpoint, str(images), rounds=0, report=tmp_path)
     (found,) = verify(options, Listener()).verifications
     assert found.drift_unit_from == "the 12 normal images that set its thresholds"
+
+
+def test_throughput_of_streams(artifact, checkpoint, images, tmp_path):
+    options = VerifyOptions(
+        artifact, checkpoint, str(images), rounds=3, threads=2, streams=2, report=tmp_path
+    )
+    (found,) = verify(options, Listener()).verifications
+    assert (found.latency.throughput.streams, found.latency.reference_throughput.streams) == (2, 1)
+    report = json.loads((tmp_path / "latency.json").read_text())
+    assert report["throughput"]["images_per_s"] == found.latency.throughput.images_per_s > 0
+    assert "in 2 streams" in (tmp_path / "summary.md").read_text()

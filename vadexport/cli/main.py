@@ -25,6 +25,7 @@ _COMMANDS: Final = {
     "init": "Write a vadexport.toml, to build from.",
     "build": "Compile a trained detector and check every step.",
     "verify": "Hold artifacts against the untouched reference.",
+    "bench": "Time artifacts and detectors side by side.",
     "diff": "Say what changed between two artifacts or reports.",
     "evaluate": "Measure AUROC, F1-max and AUPRO on labelled images.",
     "predict": "Score images with an artifact.",

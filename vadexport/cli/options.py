@@ -22,6 +22,29 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON f
 threads_option = click.option(
     "--threads", type=click.IntRange(min=1), help="Threads that may be used. [default: all]"
 )
+streams_option = click.option(
+    "--streams",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Measure throughput too: N streams of each artifact share its threads.",
+)
+torch_compile_option = click.option(
+    "--torch-compile",
+    is_flag=True,
+    help="Time the reference under torch.compile as well; it takes a minute to compile.",
+)
+
+
+def rounds_option(*, least: int) -> Callable[[_Command], _Command]:
+    """Add `--rounds`, of a latency measurement; 0, where it is allowed, leaves it out."""
+    return click.option(
+        "--rounds",
+        type=click.IntRange(min=least),
+        help=f"Of the latency measurement{'; 0 leaves it out' if least == 0 else ''}. "
+        "[default: 100, or what a minute allows]",
+    )
+
+
 skip_unreadable_option = click.option(
     "--skip-unreadable", is_flag=True, help="Leave out images that cannot be read; each is named."
 )

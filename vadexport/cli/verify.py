@@ -13,8 +13,11 @@ from vadexport.cli.options import (
     NumberType,
     console_options,
     json_option,
+    rounds_option,
     skip_unreadable_option,
+    streams_option,
     threads_option,
+    torch_compile_option,
 )
 from vadexport.cli.source_options import source_options
 from vadexport.config import Config, SourceChoices
@@ -61,11 +64,9 @@ if TYPE_CHECKING:
     type=NumberType(min=0, min_open=True),
     help="Peak of a process that runs the artifact, while latency is measured.",
 )
-@click.option(
-    "--rounds",
-    type=click.IntRange(min=0),
-    help="Of the latency measurement; 0 leaves it out. [default: 100, or what a minute allows]",
-)
+@rounds_option(least=0)
+@torch_compile_option
+@streams_option
 @click.option("--report", type=PATH, help="Folder of the report. [default: report in the artifact]")
 @click.option(
     "--repeat",
@@ -103,6 +104,8 @@ def command(
     max_size_mb: float | None,
     max_memory_mb: float | None,
     rounds: int | None,
+    torch_compile: bool,
+    streams: int | None,
     report: Path | None,
     repeat: int,
     proxy: bool,
@@ -148,6 +151,8 @@ def command(
             for name, value in limits.items()
         },
         rounds=rounds,
+        torch_compile=torch_compile,
+        streams=streams,
         threads=threads,
         report=report,
         skip_unreadable=skip_unreadable,

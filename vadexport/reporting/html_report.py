@@ -13,13 +13,19 @@ from vadexport.reporting.wording import (
     FIGURES,
     MISSING,
     figure,
+    floor,
     kind,
     limit_rows,
     measured,
+    parts,
     percent,
+    quantile,
+    ratio,
     shown,
+    throughput,
     unchecked,
     verdict,
+    warm_up,
 )
 from vadexport.verification.latency import LatencyFigures
 from vadexport.verification.parity import ImageRecord
@@ -220,7 +226,20 @@ def _runs(v: Verification) -> list[tuple[str, str, str]]:
     if v.latency is None:
         return []
     facts = (_run(v.latency.reference), _run(v.latency.artifact))
-    return [(name, value, facts[1][name]) for name, value in facts[0].items()]
+    rows = [(name, value, facts[1][name]) for name, value in facts[0].items()]
+    pair = (v.latency.reference, v.latency.artifact)
+    first, second = (measured(one.images_per_s(v.latency.batch)) for one in pair)
+    rows.append(("images per second, call after call", first, second))
+    if v.latency.throughput is not None and v.latency.reference_throughput is not None:
+        first, second = map(throughput, (v.latency.reference_throughput, v.latency.throughput))
+        rows.append(("images per second, call beside call", first, second))
+    if v.latency.parts is not None:
+        rows += [(name, MISSING, words) for name, words in parts(v.latency.parts)]
+    if v.latency.compiled is not None and v.latency.over_compiled is not None:
+        compiled = f"{measured(v.latency.compiled.median_ms)} ms"
+        over = ratio(v.latency.over_compiled.ratio)
+        rows.append(("torch.compile: median, and speed-up over it", compiled, over))
+    return rows
 
 
 def _run(found: LatencyFigures) -> dict[str, str]:
@@ -233,8 +252,11 @@ def _run(found: LatencyFigures) -> dict[str, str]:
         "threads": str(execution.threads),
         "executed layers": layers or "unknown",
         "median of a call": f"{measured(found.median_ms)} ms",
-        "90% of the calls within": f"{measured(found.p90_ms)} ms",
+        "90% of the calls within": quantile(found, 0.9),
+        "99% of the calls within": quantile(found, 0.99),
         "timed calls": str(len(found.samples_ms)),
+        "calls before, to warm up": warm_up(found),
+        "A/A floor [95% interval against itself]": floor(found),
         **_footprint(found),
         "of these, calls that waited for a processor": percent(found.disturbed_calls),
     }
@@ -283,6 +305,8 @@ def _rung(found: Mapping[str, Any]) -> tuple[str, list[str], str]:
 
 
 def _words(value: Any) -> str:
+    if value is None:
+        return "unknown"
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_words(one)}" for key, one in value.items())
     if isinstance(value, Sequence) and not isinstance(value, str):

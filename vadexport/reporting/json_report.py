@@ -12,8 +12,11 @@ from typing import Any, Final
 
 import numpy as np
 
+from vadexport.verification.latency import Speedup
 from vadexport.verification.parity import ImageRecord
+from vadexport.verification.parts import Parts
 from vadexport.verification.result import Verification
+from vadexport.verification.throughput import Throughput
 
 SCHEMA_VERSION: Final = 1
 
@@ -50,22 +53,21 @@ def latency_json(v: Verification) -> dict[str, Any] | None:
     """Latency of artifact and reference with every sample; None where it was not measured."""
     if v.latency is None:
         return None
-    ratio = v.latency.speedup.ratio
     return _strict_dict(
         {
             "schema_version": SCHEMA_VERSION,
             **_which(v),
             "batch": v.latency.batch,
-            "speedup": {
-                "name": v.latency.speedup.name,
-                "baseline": v.latency.speedup.baseline,
-                "ratio": ratio.value,
-                "low": ratio.low,
-                "high": ratio.high,
-                "confidence": 0.95,
-            },
+            "speedup": _speedup(v.latency.speedup),
+            "speedup_over_compiled": _speedup(v.latency.over_compiled),
+            "parts": None if v.latency.parts is None else _parts(v.latency.parts),
+            "images_per_s": v.latency.artifact.images_per_s(v.latency.batch),
+            "throughput": _throughput(v.latency.throughput),
+            "reference_throughput": _throughput(v.latency.reference_throughput),
+            "aa_floor": v.latency.artifact.floor,
             "artifact": asdict(v.latency.artifact),
             "reference": asdict(v.latency.reference),
+            "compiled": None if v.latency.compiled is None else asdict(v.latency.compiled),
             "environment": v.environment,
         }
     )
@@ -82,6 +84,31 @@ def _which(v: Verification) -> dict[str, Any]:
         "artifact_name": v.artifact_name,
         "source_name": v.source_name,
         "proven_on": v.proven_on,
+    }
+
+
+def _throughput(found: Throughput | None) -> dict[str, Any] | None:
+    return None if found is None else asdict(found)
+
+
+def _parts(found: Parts) -> dict[str, Any]:
+    return {
+        **asdict(found),
+        "inference_ms": found.inference_ms,
+        "together_ms": found.together_ms,
+    }
+
+
+def _speedup(found: Speedup | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {
+        "name": found.name,
+        "baseline": found.baseline,
+        "ratio": found.ratio.value,
+        "low": found.ratio.low,
+        "high": found.ratio.high,
+        "confidence": 0.95,
     }
 
 

@@ -7,8 +7,13 @@ from vadexport.reporting.wording import (
     MISSING,
     figure,
     flips,
+    floor,
     measured,
+    parts,
     percent,
+    quantile,
+    ratio,
+    throughput,
     unchecked,
     verdict,
 )
@@ -73,9 +78,23 @@ def _figures(v: Verification) -> Iterator[tuple[str, str, str]]:
             f"{measured(one.median_ms)} ms ({one.execution.precision})" for one in pair
         )
         yield "median latency", first, second
-        ratio = v.latency.speedup.ratio
-        words = f"{measured(ratio.value)} [{measured(ratio.low)}–{measured(ratio.high)}]"
-        yield "speed-up [95% interval]", MISSING, words
+        if v.latency.parts is not None:
+            yield from ((name, MISSING, words) for name, words in parts(v.latency.parts))
+        first, second = (measured(one.images_per_s(v.latency.batch)) for one in pair)
+        yield "images per second, call after call", first, second
+        if v.latency.throughput is not None and v.latency.reference_throughput is not None:
+            first, second = map(throughput, (v.latency.reference_throughput, v.latency.throughput))
+            yield "images per second, call beside call", first, second
+        for share, of in (("90%", 0.9), ("99%", 0.99)):
+            first, second = (quantile(one, of) for one in pair)
+            yield f"{share} of the calls within", first, second
+        yield "speed-up [95% interval]", MISSING, ratio(v.latency.speedup.ratio)
+        if v.latency.compiled is not None and v.latency.over_compiled is not None:
+            compiled = f"{measured(v.latency.compiled.median_ms)} ms"
+            words = ratio(v.latency.over_compiled.ratio)
+            yield "torch.compile: median, and speed-up over it", compiled, words
+        first, second = (floor(one) for one in pair)
+        yield "A/A floor [95% interval against itself]", first, second
 
 
 def _ladder(rungs: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -4,7 +4,19 @@ import textwrap
 from collections.abc import Sequence
 from typing import Final
 
-from vadexport.reporting.wording import MISSING, figure, flips, measured, unchecked, verdict
+from vadexport.reporting.wording import (
+    MISSING,
+    figure,
+    flips,
+    floor,
+    measured,
+    parts,
+    quantile,
+    ratio,
+    throughput,
+    unchecked,
+    verdict,
+)
 from vadexport.terminal import printable
 from vadexport.verification.result import Verification
 
@@ -27,7 +39,7 @@ def summary_table(verifications: Sequence[Verification]) -> str:
     """One row an artifact, below what they were held against; at most 100 columns wide.
 
     Too wide figures move latency into a table of its own. Below stand the checks that fell short,
-    and limits that were set but not checked.
+    limits that were set but not checked, and what a latency must be read with.
     """
     lines = [line for reference in _references(verifications) for line in reference]
     names = [_shortened(v.target) for v in verifications]
@@ -82,9 +94,7 @@ def _parity(v: Verification) -> Row:
 def _latency(v: Verification) -> Row:
     if v.latency is None:
         return (MISSING, MISSING)
-    ratio = v.latency.speedup.ratio
-    value, low, high = (measured(one) for one in (ratio.value, ratio.low, ratio.high))
-    return (measured(v.latency.artifact.median_ms), f"{value} [{low}–{high}]")
+    return (measured(v.latency.artifact.median_ms), ratio(v.latency.speedup.ratio))
 
 
 def _below(v: Verification) -> list[str]:
@@ -94,8 +104,29 @@ def _below(v: Verification) -> list[str]:
     if v.diagnosis is not None:
         lines += v.diagnosis.lines
     lines += [f"not checked: {line}" for line in unchecked(v)]
+    lines += _timing(v)
     name = _shortened(v.target)
     return [part for line in lines for part in _wrapped(f"{name}: {line}")]
+
+
+def _timing(v: Verification) -> list[str]:
+    """What a latency figure must be read with."""
+    if v.latency is None or v.latency.artifact.floor is None:
+        return []
+    found = v.latency.artifact
+    within = f"90% of the calls within {quantile(found, 0.9)}, 99% {quantile(found, 0.99)}"
+    lines = [f"A/A floor {floor(found)}; {within}"]
+    if v.latency.parts is not None:
+        lines.append(", ".join(f"{name} {words}" for name, words in parts(v.latency.parts)))
+    if v.latency.throughput is not None and v.latency.reference_throughput is not None:
+        rates = map(throughput, (v.latency.throughput, v.latency.reference_throughput))
+        lines.append("images per second: {}, reference {}".format(*rates))
+    if v.latency.compiled is not None and v.latency.over_compiled is not None:
+        lines.append(
+            f"speed-up over torch.compile {ratio(v.latency.over_compiled.ratio)}, whose median is "
+            f"{measured(v.latency.compiled.median_ms)} ms"
+        )
+    return lines
 
 
 def _aligned(rows: Sequence[Row], gap: int) -> list[str]:

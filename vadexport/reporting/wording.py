@@ -5,7 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from vadexport.verification.latency import LatencyFigures
+from vadexport.verification.parts import Parts
 from vadexport.verification.result import Verification
+from vadexport.verification.statistics import Interval, values_needed
+from vadexport.verification.throughput import Throughput
 
 MISSING: Final = "–"
 NOT_FINITE: Final = "not finite"
@@ -55,6 +59,57 @@ def percent(fraction: float | None) -> str:
     if fraction is None or not math.isfinite(fraction):
         return figure(fraction)
     return f"{100 * fraction:.3g}%"
+
+
+def ratio(found: Interval) -> str:
+    """A speed-up and its interval."""
+    return f"{measured(found.value)} [{measured(found.low)}–{measured(found.high)}]"
+
+
+def quantile(found: LatencyFigures, of: float) -> str:
+    """The 0.9 or the 0.99 quantile of a contestant's calls, or why there is none."""
+    value = {0.9: found.p90_ms, 0.99: found.p99_ms}[of]
+    if value is not None:
+        return f"{measured(value)} ms"
+    calls = len(found.samples_ms)
+    return f"{MISSING} ({values_needed(of)} calls tell, {calls} were timed)"
+
+
+def floor(found: LatencyFigures) -> str:
+    """What ratio the measurement shows where there is no difference."""
+    if found.floor is None or found.again is None:
+        return MISSING
+    low, high = (f"{end:.3f}" for end in (found.again.low, found.again.high))
+    return f"{found.floor:.3f} [{low}–{high}]"
+
+
+def throughput(found: Throughput) -> str:
+    """Images a second, and in how many streams."""
+    streams = "1 stream" if found.streams == 1 else f"{found.streams} streams"
+    return f"{measured(found.images_per_s)} in {streams}"
+
+
+def parts(found: Parts) -> list[tuple[str, str]]:
+    """Where the time of a call goes: a name and milliseconds each, all together last."""
+    alone = found.preprocessing_ms is not None
+    return [
+        ("reading and decoding the images of a call", _ms(found.decoding_ms)),
+        ("preprocessing", _ms(found.preprocessing_ms) if alone else "cannot be run alone"),
+        ("inference", _ms(found.inference_ms)),
+        ("together", _ms(found.together_ms)),
+    ]
+
+
+def _ms(value: float | None) -> str:
+    return MISSING if value is None else f"{measured(value)} ms"
+
+
+def warm_up(found: LatencyFigures) -> str:
+    """How many calls went before the timed ones."""
+    if found.warm_up is None:
+        return "unknown"
+    steady = "" if found.warm_up.steady else ", and still getting faster or no time to see it"
+    return f"{found.warm_up.calls} calls{steady}"
 
 
 def kind(anomalous: bool | None) -> str:  # noqa: FBT001 (a label or a decision, no flag)

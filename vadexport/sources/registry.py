@@ -10,6 +10,7 @@ import numpy as np
 
 from vadexport.backends.base import Runner, RunnerOpener
 from vadexport.backends.pytorch import PyTorchRunner
+from vadexport.contract import Call
 from vadexport.errors import InputError
 from vadexport.sources.base import Source
 from vadexport.sources.spec import SourceSpec
@@ -73,24 +74,36 @@ def _opened(spec: SourceSpec) -> Source:
             return open_native(spec)
 
 
-def reference_opener(spec: SourceSpec, threads: int, *, on_gpu: bool = False) -> RunnerOpener:
+def reference_opener(
+    spec: SourceSpec, threads: int, *, on_gpu: bool = False, sample: Call | None = None
+) -> RunnerOpener:
     """A function, fit for a child process, that opens the reference of a source.
 
     Args:
         spec: of the source.
         threads: of the processor, that a call may use.
         on_gpu: whether PyTorch shall run it on the first NVIDIA GPU, where it can.
+        sample: a call that `torch.compile` compiles it for; None leaves it eager.
     """
-    return partial(_open_reference, spec, threads, on_gpu)
+    return partial(_open_reference, spec, threads, on_gpu, sample)
 
 
-def _open_reference(spec: SourceSpec, threads: int, on_gpu: bool) -> Runner:  # noqa: FBT001
+def _open_reference(
+    spec: SourceSpec,
+    threads: int,
+    on_gpu: bool,  # noqa: FBT001
+    sample: Call | None,
+) -> Runner:
     source = open_source(spec)
     runner = source.open_reference(threads)
     if on_gpu and isinstance(runner, PyTorchRunner):
         image_input = source.detector.image_input
         shape = (image_input.height, image_input.width, image_input.channels)
         runner.use_gpu(np.zeros((image_input.batch or 1, *shape), image_input.dtype))
+    if sample is not None:
+        if source.kind == "onnx" or not isinstance(runner, PyTorchRunner):
+            raise InputError(f"{source.name} runs in ONNX Runtime: torch.compile has no part in it")
+        runner.compile(sample)
     return runner
 
 

@@ -5,7 +5,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from itertools import islice
+from typing import TYPE_CHECKING, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,13 +14,17 @@ from numpy.typing import NDArray
 from vadexport.backends.base import Execution, RunnerOpener
 from vadexport.backends.child import Child
 from vadexport.backends.cuda import GpuState
-from vadexport.contract import Call, Outputs
+from vadexport.contract import Call, ImageInput, Outputs
+from vadexport.errors import BackendError, VadexportError
+from vadexport.images import ImageFile, load_images
 from vadexport.listening import Listener
-from vadexport.verification.latency import LatencyFigures, Stopwatch, measure
+from vadexport.verification.latency import LatencyFigures, Stopwatch, measure, speedup
 
 if TYPE_CHECKING:
     from vadexport.backends.pytorch import PyTorchRunner
 
+#: Different calls that are timed, one after the other.
+_TIMED_CALLS: Final = 16
 #: Rounds where nobody says how many: as many as there is time for, in seconds.
 _MOST_ROUNDS, _FEWEST_ROUNDS, _MEASURING_S = 100, 10, 60.0
 
@@ -36,9 +41,15 @@ class Contest:
     def __init__(
         self, stack: ExitStack, openers: Mapping[str, RunnerOpener], calls: Sequence[Call]
     ) -> None:
-        self._children = {name: stack.enter_context(Child(name)) for name in openers}
-        for name, child in self._children.items():
-            child.open(Stopwatch, openers[name], calls)
+        self._stack = stack
+        self._openers = dict(openers)
+        self._calls = calls
+        self._children = {name: self._open(name) for name in openers}
+
+    def add(self, name: str, opener: RunnerOpener) -> None:
+        """Open another one."""
+        self._openers[name] = opener
+        self._children[name] = self._open(name)
 
     def inference(self, name: str) -> Callable[[Call], Outputs]:
         """Inference of a contestant."""
@@ -53,7 +64,12 @@ class Contest:
         return self._children[name].apply(Stopwatch.gpu_state)
 
     def time(
-        self, names: Collection[str], rounds: int | None, listener: Listener
+        self,
+        names: Collection[str],
+        rounds: int | None,
+        listener: Listener,
+        *,
+        twice: Collection[str] = (),
     ) -> dict[str, LatencyFigures]:
         """Latency of some contestants, interleaved.
 
@@ -61,8 +77,12 @@ class Contest:
             names: of those that are timed.
             rounds: how many; None for as many as there is time for.
             listener: told of each.
+            twice: those of them that are timed against themselves, in a second process: what is
+                called twice as often as others stays warmer than they do.
         """
         children = {name: self._children[name] for name in names}
+        children |= {_again(name): self._open(name) for name in twice}
+        warm = {name: child.apply(Stopwatch.warm_up) for name, child in children.items()}
         contestants = {
             name: partial(child.apply, Stopwatch.time) for name, child in children.items()
         }
@@ -73,16 +93,65 @@ class Contest:
                     f"latency is measured in {rounds} rounds, for calls take long: --rounds "
                     f"{_MOST_ROUNDS} gives narrower intervals"
                 )
-        found = measure(
+        measured = measure(
             contestants,
             {name: child.apply(_execution) for name, child in children.items()},
             rounds=rounds,
             progress=lambda done, total: listener.step("latency", done, total),
         )
+        found = {one.name: one for one in measured}
         return {
-            one.name: replace(one, footprint=children[one.name].apply(Stopwatch.footprint))
-            for one in found
+            name: replace(
+                found[name],
+                footprint=children[name].apply(Stopwatch.footprint),
+                warm_up=warm[name],
+                again=speedup(found[_again(name)], found[name]).ratio if name in twice else None,
+            )
+            for name in names
         }
+
+    def _open(self, name: str) -> Child:
+        child = self._stack.enter_context(Child(name))
+        child.open(Stopwatch, self._openers[name], self._calls)
+        return child
+
+
+def add_part(contest: Contest, name: str, opener: RunnerOpener) -> bool:
+    """Open a part of a contestant; False where it has none that runs alone."""
+    try:
+        contest.add(name, opener)
+    except BackendError:
+        return False
+    return True
+
+
+def add_compiled(contest: Contest, name: str, opener: RunnerOpener, listener: Listener) -> bool:
+    """Open a reference under `torch.compile`; a warning says why where that cannot be."""
+    listener.step("torch.compile", 0, 1)
+    try:
+        contest.add(name, opener)
+    except VadexportError as error:
+        listener.warn(f"torch.compile is not timed: {error}")
+        return False
+    listener.step("torch.compile", 1, 1)
+    return True
+
+
+def timed_calls(
+    files: Sequence[ImageFile], image_input: ImageInput, *, skip_unreadable: bool
+) -> list[Call]:
+    """Calls of the graph to time, on the first images, in memory.
+
+    Args:
+        files: the images.
+        image_input: of the graph.
+        skip_unreadable: pass over images that cannot be read.
+    """
+    size = image_input.batch or 1
+    loaded = load_images(files, image_input, skip_unreadable=skip_unreadable)
+    images = np.stack([image for _, image in islice(loaded, _TIMED_CALLS * size)])
+    starts = range(0, len(images), size)
+    return [next(image_input.batches(images[start : start + size]))[0] for start in starts]
 
 
 def _affordable_rounds(contestants: Mapping[str, Callable[[int], object]]) -> int:
@@ -92,6 +161,10 @@ def _affordable_rounds(contestants: Mapping[str, Callable[[int], object]]) -> in
         time_call(0)
     took = time.perf_counter() - started
     return max(_FEWEST_ROUNDS, min(_MOST_ROUNDS, int(_MEASURING_S / took)))
+
+
+def _again(name: str) -> str:
+    return f"{name} again"
 
 
 def _infer(stopwatch: Stopwatch, image: Call) -> Outputs:

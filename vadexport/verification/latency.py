@@ -8,12 +8,16 @@ detector in use runs alone.
 
 A processor that others use as well spoils even ratios: PyTorch's threads, which wait for each
 other, lose many times more than another runtime's. So the time that threads wait for a processor is
-counted, and a measurement that was disturbed is called so.
+counted, and a measurement that was disturbed is called so. What is left is measured as well: a
+contestant that is timed twice a round shows what ratio comes out where there is no difference.
 """
 
+import math
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 
@@ -21,13 +25,20 @@ from vadexport.backends.base import Execution, Runner, RunnerOpener
 from vadexport.backends.cuda import GpuState
 from vadexport.contract import Call
 from vadexport.machine import peak_megabytes, seconds_waited
-from vadexport.verification.statistics import Interval, median_interval
+from vadexport.verification.statistics import Interval, certain_quantile, median_interval
 
-_WARM_UP_CALLS = 10
+#: Warm-up is over when the median of a block of calls is hardly lower than the best before it, ...
+_BLOCK_CALLS: Final = 5
+_HARDLY_LOWER: Final = 0.98
+#: ... or after so many seconds or calls: slow detectors must not wait for it.
+_WARM_UP_S: Final = 5.0
+_MOST_WARM_UP_CALLS: Final = 500
 #: A call is disturbed when its threads waited for a processor for more of its time than this.
-_WAITED_SHARE = 0.1
+_WAITED_SHARE: Final = 0.1
 #: A measurement is disturbed when more of its calls were than this.
-_DISTURBED_SHARE = 0.1
+_DISTURBED_SHARE: Final = 0.1
+#: ... or when a contestant may differ from itself by more than this factor.
+_HIGHEST_FLOOR: Final = 1.05
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,43 @@ class Footprint:
     peak_mb: float | None
 
 
+@dataclass(frozen=True)
+class WarmUp:
+    """What went before the timed calls.
+
+    Attributes:
+        calls: how many, the first one included.
+        steady: whether they had stopped getting faster; False where there was no time to see it.
+    """
+
+    calls: int
+    steady: bool
+
+
+def warm_up(make_call: Callable[[int], object], made: int) -> WarmUp:
+    """Make calls until they get no faster.
+
+    Args:
+        make_call: makes call `n`.
+        made: calls that were made before.
+    """
+    started = now = time.perf_counter()
+    best = math.inf
+    taken: list[float] = []
+    while made < _MOST_WARM_UP_CALLS and now - started < _WARM_UP_S:
+        make_call(made)
+        before, now = now, time.perf_counter()
+        made += 1
+        taken.append(now - before)
+        if len(taken) == _BLOCK_CALLS:
+            median = statistics.median(taken)
+            if median > _HARDLY_LOWER * best:
+                return WarmUp(made, steady=True)
+            best = median
+            taken.clear()
+    return WarmUp(made, steady=False)
+
+
 class Stopwatch:
     """A runner and the calls it is timed on, in the process where it runs."""
 
@@ -65,8 +113,10 @@ class Stopwatch:
         self._first_ms = 1e3 * (time.perf_counter() - loaded)
         self._calls = calls
         self._gpu: GpuState | None = None
-        for call in calls[1:_WARM_UP_CALLS]:
-            self.runner.infer(call)
+
+    def warm_up(self) -> WarmUp:
+        """Make calls, in turn, until they get no faster."""
+        return warm_up(lambda number: self.runner.infer(self._call(number)), made=1)
 
     def footprint(self) -> Footprint:
         """What it has taken until now."""
@@ -74,7 +124,7 @@ class Stopwatch:
 
     def time(self, number: int) -> Timing:
         """Time one call, preprocessing included, right after another."""
-        call = self._calls[number % len(self._calls)]
+        call = self._call(number)
         self.runner.infer(call)
         before = seconds_waited()
         start = time.perf_counter()
@@ -92,6 +142,9 @@ class Stopwatch:
             self._watch_gpu()
         return self._gpu
 
+    def _call(self, number: int) -> Call:
+        return self._calls[number % len(self._calls)]
+
     def _watch_gpu(self) -> None:
         state: GpuState | None = getattr(self.runner, "gpu_state", lambda: None)()
         if state is not None and self._gpu is not None:
@@ -108,25 +161,49 @@ class LatencyFigures:
         name: of the contestant.
         execution: how it ran.
         median_ms: of one call.
-        p90_ms: 0.9 quantile of one call.
+        p90_ms: 0.9 quantile of one call; None where too few were timed to know of it.
         samples_ms: every call, in order of the rounds.
         disturbed_calls: fraction of the calls whose threads waited for a processor for more than a
             tenth of the time; None where the system does not say.
         footprint: what it takes beside; None where it was not asked.
+        p99_ms: 0.99 quantile of one call; None as above.
+        warm_up: what went before the timed calls; None where it is not known.
+        again: ratio of its calls to those of a second process of its own in the same rounds (A/A);
+            None where there was none.
     """
 
     name: str
     execution: Execution
     median_ms: float
-    p90_ms: float
+    p90_ms: float | None
     samples_ms: tuple[float, ...]
     disturbed_calls: float | None = None
     footprint: Footprint | None = None
+    p99_ms: float | None = None
+    warm_up: WarmUp | None = None
+    again: Interval | None = None
+
+    @property
+    def floor(self) -> float | None:
+        """Factor, at least 1, up to which a ratio to it may be no difference at all.
+
+        The end of the A/A interval that is further from 1. None where it was not measured.
+        """
+        return None if self.again is None else max(self.again.high, 1 / self.again.low)
+
+    def images_per_s(self, batch: int) -> float:
+        """Images a second, where calls of so many follow one another."""
+        return 1e3 * batch / self.median_ms
 
     @property
     def disturbed(self) -> bool:
         """Whether others took the processors too often for the figures to hold."""
         return self.disturbed_calls is not None and self.disturbed_calls > _DISTURBED_SHARE
+
+    @property
+    def unlike_itself(self) -> bool:
+        """Whether it differs from itself by so much that the measurement was disturbed."""
+        return self.floor is not None and self.floor > _HIGHEST_FLOOR
 
 
 @dataclass(frozen=True)
@@ -183,7 +260,8 @@ def _figures(name: str, execution: Execution, timings: Sequence[Timing]) -> Late
         name=name,
         execution=execution,
         median_ms=float(np.median(samples)),
-        p90_ms=float(np.quantile(samples, 0.9)),
+        p90_ms=certain_quantile(samples, 0.9),
+        p99_ms=certain_quantile(samples, 0.99),
         samples_ms=tuple(round(float(sample), 4) for sample in samples),
         disturbed_calls=float(np.mean(np.array(shares) > _WAITED_SHARE)) if shares else None,
     )

@@ -19,7 +19,8 @@ class Limits:
         min_spearman: smallest rank correlation of raw scores.
         max_map_drift: largest difference of the anomaly maps, as a fraction of their mean range.
         min_auroc_delta: smallest image AUROC minus the reference's.
-        min_speedup: over the reference; the interval's lower end must reach it.
+        min_speedup: over the reference; the interval's lower end, less what the A/A floor leaves
+            open, must reach it.
         max_latency_ms: of the median.
         max_size_mb: of the artifact's files, in 10^6 bytes.
         max_memory_mb: largest resident memory of a process that runs the artifact, Python and all.
@@ -213,11 +214,13 @@ def latency_checks(
         )
         checks.append(_undisturbed(found, artifact))
     if limits.min_speedup is not None:
+        floor = artifact.floor or 1.0
+        measured = "" if artifact.floor is None else f"A/A floor {floor:.3f}, "
         found = Check(
             "speedup",
-            speedup.ratio.low >= limits.min_speedup,
+            speedup.ratio.low / floor >= limits.min_speedup,
             f"speed-up {speedup.ratio.value:.2f}, 95% interval from {speedup.ratio.low:.2f}, "
-            f"limit {limits.min_speedup:g}",
+            f"{measured}limit {limits.min_speedup:g}",
         )
         checks.append(_undisturbed(found, artifact, reference))
     return checks
@@ -256,6 +259,20 @@ def disturbance(*measured: LatencyFigures) -> str | None:
     return (
         f"other programs took the processors while latency was measured (calls that waited: "
         f"{', '.join(names)}): measure again on a quiet machine, or with fewer --threads"
+    )
+
+
+def instability(*measured: LatencyFigures) -> str | None:
+    """Whose calls differ from calls of its own, for a reader; None where none do.
+
+    A speed-up is divided by the floor in any case: this alone makes no limit fall short.
+    """
+    names = [f"{one.name} by up to {one.floor or 1:.2f}" for one in measured if one.unlike_itself]
+    if not names:
+        return None
+    return (
+        f"the latency measurement was disturbed: timed against itself, {', '.join(names)} times: "
+        "measure again on a quiet machine, or in more --rounds"
     )
 
 

@@ -12,6 +12,8 @@ from vadexport.verification.evidence import Evidence, PlantedEvidence
 from vadexport.verification.latency import LatencyFigures, Speedup
 from vadexport.verification.limits import Check, Limits
 from vadexport.verification.parity import ImageRecord, ParityFigures
+from vadexport.verification.parts import Parts
+from vadexport.verification.throughput import Throughput
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,22 @@ class Latency:
         reference: of the reference.
         speedup: of the artifact over the reference.
         batch: images a call.
+        compiled: of the reference under `torch.compile`; None where it was not timed.
+        over_compiled: speed-up of the artifact over that one.
+        parts: where the artifact's time goes.
+        throughput: of the artifact in streams; None where it was not measured.
+        reference_throughput: of the reference at its best: one stream, all threads.
     """
 
     artifact: LatencyFigures
     reference: LatencyFigures
     speedup: Speedup
     batch: int
+    compiled: LatencyFigures | None = None
+    over_compiled: Speedup | None = None
+    parts: Parts | None = None
+    throughput: Throughput | None = None
+    reference_throughput: Throughput | None = None
 
 
 @dataclass(frozen=True)

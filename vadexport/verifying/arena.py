@@ -1,33 +1,40 @@
 """What takes part in a verification, each on the device that it is for."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
 from typing import Final, Self
 
 import numpy as np
 
 from vadexport import contract
 from vadexport.artifact import Artifact
-from vadexport.backends.base import available_threads
+from vadexport.backends.base import RunnerOpener, available_threads
 from vadexport.backends.child import Child
 from vadexport.backends.registry import get_backend, opener
 from vadexport.contract import Call, ImageInput
 from vadexport.errors import InputError, MissingDeviceError, MissingPackageError
-from vadexport.images import ImageFile, decode, image_digest, load_images
+from vadexport.images import ImageFile, decode, image_digest
 from vadexport.listening import Listener
 from vadexport.sources import SourceSpec, reference_opener
 from vadexport.targets import Target
-from vadexport.verification.contest import Contest
+from vadexport.verification.contest import Contest, add_compiled, add_part, timed_calls
+from vadexport.verification.environment import Surroundings
 from vadexport.verification.latency import LatencyFigures
 from vadexport.verification.parity import ImageRecord
+from vadexport.verification.parts import Parts, decoding_ms, preprocessing_opener
 from vadexport.verification.proxy import proxy_opener
 from vadexport.verification.result import Exhibit
+from vadexport.verification.throughput import (
+    Throughput,
+    measure_throughput,
+    threads_a_stream,
+)
 from vadexport.verifying.options import VerifyOptions
 
 REFERENCE: Final = "reference"
-_TIMED_CALLS: Final = 16
+COMPILED: Final = "reference under torch.compile"
 
 
 @dataclass(frozen=True)
@@ -39,14 +46,20 @@ class Arena:
         proxied: names of those whose device is not here, each with the reason.
         image_input: of all.
         files: the images, by name.
+        calls: that are timed.
         contest: of the reference and the artifacts.
+        references: opens the reference, eager and under `torch.compile`.
+        surroundings: before any of it ran.
     """
 
     artifacts: dict[str, Artifact]
     proxied: dict[str, str]
     image_input: ImageInput
     files: dict[str, ImageFile]
+    calls: list[Call]
     contest: Contest
+    references: tuple[RunnerOpener, RunnerOpener]
+    surroundings: Surroundings
 
     @classmethod
     def opened(
@@ -62,7 +75,9 @@ class Arena:
         Raises:
             MissingDeviceError: a device is not here, and no proxy may stand in for it.
         """
+        surroundings = Surroundings.now()
         threads = options.threads or available_threads()
+        threads_a_stream(threads, options.streams or 1)
         named = {str(one.manifest.target): one for one in artifacts}
         missing = {name: _missing(one.manifest.target) for name, one in named.items()}
         proxied = {name: reason for name, reason in missing.items() if reason is not None}
@@ -74,11 +89,12 @@ class Arena:
             )
         if len(proxied) == len(named) and options.needs_timing:
             raise InputError(
-                "a limit on speed or memory needs a measurement, and a proxy shows neither: verify "
-                "where the artifact's GPU is"
+                "a limit on speed or memory, --torch-compile or --streams needs a measurement, and "
+                "a proxy shows neither: verify where the artifact's GPU is"
             )
         on_gpu = any(one.manifest.target.on_gpu for name, one in named.items() if not missing[name])
-        openers = {REFERENCE: reference_opener(spec, threads, on_gpu=on_gpu)}
+        reference = partial(reference_opener, spec, threads, on_gpu=on_gpu)
+        openers = {REFERENCE: reference()}
         for name, one in named.items():
             target = one.manifest.target
             openers[name] = (
@@ -87,15 +103,53 @@ class Arena:
                 else opener(target, one.folder, threads)
             )
         image_input = artifacts[0].manifest.image_input
-        contest = Contest(stack, openers, _timed_calls(files, image_input, options))
-        return cls(named, proxied, image_input, {file.name: file for file in files}, contest)
+        calls = timed_calls(files, image_input, skip_unreadable=options.skip_unreadable)
+        contest = Contest(stack, openers, calls)
+        by_name = {file.name: file for file in files}
+        both = (reference(), reference(sample=calls[0]))
+        return cls(named, proxied, image_input, by_name, calls, contest, both, surroundings)
 
     def timed(self, options: VerifyOptions, listener: Listener) -> dict[str, LatencyFigures]:
-        """Latency of all that run on their own device, interleaved with the reference."""
+        """Latency of all that run on their own device, interleaved with the reference.
+
+        Each is timed twice a round, but for the reference, whose calls take longest.
+        """
         names = [name for name in self.artifacts if name not in self.proxied]
         if options.rounds == 0 or not names:
             return {}
-        return self.contest.time([REFERENCE, *names], options.rounds, listener)
+        all_of_them = [REFERENCE, *names]
+        if options.torch_compile and add_compiled(
+            self.contest, COMPILED, self.references[1], listener
+        ):
+            all_of_them.append(COMPILED)
+        threads = options.threads or available_threads()
+        for name in names:
+            artifact = self.artifacts[name]
+            part = preprocessing_opener(artifact.folder, artifact.manifest.target, threads)
+            if part is not None and add_part(self.contest, preprocessing_of(name), part):
+                all_of_them.append(preprocessing_of(name))
+        return self.contest.time(all_of_them, options.rounds, listener, twice=names)
+
+    def throughput(self, options: VerifyOptions, listener: Listener) -> dict[str, Throughput]:
+        """Of the reference in one stream, and of all that run on their own device in several."""
+        if options.streams is None:
+            return {}
+        threads = threads_a_stream(options.threads or available_threads(), options.streams)
+        openers = {REFERENCE: (self.references[0], 1)}
+        for name, one in self.artifacts.items():
+            if name not in self.proxied:
+                opened = opener(one.manifest.target, one.folder, threads)
+                openers[name] = (opened, options.streams)
+        return measure_throughput(openers, self.calls, listener)
+
+    def parts(self, name: str, timed: Mapping[str, LatencyFigures]) -> Parts:
+        """Where the time of an artifact that was timed goes."""
+        preprocessing = timed.get(preprocessing_of(name))
+        return Parts(
+            decoding_ms=decoding_ms(list(self.files.values()), self.image_input),
+            preprocessing_ms=None if preprocessing is None else preprocessing.median_ms,
+            call_ms=timed[name].median_ms,
+        )
 
     def digests(self, records: Sequence[ImageRecord]) -> frozenset[str]:
         """Which images the records are of."""
@@ -112,6 +166,11 @@ class Arena:
         return Exhibit(record, why, image, *maps)
 
 
+def preprocessing_of(name: str) -> str:
+    """Name of the contestant that is an artifact's preprocessing alone."""
+    return f"{name} preprocessing"
+
+
 def _missing(target: Target) -> str | None:
     """Why a target cannot run here; None where it can."""
     if not target.on_gpu:
@@ -122,14 +181,3 @@ def _missing(target: Target) -> str | None:
     except (MissingDeviceError, MissingPackageError) as error:
         return str(error)
     return None
-
-
-def _timed_calls(
-    files: Sequence[ImageFile], image_input: ImageInput, options: VerifyOptions
-) -> list[Call]:
-    """Calls of the graph to time, on the first images, in memory."""
-    size = image_input.batch or 1
-    loaded = load_images(files, image_input, skip_unreadable=options.skip_unreadable)
-    images = np.stack([image for _, image in islice(loaded, _TIMED_CALLS * size)])
-    starts = range(0, len(images), size)
-    return [next(image_input.batches(images[start : start + size]))[0] for start in starts]

@@ -25,6 +25,10 @@ class VerifyOptions:
         skip_unreadable: leave out images that cannot be read.
         repeat: how often each image is run again, to find results that change from run to run; 0 is
             once, on a few images.
+        torch_compile: time the reference under `torch.compile` as well; parity is never judged on
+            it.
+        streams: in which each artifact's throughput is measured, beside the reference in one; None
+            leaves it out.
         proxy: where an artifact's device is not here, verify the ONNX graph behind it instead.
     """
 
@@ -37,13 +41,16 @@ class VerifyOptions:
     report: Path | None = None
     skip_unreadable: bool = False
     repeat: int = 0
+    torch_compile: bool = False
+    streams: int | None = None
     proxy: bool = False
 
     @property
     def needs_timing(self) -> bool:
-        """Whether a limit needs latency to be measured."""
+        """Whether a limit, or what else is asked for, needs latency to be measured."""
         names = ("min_speedup", "max_latency_ms", "max_memory_mb")
-        return any(self.limits.get(name) is not None for name in names)
+        asked = self.torch_compile or self.streams is not None
+        return asked or any(self.limits.get(name) is not None for name in names)
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,16 @@
 """The steps of a verification."""
 
 import hashlib
-import platform
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from vadexport.artifact import REPORT_FOLDER, Artifact, Manifest, find_artifacts, open_artifact
-from vadexport.backends.base import available_threads
-from vadexport.backends.cuda import GpuState
 from vadexport.contract import ImageInput
 from vadexport.errors import InputError
 from vadexport.images.listing import test_images as images_to_test
 from vadexport.listening import Listener
-from vadexport.machine import processor_name, tool_versions
 from vadexport.reporting import write_reports
 from vadexport.sources import Source, SourceSpec, open_source
 from vadexport.verification.drift import DriftUnit, fitted_scores
@@ -25,6 +19,7 @@ from vadexport.verification.latency import LatencyFigures, speedup
 from vadexport.verification.limits import (
     Limits,
     disturbance,
+    instability,
     latency_checks,
     parity_checks,
     planted_check,
@@ -33,7 +28,8 @@ from vadexport.verification.limits import (
 )
 from vadexport.verification.parity import ImageRecord, figures
 from vadexport.verification.result import Latency, Verification
-from vadexport.verifying.arena import REFERENCE, Arena
+from vadexport.verification.throughput import Throughput
+from vadexport.verifying.arena import COMPILED, REFERENCE, Arena
 from vadexport.verifying.diagnosing import Subject, diagnose, explains
 from vadexport.verifying.findings import Findings, findings
 from vadexport.verifying.options import VerifyOptions, VerifyResult
@@ -55,7 +51,8 @@ def verify(options: VerifyOptions, listener: Listener) -> VerifyResult:
     """
     if options.rounds == 0 and options.needs_timing:
         raise InputError(
-            "a limit on speed or memory needs a measurement: give it more than 0 rounds"
+            "a limit on speed or memory, --torch-compile or --streams needs a measurement: give it "
+            "more than 0 rounds"
         )
     artifacts = [open_artifact(folder) for folder in find_artifacts(options.artifact)]
     spec = SourceSpec.of(options.reference).completed(artifacts[0].manifest.options)
@@ -69,8 +66,9 @@ def verify(options: VerifyOptions, listener: Listener) -> VerifyResult:
         listener.step("load", 1, 1)
         found = findings(arena, source, files, options, listener)
         timed = arena.timed(options, listener)
+        rates = arena.throughput(options, listener)
         judged = [
-            _judge(artifact, source, found[name], timed, arena, options)
+            _judge(artifact, source, found[name], (timed, rates), arena, options)
             for name, artifact in arena.artifacts.items()
         ]
         verifications = [
@@ -103,13 +101,14 @@ def _judge(
     artifact: Artifact,
     source: Source,
     images: Findings,
-    timed: dict[str, LatencyFigures],
+    measured: tuple[dict[str, LatencyFigures], dict[str, Throughput]],
     arena: Arena,
     options: VerifyOptions,
 ) -> Verification:
     """All that is known of one artifact, with a verdict."""
     manifest = artifact.manifest
     records = images.first
+    timed, rates = measured
     name = str(manifest.target)
     unit = _drift_unit(manifest, source)
     found = figures(records, unit.value)
@@ -126,6 +125,11 @@ def _judge(
             reference=timed[REFERENCE],
             speedup=speedup(timed[name], timed[REFERENCE]),
             batch=arena.image_input.batch or 1,
+            compiled=timed.get(COMPILED),
+            over_compiled=speedup(timed[name], timed[COMPILED]) if COMPILED in timed else None,
+            parts=arena.parts(name, timed),
+            throughput=rates.get(name),
+            reference_throughput=rates.get(REFERENCE),
         )
         checks += latency_checks(latency.artifact, latency.reference, latency.speedup, limits)
     megabytes = sum(entry.size for entry in manifest.files.values()) / 1e6
@@ -145,8 +149,9 @@ def _judge(
     state = arena.contest.gpu_state(name)
     if state is not None and state.slowed_by:
         warnings.append(f"the GPU was slowed down by its {', '.join(state.slowed_by)}")
-    if latency and (reason := disturbance(latency.artifact, latency.reference)):
-        warnings.append(reason)
+    if latency:
+        pair = (latency.artifact, latency.reference)
+        warnings += [reason for reason in (disturbance(*pair), instability(*pair)) if reason]
     if manifest.source.get("sha256") != source.sha256:
         warnings.append(f"the artifact was built from another file than {source.name}")
     thresholds = source.detector.thresholds
@@ -169,7 +174,10 @@ def _judge(
             if manifest.map_size is not None
         ),
         ladder=tuple(manifest.parity),
-        environment=_environment(options, latency, state),
+        environment={
+            "latency_rounds": len(latency.artifact.samples_ms) if latency else 0,
+            **arena.surroundings.to_json(options.threads, state),
+        },
         proven_on="graph" if name in arena.proxied else "artifact",
         warnings=tuple(warnings),
         evidence=weigh(records, unit.value, images.aupro),
@@ -276,18 +284,3 @@ def _overlap_warnings(artifact: Artifact, source: Source, verified: frozenset[st
         for what, count in counts.items()
         if count
     ]
-
-
-def _environment(
-    options: VerifyOptions, latency: Latency | None, state: GpuState | None
-) -> dict[str, Any]:
-    return {
-        **({} if state is None else {"gpu": state.to_json()}),
-        "latency_rounds": len(latency.artifact.samples_ms) if latency else 0,
-        "verified_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "processor": processor_name(),
-        "threads": options.threads or available_threads(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        **tool_versions(),
-    }

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from vadexport.backends.base import Execution
 from vadexport.backends.openvino.compiler import MODEL_FILE, version
 from vadexport.contract import INPUT_NAME, OUTPUT_NAMES, RAW_SCORE, Outputs
+from vadexport.errors import BackendError
 from vadexport.targets import Target
 
 #: Layers that move or hold data and compute nothing.
@@ -22,17 +23,32 @@ class OpenVinoRunner:
     which moves scores. The inference precision is therefore pinned to float32; what is quantised
     in the graph runs in INT8 all the same.
 
+    Args:
+        folder: of the artifact.
+        target: what it was made for.
+        threads: that one call may use.
+        until: name of a tensor that the graph is cut at; None runs all of it.
+
     Raises:
         MissingPackageError: OpenVINO is not installed.
+        BackendError: there is no tensor to cut at.
     """
 
-    def __init__(self, folder: Path, target: Target, threads: int) -> None:
+    def __init__(
+        self, folder: Path, target: Target, threads: int, *, until: str | None = None
+    ) -> None:
         release = version()
         import openvino
 
         core = openvino.Core()
         model = core.read_model(folder / MODEL_FILE)
-        if not any(RAW_SCORE in output.get_names() for output in model.outputs):
+        if until is not None:
+            ports = (port for layer in model.get_ordered_ops() for port in layer.outputs())
+            end = next((port for port in ports if until in port.get_names()), None)
+            if end is None:
+                raise BackendError(f"the graph has no tensor {until}")
+            model = openvino.Model([end], model.get_parameters())
+        elif not any(RAW_SCORE in output.get_names() for output in model.outputs):
             model.add_outputs(RAW_SCORE)
         self._compiled = core.compile_model(
             model,

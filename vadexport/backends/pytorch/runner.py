@@ -1,5 +1,7 @@
 """Run a detector's module, untouched, in PyTorch eager mode."""
 
+import os
+import shutil
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 from vadexport.backends.base import Execution
 from vadexport.contract import Outputs
+from vadexport.errors import BackendError
 from vadexport.machine import processor_name
 
 
@@ -56,6 +59,28 @@ class PyTorchRunner:
             return
         name = torch.cuda.get_device_name(self._device)
         self.execution = replace(self.execution, device=name)
+
+    def compile(self, sample: NDArray[Any]) -> None:
+        """Have `torch.compile` compile the module, with its default backend and no cache.
+
+        Args:
+            sample: a call, whose shape it is compiled for.
+
+        Raises:
+            BackendError: there is no C++ compiler, or it fails.
+        """
+        compiler = os.environ.get("CXX", "g++")
+        if self._device.type == "cpu" and shutil.which(compiler) is None:
+            raise BackendError(f"torch.compile needs a C++ compiler, and {compiler} is not here")
+        torch.compiler.config.force_disable_caches = True  # or it is compiled once a machine
+        try:
+            self._module.compile()
+            self.infer(sample)
+        except Exception as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise BackendError(f"torch.compile cannot compile it: {lines[0]}") from error
+        backend = self.execution.backend.replace("eager", "torch.compile")
+        self.execution = replace(self.execution, backend=backend)
 
     def infer(self, image: NDArray[Any]) -> Outputs:
         """See the base class."""
