@@ -2,7 +2,7 @@
 
 import signal
 from types import FrameType
-from typing import Final, NoReturn
+from typing import Final
 
 from vadexport.cli.console import Console
 
@@ -21,15 +21,19 @@ def heed_interruptions(console: Console) -> None:
     import's end, unless the user asks again. What else catches it finds the next in
     `Console.step`.
     """
+    waiting = False
 
     def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal waiting
         again = console.interrupted and number in _ENDING
+        if number not in _ENDING and not waiting:
+            return  # the alarm of a wait that the user did not want to sit out
         console.interrupted = True
-        if hasattr(signal, "setitimer") and _imports(frame) and not again:
-            signal.signal(signal.SIGALRM, ask)
-            signal.setitimer(signal.ITIMER_REAL, _RETRY_S)
-            return
-        _raise()
+        waiting = hasattr(signal, "setitimer") and _imports(frame) and not again
+        if not waiting:
+            raise KeyboardInterrupt
+        signal.signal(signal.SIGALRM, ask)
+        signal.setitimer(signal.ITIMER_REAL, _RETRY_S)
 
     for number in _ENDING:
         signal.signal(number, ask)
@@ -41,10 +45,6 @@ def let_interruptions_end(console: Console) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
     for number in _ENDING:
         signal.signal(number, signal.SIG_DFL)
-
-
-def _raise() -> NoReturn:
-    raise KeyboardInterrupt
 
 
 def _imports(frame: FrameType | None) -> bool:
