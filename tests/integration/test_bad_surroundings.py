@@ -91,7 +91,7 @@ def test_a_full_disk(checkpoint, small_disk):
     # In the smaller ones the graph finds no room, in others only what the backend makes of it.
     size = math.ceil(checkpoint.stat().st_size / 2**20)
     statuses = []
-    for megabytes in range(size, 12 * size, 2 * size):
+    for megabytes in range(size, 12 * size, 3 * size):
         disk = small_disk(megabytes)
         command = [sys.executable, "-m", "vadexport", "build", checkpoint, "-o", disk / "a"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

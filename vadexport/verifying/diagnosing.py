@@ -16,8 +16,9 @@ from vadexport.artifact import Artifact
 from vadexport.backends.base import available_threads
 from vadexport.backends.child import Child
 from vadexport.backends.registry import opener
-from vadexport.building.graphs import Climber, Graphs
+from vadexport.building.graphs import Climber, Graph, Graphs
 from vadexport.building.inputs import BuildImages
+from vadexport.contract import Call, ImageArray
 from vadexport.errors import VadexportError
 from vadexport.images import decode
 from vadexport.listening import Listener
@@ -44,19 +45,37 @@ _PARITY: Final = frozenset(
 
 @dataclass(frozen=True)
 class Subject:
-    """What is looked into.
+    """An artifact that fell short.
 
     Attributes:
-        artifact: that fell short.
-        source: of its reference.
+        artifact: itself.
         records: of the verified images.
         unit: of drift.
     """
 
     artifact: Artifact
-    source: Source
     records: Sequence[ImageRecord]
     unit: DriftUnit
+
+    def change(self, record: ImageRecord) -> tuple[bool, float]:
+        """How much an image changed: not finite or flipped first, then by drift and by map."""
+        if not record.finite:
+            return True, float("inf")
+        drift = abs(record.raw - record.reference_raw) / self.unit.value
+        maps = (record.map_max or 0.0) / (record.map_range or 1.0)
+        return record.flipped, max(drift, maps)
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """Steps that all artifacts of a source share, done again."""
+
+    climber: Climber
+    graph: Graph
+    rungs: tuple[Rung, ...]
+    notes: tuple[str, ...]
+    call: Call
+    images: int
 
 
 def explains(fallen: Sequence[str]) -> bool:
@@ -65,86 +84,118 @@ def explains(fallen: Sequence[str]) -> bool:
 
 
 def diagnose(
-    subject: Subject, arena: Arena, options: VerifyOptions, listener: Listener
-) -> Diagnosis | None:
-    """Name the first step that falls short; None where that could not be found out."""
+    subjects: Sequence[Subject],
+    source: Source,
+    arena: Arena,
+    options: VerifyOptions,
+    listener: Listener,
+) -> list[Diagnosis | None]:
+    """Name the first step that falls short, for each; None where that could not be found out.
+
+    All are looked into on the same images, so that what they share is done once.
+    """
+    with TemporaryDirectory(prefix="vadexport-") as work:
+        try:
+            steps = _shared(subjects, Path(work), source, arena, options, listener)
+        except VadexportError:  # it explains a failure, and must not be another one
+            return [_of_the_build(subject) for subject in subjects]
+        found: list[Diagnosis | None] = []
+        for subject in subjects:
+            listener.step("diagnosis", len(found), len(subjects))
+            try:
+                found.append(_diagnosed(subject, steps, arena))
+            except VadexportError:
+                found.append(_of_the_build(subject))
+        listener.step("diagnosis", len(found), len(subjects))
+    return found
+
+
+def _of_the_build(subject: Subject) -> Diagnosis | None:
+    """What the build's own ladder says."""
     short = next((rung for rung in subject.artifact.manifest.parity if not rung["held"]), None)
-    built = "" if short is None else f"the build had already fallen short at: {short['rung']}"
-    try:
-        rungs, notes = _climbed(subject, arena, options, listener)
-    except VadexportError:  # it explains a failure, and must not be another one
-        return Diagnosis(short["rung"], (built,), ()) if short else None
+    if short is None:
+        return None
+    name = short["rung"]
+    return Diagnosis(name, (f"the build had already fallen short at: {name}",), ())
+
+
+def _diagnosed(subject: Subject, steps: _Steps, arena: Arena) -> Diagnosis:
+    before = _of_the_build(subject)
+    rungs, notes = _climbed(subject, steps, arena)
     first = next((rung for rung in rungs if not rung.held), None)
-    words = [built] if built else []
+    words = list(before.lines) if before else []
     if first is None:
+        these = "the image" if steps.images == 1 else f"the {steps.images} images"
         words.append(
-            f"every step holds the limits of its precision on the {_count(subject)} that changed "
-            "most: what fell short is stricter, or a sum over all images"
+            f"every step holds the limits of its precision on {these} that changed most: what fell "
+            "short is stricter, or a sum over all images"
         )
     else:
         lines = "; ".join(check.line for check in first.checks if not check.held)
         words += [f"the first step that falls short is: {first.name} ({lines})", *notes]
     if first is not None and first.name == "compiled":
         words += _elsewhere(subject.artifact)
-    name = short["rung"] if short else first.name if first else None
+    name = before.rung if before else first.name if first else None
     return Diagnosis(name, tuple(words), tuple(rung.to_json() for rung in rungs))
 
 
-def _count(subject: Subject) -> str:
-    count = min(len(subject.records), _MOST_IMAGES)
-    return "1 image" if count == 1 else f"{count} images"
-
-
-def _climbed(
-    subject: Subject, arena: Arena, options: VerifyOptions, listener: Listener
-) -> tuple[list[Rung], list[str]]:
-    """Every step that can be had, and what is known of where one begins to differ."""
-    artifact = subject.artifact
-    target = artifact.manifest.target
-    name = str(target)
-    contest = arena.contest
-    images = _changed_most(subject, arena)
+def _shared(
+    subjects: Sequence[Subject],
+    work: Path,
+    source: Source,
+    arena: Arena,
+    options: VerifyOptions,
+    listener: Listener,
+) -> _Steps:
+    """Trace, simplify and rewrite anew, each step checked."""
+    contest, images = arena.contest, _changed_most(subjects, arena)
     ladder = Ladder(
         contest.inference(REFERENCE),
         images,
         arena.image_input,
-        subject.source.detector.thresholds,
+        source.detector.thresholds,
         contest.preparation(REFERENCE),
     )
-    climber = Climber(ladder, subject.unit, options.threads or available_threads())
-    with TemporaryDirectory(prefix="vadexport-") as work:
-        chosen = BuildImages(None, images, "the images that changed most", real=True)
-        graphs = Graphs(subject.source, arena.image_input, chosen, climber, Path(work), listener)
-        graph = graphs.of("fp32")
-        rungs = list(graph.rungs)
-        if graphs.undone is not None:
-            rungs.append(graphs.undone)
-        notes = [note for note in graphs.notes if "fell short" in note]
-        if (artifact.folder / GRAPH_FILE).exists():
-            step = _STEPS[target.precision]
-            rungs.append(climber.climb_graph(step, artifact.folder, target.precision))
-            if not rungs[-1].held and not notes:
-                call, _ = next(arena.image_input.batches(images[:1]))
-                with Child("comparison of two steps") as child:
-                    found = child.run(locate, graph.path, artifact.folder / GRAPH_FILE, call)
-                notes += [str(found)] if found else []
-    if name not in arena.proxied:
+    climber = Climber(ladder, subjects[0].unit, options.threads or available_threads())
+    chosen = BuildImages(None, images, "the images that changed most", real=True)
+    graphs = Graphs(source, arena.image_input, chosen, climber, work, listener)
+    graph = graphs.of("fp32")
+    undone = () if graphs.undone is None else (graphs.undone,)
+    notes = tuple(note for note in graphs.notes if "fell short" in note)
+    call, _ = next(arena.image_input.batches(images[:1]))
+    return _Steps(climber, graph, (*graph.rungs, *undone), notes, call, len(images))
+
+
+def _climbed(subject: Subject, steps: _Steps, arena: Arena) -> tuple[list[Rung], list[str]]:
+    """Every step of an artifact that can be had, and where one begins to differ."""
+    artifact, climber = subject.artifact, steps.climber
+    target = artifact.manifest.target
+    rungs, notes = list(steps.rungs), list(steps.notes)
+    if (artifact.folder / GRAPH_FILE).exists():
+        rungs.append(
+            climber.climb_graph(_STEPS[target.precision], artifact.folder, target.precision)
+        )
+        if not rungs[-1].held and not notes:
+            with Child("comparison of two steps") as child:
+                graph = artifact.folder / GRAPH_FILE
+                found = child.run(locate, steps.graph.path, graph, steps.call)
+            notes += [str(found)] if found else []
+    if str(target) not in arena.proxied:
         opened = opener(target, artifact.folder, climber.threads)
-        rungs.append(climber.climb("compiled", name, opened, target.precision))
+        rungs.append(climber.climb("compiled", str(target), opened, target.precision))
     return rungs, notes
 
 
-def _changed_most(subject: Subject, arena: Arena) -> np.ndarray:
-    """Pixels of the images, `[n, H, W, C]`: those that are not finite, then by drift and by map."""
-
-    def change(record: ImageRecord) -> tuple[bool, float]:
-        drift = abs(record.raw - record.reference_raw) / subject.unit.value
-        maps = (record.map_max or 0.0) / (record.map_range or 1.0)
-        return (not record.finite or record.flipped, max(drift, maps) if record.finite else 0.0)
-
-    chosen = sorted(subject.records, key=change, reverse=True)[:_MOST_IMAGES]
+def _changed_most(subjects: Sequence[Subject], arena: Arena) -> ImageArray:
+    """Pixels of the images that changed most in any of the artifacts, `[n, H, W, C]`."""
+    changes: dict[str, tuple[bool, float]] = {}
+    for subject in subjects:
+        for record in subject.records:
+            change = subject.change(record)
+            changes[record.name] = max(change, changes.get(record.name, change))
+    chosen = sorted(changes, key=changes.__getitem__, reverse=True)[:_MOST_IMAGES]
     channels = arena.image_input.channels
-    return np.stack([decode(arena.files[record.name].path, channels) for record in chosen])
+    return np.stack([decode(arena.files[name].path, channels) for name in chosen])
 
 
 def _elsewhere(artifact: Artifact) -> Iterator[str]:

@@ -71,10 +71,7 @@ def verify(options: VerifyOptions, listener: Listener) -> VerifyResult:
             _judge(artifact, source, found[name], (timed, rates), arena, options)
             for name, artifact in arena.artifacts.items()
         ]
-        verifications = [
-            _diagnosed(verification, artifact, source, arena, options, listener)
-            for verification, artifact in zip(judged, artifacts, strict=True)
-        ]
+        verifications = _diagnosed(judged, artifacts, source, arena, options, listener)
     for verification, folder in zip(verifications, reports, strict=True):
         for warning in (*verification.warnings, *write_reports(verification, folder)):
             listener.warn(warning)
@@ -186,20 +183,26 @@ def _judge(
 
 
 def _diagnosed(
-    verification: Verification,
-    artifact: Artifact,
+    verifications: Sequence[Verification],
+    artifacts: Sequence[Artifact],
     source: Source,
     arena: Arena,
     options: VerifyOptions,
     listener: Listener,
-) -> Verification:
+) -> list[Verification]:
     """The same with what is known of why parity fell short."""
-    if not explains([check.name for check in verification.checks if not check.held]):
-        return verification
-    listener.note(f"{verification.target} fell short: its steps are done again, to find where")
-    unit = DriftUnit(verification.drift_unit, verification.drift_unit_from)
-    subject = Subject(artifact, source, verification.records, unit)
-    return replace(verification, diagnosis=diagnose(subject, arena, options, listener))
+    subjects = {
+        v.target: Subject(artifact, v.records, DriftUnit(v.drift_unit, v.drift_unit_from))
+        for v, artifact in zip(verifications, artifacts, strict=True)
+        if explains([check.name for check in v.checks if not check.held])
+    }
+    if not subjects:
+        return list(verifications)
+    names = ", ".join(subjects)
+    listener.note(f"{names} fell short: steps of the build are done again, to find where")
+    found = diagnose(list(subjects.values()), source, arena, options, listener)
+    known = dict(zip(subjects, found, strict=True))
+    return [replace(v, diagnosis=known.get(v.target)) for v in verifications]
 
 
 def _drift_unit(manifest: Manifest, source: Source) -> DriftUnit:
