@@ -14,6 +14,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 
+# Each takes a processor and 2 GB of memory.
+WORKERS ?= 2
+
 GPU := $(shell nvidia-smi -L 2>/dev/null)
 # Of pip's output only what takes long; its errors go to stderr and are all shown.
 PROGRESS := awk '/Downloading .*[0-9][0-9]\.[0-9] MB/ { print "  downloading", $$2, $$3, $$4 } \
@@ -30,7 +33,7 @@ demo: $(VENV)/.demo-stamp ## fit, build and verify a detector on real factory im
 .PHONY: test
 test: check ## all checks, then all tests
 	@$(if $(GPU),,echo "test: tests marked gpu are left out: no NVIDIA GPU here")
-	@$(BIN)/python -m pytest -m '$(if $(GPU),,not gpu)'
+	@$(BIN)/python -m pytest -m '$(if $(GPU),,not gpu)' --numprocesses $(WORKERS) --dist loadfile
 
 .PHONY: test-fast
 test-fast: $(VENV)/.dev-stamp ## the tests that take seconds, and no checks

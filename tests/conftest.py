@@ -12,6 +12,11 @@ forbid_telemetry()
 # PyTorch's threads wait for each other in busy loops: on a machine with other work to do, tests of
 # small tensors take ten times as long with two threads as with one. Set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tests that run side by side each keep to a processor, and so does what they start: backends would
+# take all of them, and wait for each other.
+if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
+    processors = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {processors[int(worker[2:]) % len(processors)]})
 
 
 @pytest.fixture(scope="session")

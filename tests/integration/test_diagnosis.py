@@ -146,10 +146,16 @@ def test_wrong_preprocessing_in_the_graph(checkpoint, images, tmp_path, monkeypa
     assert found.ladder[0]["held"] != same
 
 
-def test_limits_that_are_stricter_than_those_of_steps(artifact, checkpoint, images, tmp_path):
+def test_limits_that_are_given(artifact, checkpoint, images, tmp_path):
     found = diagnosis(artifact, checkpoint, images, tmp_path, max_drift=1e-12).diagnosis
+    assert found.rung == "traced"
+    assert "limit 1e-12" in found.lines[0]
+
+
+def test_what_no_single_step_shows(artifact, checkpoint, images, tmp_path):
+    found = diagnosis(artifact, checkpoint, images, tmp_path, min_auroc_delta=0.5).diagnosis
     assert found.rung is None
-    assert "every step holds the limits of its precision" in found.lines[0]
+    assert "every step holds its limits" in found.lines[0]
 
 
 def test_an_artifact_of_another_detector(artifact, crops, images, tmp_path):

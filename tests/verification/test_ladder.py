@@ -12,6 +12,7 @@ from vadexport.detectors.steps import EagerPreprocessing, Normalise, Resize
 from vadexport.errors import BackendError, CheckError, InputError
 from vadexport.targets import Target
 from vadexport.verification.ladder import Ladder
+from vadexport.verification.limits import Limits
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,9 @@ def ladder(plain, crops):
 
 def climb(ladder, folder, unit=1.0, precision="fp32"):
     open_runner = opener(Target("onnxruntime", "fp32"), folder, 1)
-    return ladder.climb("traced", "onnxruntime:fp32 (traced)", open_runner, unit, precision)
+    return ladder.climb(
+        "traced", "onnxruntime:fp32 (traced)", open_runner, unit, Limits.of_rung(precision)
+    )
 
 
 def test_a_true_step_holds(ladder, folder):

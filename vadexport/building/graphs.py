@@ -1,5 +1,6 @@
 """The ONNX graphs of a build, each made when a target first needs it, and checked."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -41,15 +42,18 @@ class Climber:
         ladder: check images and the reference's outputs.
         unit: of drift.
         threads: that a step's runner may use.
+        limits: of steps by their precision, in place of the defaults.
     """
 
     ladder: Ladder
     unit: DriftUnit
     threads: int
+    limits: Mapping[str, Limits] = field(default_factory=dict)
 
     def climb(self, name: str, what: str, open_runner: RunnerOpener, precision: str) -> Rung:
         """Check what `open_runner` opens; `what` names it in errors."""
-        return self.ladder.climb(name, what, open_runner, self.unit.value, precision)
+        limits = self.limits.get(precision) or Limits.of_rung(precision)
+        return self.ladder.climb(name, what, open_runner, self.unit.value, limits)
 
     def climb_graph(self, name: str, folder: Path, precision: str) -> Rung:
         """Check the ONNX graph in a folder, run by ONNX Runtime on the processor."""

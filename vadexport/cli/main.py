@@ -94,6 +94,13 @@ def main() -> NoReturn:
     console = Console()
     heed_interruptions(console)
     try:
+        _run(console)
+    except KeyboardInterrupt:  # that came late, while an error was being told
+        _end_interrupted(console)
+
+
+def _run(console: Console) -> NoReturn:
+    try:
         status = cli.main(prog_name="vadexport", standalone_mode=False, obj=console)
         let_interruptions_end(console)
         sys.exit(status if isinstance(status, int) else 0)

@@ -94,7 +94,7 @@ class Ladder:
             )
 
     def climb(
-        self, name: str, what: str, open_runner: RunnerOpener, unit: float, precision: str
+        self, name: str, what: str, open_runner: RunnerOpener, unit: float, limits: Limits
     ) -> Rung:
         """Compare one step with the reference.
 
@@ -103,7 +103,7 @@ class Ladder:
             what: runs it, for errors.
             open_runner: opens it in a child process.
             unit: of drift.
-            precision: whose default limits judge it.
+            limits: that judge it.
 
         Raises:
             BackendError: it crashed or timed out.
@@ -117,7 +117,7 @@ class Ladder:
                 self._remembered, {name: infer}, named, self._image_input, self._thresholds
             )
         found = figures(records[name], unit)
-        return Rung(name, found, tuple(parity_checks(found, Limits.of_rung(precision))))
+        return Rung(name, found, tuple(parity_checks(found, limits)))
 
     def check_preprocessing(self, rung: Rung, graph: Path) -> Rung:
         """Compare, for a rung, the tensor that its graph's network is given, on a few images.

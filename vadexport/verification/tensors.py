@@ -31,7 +31,10 @@ def tensor_values(
     session = onnxruntime.InferenceSession(
         shown.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    return dict(zip(names, session.run(list(names), {INPUT_NAME: call}), strict=True))
+    (given,) = model.graph.input
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(given.type.tensor_type.elem_type)
+    fed = {INPUT_NAME: call.astype(dtype, copy=False)}  # graphs for TensorRT take no uint16
+    return dict(zip(names, session.run(list(names), fed), strict=True))
 
 
 def preprocessed_by(graph: Path, call: Call) -> np.ndarray | None:

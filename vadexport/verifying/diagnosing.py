@@ -26,6 +26,7 @@ from vadexport.machine import processor_name, tool_versions
 from vadexport.sources import Source
 from vadexport.verification.drift import DriftUnit
 from vadexport.verification.ladder import Ladder, Rung
+from vadexport.verification.limits import Limits
 from vadexport.verification.locating import locate
 from vadexport.verification.parity import ImageRecord
 from vadexport.verification.proxy import GRAPH_FILE
@@ -127,8 +128,8 @@ def _diagnosed(subject: Subject, steps: _Steps, arena: Arena) -> Diagnosis:
     if first is None:
         these = "the image" if steps.images == 1 else f"the {steps.images} images"
         words.append(
-            f"every step holds the limits of its precision on {these} that changed most: what fell "
-            "short is stricter, or a sum over all images"
+            f"every step holds its limits of drift and maps on {these} that changed most: what fell "
+            "short is judged over all images"
         )
     else:
         lines = "; ".join(check.line for check in first.checks if not check.held)
@@ -156,7 +157,12 @@ def _shared(
         source.detector.thresholds,
         contest.preparation(REFERENCE),
     )
-    climber = Climber(ladder, subjects[0].unit, options.threads or available_threads())
+    # The user's limits are the artifacts': steps on the way to another precision keep the defaults.
+    given = {name: options.limits.get(name) for name in ("max_drift", "max_map_drift")}
+    precisions = {subject.artifact.manifest.target.precision for subject in subjects}
+    limits = {name: Limits.of_rung(name).overridden(**given) for name in precisions}
+    threads = options.threads or available_threads()
+    climber = Climber(ladder, subjects[0].unit, threads, limits)
     chosen = BuildImages(None, images, "the images that changed most", real=True)
     graphs = Graphs(source, arena.image_input, chosen, climber, work, listener)
     graph = graphs.of("fp32")

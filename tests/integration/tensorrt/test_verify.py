@@ -77,7 +77,7 @@ def test_a_proxy_has_the_precision_of_its_graph(vadexport, engine, words, tmp_pa
 @pytest.mark.parametrize("limit", ["--min-speedup", "--max-latency-ms"])
 def test_a_proxy_is_no_measurement_of_speed(vadexport, engine, words, limit):
     refused = vadexport("verify", engine("tensorrt-rtx:fp32"), *words, "--proxy", limit, "2")
-    assert_refused(refused, 2, "a limit on speed or memory needs a measurement", "GPU is")
+    assert_refused(refused, 2, "needs a measurement", "GPU is")
 
 
 def test_beside_others_only_they_are_timed(vadexport, engine, words, tmp_path):
