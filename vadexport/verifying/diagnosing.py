@@ -128,8 +128,8 @@ def _diagnosed(subject: Subject, steps: _Steps, arena: Arena) -> Diagnosis:
     if first is None:
         these = "the image" if steps.images == 1 else f"the {steps.images} images"
         words.append(
-            f"every step holds its limits of drift and maps on {these} that changed most: what fell "
-            "short is judged over all images"
+            f"every step holds its limits of drift and maps on {these} that changed most: what "
+            "fell short is judged over all images"
         )
     else:
         lines = "; ".join(check.line for check in first.checks if not check.held)
