@@ -104,7 +104,11 @@ def diff(before: Path, after: Path) -> Diff:
     return Diff(
         build=tuple(_build_changes(first.manifest, second.manifest)),
         figures=tuple(_figure_changes(first, second)),
-        images=tuple(one for one in images if one.drift)[:_MOST_IMAGES],
+        images=tuple(
+            one
+            for number, one in enumerate(images)
+            if one.decision or (one.drift and number < _MOST_IMAGES)
+        ),
         shared=len(images),
         decisions=sum(one.decision for one in images),
         worse=tuple(_worse(first, second)),

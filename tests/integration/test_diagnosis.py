@@ -92,17 +92,19 @@ def read_input(artifacts):
     return read_manifest(artifacts / "openvino-fp32").image_input
 
 
-def test_a_quantised_graph_that_was_changed(artifacts, checkpoint, images, tmp_path):
-    def change(folder):
-        model = onnx.load(folder / "model.onnx")
-        scales = {node.input[1] for node in model.graph.node if node.op_type == "QuantizeLinear"}
-        for tensor in model.graph.initializer:
-            if tensor.name in scales:  # a quarter of the range: activations are clipped
-                small = (numpy_helper.to_array(tensor) / 4).astype(np.float32)
-                tensor.CopyFrom(numpy_helper.from_array(small, tensor.name))
-        onnx.save(model, folder / "model.onnx")
+def clipped(folder):
+    """Activations of an INT8 graph get a quarter of their range."""
+    model = onnx.load(folder / "model.onnx")
+    scales = {node.input[1] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+    for tensor in model.graph.initializer:
+        if tensor.name in scales:
+            small = (numpy_helper.to_array(tensor) / 4).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(small, tensor.name))
+    onnx.save(model, folder / "model.onnx")
 
-    changed = resealed(artifacts / "onnxruntime-int8", tmp_path / "a", change)
+
+def test_a_quantised_graph_that_was_changed(artifacts, checkpoint, images, tmp_path):
+    changed = resealed(artifacts / "onnxruntime-int8", tmp_path / "a", clipped)
     found = diagnosis(changed, checkpoint, images, tmp_path / "report").diagnosis
     assert found.rung == "quantised"
     assert "the difference begins at" in " ".join(found.lines)
@@ -166,3 +168,50 @@ def test_an_artifact_of_another_detector(artifact, crops, images, tmp_path):
     found = diagnosis(artifact, tmp_path / "other.safetensors", images, tmp_path / "report")
     assert any("was built from another file" in warning for warning in found.warnings)
     assert found.diagnosis.rung == "graph"
+
+
+def test_images_without_finite_scores_leave_room_for_others(artifact, checkpoint, images, tmp_path):
+    scores = [one.raw for one in diagnosis(artifact, checkpoint, images, tmp_path / "r").records]
+    highest = np.array([np.sort(scores)[-9]], np.float32)  # eight lie above
+
+    def change(folder):
+        model = onnx.load(folder / "model.onnx")
+        for node in model.graph.node:
+            for names in (node.input, node.output):
+                for number, name in enumerate(names):
+                    names[number] = "raw" if name == "raw_score" else name
+        constants = {"limit": highest, "nothing": [np.nan], "factor": [1.2]}
+        for name, value in constants.items():
+            tensor = numpy_helper.from_array(np.array(value, np.float32), name)
+            model.graph.initializer.append(tensor)
+        model.graph.node.extend(
+            [
+                onnx.helper.make_node("Greater", ["raw", "limit"], ["above"]),
+                onnx.helper.make_node("Mul", ["raw", "factor"], ["moved"]),
+                onnx.helper.make_node("Where", ["above", "nothing", "moved"], ["raw_score"]),
+            ]
+        )
+        onnx.save(model, folder / "model.onnx")
+
+    changed = resealed(artifact, tmp_path / "a", change)
+    found = diagnosis(changed, checkpoint, images, tmp_path / "report")
+    assert found.figures.not_finite == 8
+    assert found.diagnosis.rung == "graph"
+    assert {check.name for check in found.checks if not check.held} >= {"finite", "drift"}
+
+
+def test_each_of_several_artifacts_is_looked_into(artifacts, checkpoint, images, tmp_path):
+    def change(folder):
+        model = onnx.load(folder / "model.onnx")
+        other_convolution(model)
+        onnx.save(model, folder / "model.onnx")
+
+    (tmp_path / "two").mkdir()
+    resealed(artifacts / "onnxruntime-int8", tmp_path / "two" / "a", clipped)
+    resealed(artifacts / "onnxruntime-fp32", tmp_path / "two" / "b", change)
+    options = VerifyOptions(
+        tmp_path / "two", checkpoint, str(images), rounds=0, report=tmp_path / "report"
+    )
+    found = {v.target: v.diagnosis for v in verify(options, Listener()).verifications}
+    assert found["onnxruntime:fp32"].rung == "graph"
+    assert found["onnxruntime:int8"].rung == "quantised"

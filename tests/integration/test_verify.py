@@ -166,3 +166,12 @@ def test_enough_images_are_not_warned_of(vadexport, artifacts, plain_words, imag
     folder = artifacts / "onnxruntime-fp32"
     verified = vadexport("verify", folder, *plain_words, "--images", tmp_path)
     assert "are few" not in verified.err
+
+
+def test_a_folder_that_takes_no_report_is_found_before_any_work(
+    vadexport, artifact, checkpoint, images
+):
+    words = ("--reference", checkpoint, "--images", images, "--report", "/proc/report")
+    refused = vadexport("verify", artifact, *words)
+    assert_refused(refused, 2, "cannot write the report /proc/report")
+    assert "parity" not in refused.err

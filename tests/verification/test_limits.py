@@ -83,7 +83,7 @@ def test_lines_give_measured_and_limit():
     assert lines["map"] == (
         "largest difference of a map, as a fraction of the maps' range, 0.1, limit 0.1"
     )
-    assert lines["flips"] == "3 of 100 decisions flipped (3.0%), limit 2.0%"
+    assert lines["flips"] == "3 of 100 decisions flipped (3.00%), limit 2.0%"
     assert lines["spearman"] == "Spearman 0.99500, limit 0.995"
     assert lines["auroc"] == "AUROC 0.9825, reference 0.9875 (-0.0050), limit -0.0051"
     assert lines["finite"] == "0 of 100 images have scores that are not finite"
@@ -98,7 +98,7 @@ def test_a_line_never_shows_a_limit_as_what_was_measured_beyond_it():
 
 def timed(median_ms, disturbed_calls=0.0, name="a"):
     execution = Execution("backend", "float32", "a processor", 2)
-    return LatencyFigures(name, execution, median_ms, median_ms, (median_ms,), disturbed_calls)
+    return LatencyFigures(name, execution, median_ms, median_ms, 10 * (median_ms,), disturbed_calls)
 
 
 class TestLatency:
@@ -109,7 +109,22 @@ class TestLatency:
         for limit, wanted in [(2.5, True), (2.51, False), (3.0, False)]:
             (check,) = latency_checks(*self.both, self.speedup, Limits(min_speedup=limit))
             assert (check.name, check.held) == ("speedup", wanted)
-        assert "speed-up 3.00, 95% interval from 2.50, limit 3" in check.line
+        assert "speed-up 3.000, 95% interval from 2.500, limit 3" in check.line
+
+    def test_fewer_than_five_rounds_prove_nothing(self):
+        limits = Limits(min_speedup=1.0, max_latency_ms=100.0)
+        for rounds, wanted in [(1, False), (4, False), (5, True)]:
+            artifact = replace(self.both[0], samples_ms=rounds * (10.0,))
+            checks = latency_checks(artifact, self.both[1], self.speedup, limits)
+            assert [check.held for check in checks] == [wanted, wanted]
+
+    def test_the_interval_of_the_median_must_not_exceed_the_latency(self):
+        samples = (8.0, 9.0, 9.5, 10.0, 10.0, 10.5, 11.0, 30.0, 31.0)
+        artifact = replace(self.both[0], samples_ms=samples)
+        (check,) = latency_checks(artifact, self.both[1], self.speedup, Limits(max_latency_ms=10.1))
+        assert not check.held
+        limits = Limits(max_latency_ms=31.0)
+        assert latency_checks(artifact, self.both[1], self.speedup, limits)[0].held
 
     def test_the_median_must_not_exceed_the_latency(self):
         for limit, wanted in [(10.0, True), (9.99, False)]:
@@ -132,7 +147,7 @@ class TestLatency:
             limits = Limits(min_speedup=limit)
             (check,) = latency_checks(artifact, self.both[1], self.speedup, limits)
             assert check.held == wanted
-        assert f"interval from 2.50, A/A floor {floor:.3f}, limit" in check.line
+        assert f"interval from 2.500, divided by the A/A floor {floor:.3f}: " in check.line
 
     def test_what_differs_from_itself_is_called_disturbed(self):
         quiet = replace(self.both[0], again=Interval(1.0, 0.96, 1.05))

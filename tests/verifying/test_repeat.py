@@ -60,6 +60,7 @@ class TestCheck:
     def test_a_decision_that_changes_or_no_number_does_not_hold(self):
         assert not repeat_check(figures(records([0.0, 0.0], flip=True), 1.0)).held
         assert not repeat_check(figures(records([0.0, float("nan")]), 1.0)).held
+        assert not repeat_check(None).held
 
 
 @pytest.mark.parametrize("repeat", [0, 2])

@@ -46,10 +46,12 @@ if TYPE_CHECKING:
 @click.option(
     "--min-speedup",
     type=NumberType(min=0, min_open=True),
-    help="Over the reference; the 95% interval must clear it.",
+    help="Over the reference; the 95% interval, divided by the A/A floor, must clear it.",
 )
 @click.option(
-    "--max-latency-ms", type=NumberType(min=0, min_open=True), help="Of the median of one call."
+    "--max-latency-ms",
+    type=NumberType(min=0, min_open=True),
+    help="Of the median of one call; its 95% interval must clear it.",
 )
 @click.option(
     "--min-auroc-delta",

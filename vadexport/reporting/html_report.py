@@ -280,11 +280,14 @@ def _exhibits(v: Verification) -> list[tuple[Exhibit, float, ExhibitPictures]]:
 
 
 def _notable(v: Verification) -> list[_ImageRow]:
-    """Images without a finite score, flips, and the largest drifts, in this order."""
+    """Images without a finite score, flips from the threshold on, and the largest drifts."""
     rows = [_ImageRow(one, _drift(one, v), "not finite") for one in v.records if not one.finite]
     finite = [one for one in v.records if one.finite]
     finite.sort(key=lambda record: abs(_drift(record, v)), reverse=True)
-    rows += [_ImageRow(one, _drift(one, v), "flip") for one in finite if one.flipped]
+    flipped = [one for one in finite if one.flipped]
+    if v.threshold is not None:
+        flipped.sort(key=lambda record: abs(record.reference_raw - (v.threshold or 0.0)))
+    rows += [_ImageRow(one, _drift(one, v), "flip") for one in flipped]
     steady = [one for one in finite if not one.flipped][:_LARGEST_DRIFTS]
     rows += [_ImageRow(one, _drift(one, v), "large drift") for one in steady]
     return rows[:_NOTABLE]

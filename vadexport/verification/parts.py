@@ -58,8 +58,10 @@ def decoding_ms(files: Sequence[ImageFile], image_input: ImageInput) -> float:
 
     Files that cannot be read do not count; they have been named before.
     """
-    taken = []
-    for file in files[:_DECODED]:
+    taken: list[float] = []
+    for file in files:
+        if len(taken) == _DECODED:
+            break
         start = time.perf_counter()
         try:
             decode(file.path, image_input.channels)

@@ -151,9 +151,9 @@ class Arena:
             call_ms=timed[name].median_ms,
         )
 
-    def digests(self, records: Sequence[ImageRecord]) -> frozenset[str]:
-        """Which images the records are of."""
-        return frozenset(image_digest(self.files[record.name].path) for record in records)
+    def digests(self, records: Sequence[ImageRecord]) -> dict[str, str]:
+        """Names of the images that the records are of, by their digests."""
+        return {image_digest(self.files[record.name].path): record.name for record in records}
 
     def exhibit(self, name: str, record: ImageRecord, why: str) -> Exhibit:
         """Run one image again, to keep its maps."""

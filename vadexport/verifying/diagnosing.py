@@ -6,6 +6,7 @@ first step that falls short there is where to look.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -193,14 +194,20 @@ def _climbed(subject: Subject, steps: _Steps, arena: Arena) -> tuple[list[Rung],
 
 
 def _changed_most(subjects: Sequence[Subject], arena: Arena) -> ImageArray:
-    """Pixels of the images that changed most in any of the artifacts, `[n, H, W, C]`."""
-    changes: dict[str, tuple[bool, float]] = {}
+    """Pixels `[n, H, W, C]` of the images that changed most, of each artifact in turn.
+
+    Half of them at most have no finite scores: those say nothing of how far a step is off.
+    """
+    orders = []
     for subject in subjects:
-        for record in subject.records:
-            change = subject.change(record)
-            changes[record.name] = max(change, changes.get(record.name, change))
-    chosen = sorted(changes, key=changes.__getitem__, reverse=True)[:_MOST_IMAGES]
+        order = sorted(subject.records, key=subject.change, reverse=True)
+        finite = [record.name for record in order if record.finite]
+        other = [record.name for record in order if not record.finite][: _MOST_IMAGES // 2]
+        orders.append([*other, *finite])
+    most = max(_MOST_IMAGES, 2 * len(subjects))
+    names = list(dict.fromkeys(chain.from_iterable(zip_longest(*orders))))
     channels = arena.image_input.channels
+    chosen = [name for name in names if name is not None][:most]
     return np.stack([decode(arena.files[name].path, channels) for name in chosen])
 
 

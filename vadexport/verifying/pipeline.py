@@ -1,6 +1,7 @@
 """The steps of a verification."""
 
 import hashlib
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -38,6 +39,8 @@ _WORST_EXHIBITS = 4
 _NEAREST_EXHIBITS = 2
 _RANDOM_EXHIBITS = 2
 _FEW_IMAGES = 20
+#: Images that a warning names.
+_NAMED = 5
 
 
 def verify(options: VerifyOptions, listener: Listener) -> VerifyResult:
@@ -81,7 +84,7 @@ def verify(options: VerifyOptions, listener: Listener) -> VerifyResult:
 def _report_folder(
     artifact: Artifact, artifacts: Sequence[Artifact], options: VerifyOptions
 ) -> Path:
-    """Where the artifact's report goes; raises InputError where a file is in the way."""
+    """Where the artifact's report goes; raises InputError where it cannot go there."""
     folder = artifact.folder / REPORT_FOLDER
     if options.report is not None:
         folder = options.report / (artifact.folder.name if len(artifacts) > 1 else "")
@@ -91,7 +94,11 @@ def _report_folder(
         raise InputError(f"cannot write the report {folder}: {error.strerror}") from None
     if there is not None and not there.is_dir():
         raise InputError(f"cannot write the report {folder}: {there} is a file")
-    return folder
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            return folder
+    except OSError as error:
+        raise InputError(f"cannot write the report {folder}: {error.strerror}") from None
 
 
 def _judge(
@@ -110,7 +117,9 @@ def _judge(
     unit = _drift_unit(manifest, source)
     found = figures(records, unit.value)
     limits = Limits.of_precision(manifest.target.precision).overridden(**options.limits)
-    checks = [*parity_checks(found, limits), repeat_check(figures(images.again, unit.value))]
+    finite = any(record.finite for record in images.again)
+    again = figures(images.again, unit.value) if finite else None
+    checks = [*parity_checks(found, limits), repeat_check(again)]
     planted = None
     if images.planted is not None:
         planted = weigh_planted(images.planted, unit.value)
@@ -274,16 +283,20 @@ def _in_words(image_input: ImageInput, map_size: tuple[int, int] | None) -> str:
     return f"{camera} and gives {maps}"
 
 
-def _overlap_warnings(artifact: Artifact, source: Source, verified: frozenset[str]) -> list[str]:
+def _overlap_warnings(artifact: Artifact, source: Source, verified: dict[str, str]) -> list[str]:
     """Images that the detector or the artifact has seen before prove nothing about new ones."""
     calibration = artifact.manifest.calibration
     seen = {
         "trained the detector": source.detector.fitted_on,
         f"calibrated {artifact.manifest.target}": calibration.image_digests if calibration else (),
     }
-    counts = {what: len(verified.intersection(digests)) for what, digests in seen.items()}
+    names = {
+        what: [verified[digest] for digest in digests if digest in verified]
+        for what, digests in seen.items()
+    }
     return [
-        f"{count} of the verified images also {what}: parity on them says less about new images"
-        for what, count in counts.items()
-        if count
+        f"{len(found)} of the verified images also {what}: parity on them says less about new "
+        f"images ({', '.join(sorted(found)[:_NAMED])}{', …' if len(found) > _NAMED else ''})"
+        for what, found in names.items()
+        if found
     ]
