@@ -90,6 +90,17 @@ def test_one_colour_all_over_is_constant(chosen):
         chosen([red] * 8, image_input=ImageInput(24, 32, 3))
 
 
+def test_of_many_images_unlike_ones_calibrate(chosen):
+    # 110 of low contrast and 30 of all kinds: of 124 candidates 100 calibrate.
+    dull = [image // 16 + 100 for image in noise(110)]
+    images, warnings = chosen([*dull, *noise(30, seed=1)])
+    assert warnings == []
+    checks = {file.name for file in images.calibration.check}
+    kinds = {f"{number}.png" for number in range(110, 140)} - checks
+    assert kinds <= {file.name for file in images.calibration.calibrate}
+    assert len(images.calibration.calibrate) == 100
+
+
 def test_some_constant_images_are_named(chosen):
     images, (warning,) = chosen([*noise(30), *flat(0, 7)])
     names = {file.name for file in images.calibration.calibrate} & {"30.png", "31.png"}

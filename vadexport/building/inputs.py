@@ -1,12 +1,15 @@
 """The images that a build calibrates and checks with."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vadexport.building.options import BuildOptions
 from vadexport.calibration import CalibrationSet, choose_calibration_set
 from vadexport.calibration.contents import contents
+from vadexport.calibration.diversity import description
 from vadexport.calibration.sets import FEW_IMAGES
 from vadexport.contract import ImageArray, ImageInput
 from vadexport.errors import InputError
@@ -62,7 +65,11 @@ def build_images(options: BuildOptions, image_input: ImageInput, listener: Liste
         return BuildImages(None, checks, words, real=False)
     files = _readable(training_images(options.calibration), image_input, options, listener)
     _check_sizes(files, image_input)
-    chosen = choose_calibration_set(files, calibrates=calibrates)
+    chosen = choose_calibration_set(
+        files,
+        calibrates=calibrates,
+        describe=lambda candidates: _descriptions(candidates, image_input, listener),
+    )
     if sets_ranges(options):
         _check_contents(chosen, image_input, listener)
     loaded = load_images(chosen.check, image_input)
@@ -71,6 +78,16 @@ def build_images(options: BuildOptions, image_input: ImageInput, listener: Liste
     if calibrates:
         words += " apart from calibration" if chosen.disjoint else ", which also calibrated"
     return BuildImages(chosen, checks, words, real=True)
+
+
+def _descriptions(
+    files: Sequence[ImageFile], image_input: ImageInput, listener: Listener
+) -> NDArray[np.float32]:
+    found = []
+    for _, image in load_images(files, image_input):
+        found.append(description(image))
+        listener.step("choose images", len(found), len(files))
+    return np.stack(found)
 
 
 def sets_ranges(options: BuildOptions) -> bool:
