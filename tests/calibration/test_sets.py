@@ -1,11 +1,13 @@
 import hashlib
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vadexport.calibration import choose_calibration_set
-from vadexport.calibration.sets import MAX_CHECK_IMAGES, MAX_IMAGES
+from vadexport.calibration.diversity import spread_out
+from vadexport.calibration.sets import MAX_CANDIDATES, MAX_CHECK_IMAGES, MAX_IMAGES
 from vadexport.errors import InputError
 from vadexport.images import ImageFile
 
@@ -57,6 +59,44 @@ def test_is_spread_over_the_images():
     chosen = choose_calibration_set(files(1000))
     numbers = sorted(int(image.name.removesuffix(".png")) for image in chosen.calibrate)
     assert all(any(low <= n < low + 250 for n in numbers) for low in range(0, 1000, 250))
+
+
+class TestDiverse:
+    """Images described by the cube of their number."""
+
+    def describe(self, candidates):
+        numbers = [float(file.name.removesuffix(".png")) for file in candidates]
+        return np.array(numbers, np.float32)[:, None] ** 3
+
+    def chosen(self, count, seed=0):
+        described = []
+
+        def describe(candidates):
+            described.extend(candidates)
+            return self.describe(candidates)
+
+        return choose_calibration_set(files(count), seed=seed, describe=describe), described
+
+    @pytest.mark.parametrize("count", [1, 30, 116])
+    def test_few_enough_images_are_not_described(self, count):
+        chosen, described = self.chosen(count)
+        assert described == []
+        assert chosen == choose_calibration_set(files(count))
+
+    @given(count=st.integers(117, 600), seed=seeds)
+    def test_of_many_the_most_unlike_calibrate(self, count, seed):
+        chosen, described = self.chosen(count, seed)
+        assert len(described) == min(count - MAX_CHECK_IMAGES, MAX_CANDIDATES)
+        assert set(chosen.calibrate) <= set(described)
+        assert not set(chosen.check) & set(described)
+        assert len(set(chosen.calibrate)) == MAX_IMAGES
+        points = self.describe(described)
+        assert chosen.calibrate == tuple(described[n] for n in spread_out(points, MAX_IMAGES))
+        assert described[points.argmax()] in chosen.calibrate
+        assert chosen == self.chosen(count, seed)[0]
+
+    def test_the_seed_decides(self):
+        assert self.chosen(600, 1)[0].calibrate != self.chosen(600, 2)[0].calibrate
 
 
 def test_no_image_is_an_error():

@@ -155,6 +155,19 @@ def test_few_calibration_images_are_warned_of(vadexport, checkpoint, good, tmp_p
     assert (tmp_path / "a" / "manifest.json").is_file()
 
 
+def test_defects_among_the_normal_images_are_named(vadexport, checkpoint, images, good, tmp_path):
+    for path in (images / "scratch").iterdir():
+        (good / f"scratch{path.name}").write_bytes(path.read_bytes())
+    result = vadexport(
+        *("build", checkpoint, "-o", tmp_path / "a", "--target", "onnxruntime:int8"),
+        *("--calibration", good),
+    )
+    (warning,) = [line for line in result.err.splitlines() if line.startswith("warning")]
+    assert "of 16 normal images look like defects to the detector" in warning
+    assert all(f"scratch{number}.png" in warning for number in range(4))
+    assert (tmp_path / "a" / "manifest.json").is_file()
+
+
 def test_an_unknown_target(vadexport, checkpoint, tmp_path):
     result = vadexport("build", checkpoint, "-o", tmp_path / "a", "--target", "abacus:fp32")
     assert_refused(result, 2, "abacus")

@@ -16,6 +16,7 @@ from vadexport.detectors.checkpoint import save_detector
 from vadexport.detectors.patchcore import PatchCoreConfig, fit
 from vadexport.fitting import FitOptions
 from vadexport.fitting import fit as fit_files
+from vadexport.images import image_digest
 from vadexport.listening import Listener
 
 
@@ -126,6 +127,15 @@ def test_images_that_were_seen_before_are_counted(vadexport, images, tmp_path):
     warnings = found["parity"]["warnings"]
     assert warnings[0].startswith("12 of the verified images also trained the detector")
     assert warnings[1].startswith("9 of the verified images also calibrated onnxruntime:int8")
+    calibrated = {
+        image_digest(images / "good" / f"{number}.png"): f"good/{number}.png"
+        for number in range(12)
+    }
+    manifest = read_manifest(tmp_path / "a")
+    names = sorted(calibrated[digest] for digest in manifest.calibration.image_digests)
+    named = warnings[1].split("(")[1].split(", …")[0].split(", ")
+    assert named == names[: len(named)]
+    assert len(named) > 2
     assert verified.err.count("of the verified images also") == 2
 
 

@@ -1,11 +1,15 @@
 """The images that a build calibrates and checks with."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vadexport.building.options import BuildOptions
 from vadexport.calibration import CalibrationSet, choose_calibration_set
+from vadexport.calibration.contents import contents
+from vadexport.calibration.diversity import description
 from vadexport.calibration.sets import FEW_IMAGES
 from vadexport.contract import ImageArray, ImageInput
 from vadexport.errors import InputError
@@ -19,8 +23,11 @@ from vadexport.images import (
 )
 from vadexport.images.generated import generated_images
 from vadexport.listening import Listener
+from vadexport.targets import AUTO
 
 _GENERATED_CHECKS = 8
+#: Names in a warning.
+_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -58,18 +65,58 @@ def build_images(options: BuildOptions, image_input: ImageInput, listener: Liste
         return BuildImages(None, checks, words, real=False)
     files = _readable(training_images(options.calibration), image_input, options, listener)
     _check_sizes(files, image_input)
-    chosen = choose_calibration_set(files, calibrates=calibrates)
-    if int8 and len(chosen.calibrate) < FEW_IMAGES:
-        listener.warn(
-            f"{len(chosen.calibrate)} calibration images are few: INT8 ranges need at least "
-            f"{FEW_IMAGES}, better 50"
-        )
+    chosen = choose_calibration_set(
+        files,
+        calibrates=calibrates,
+        describe=lambda candidates: _descriptions(candidates, image_input, listener),
+    )
+    if sets_ranges(options):
+        _check_contents(chosen, image_input, listener)
     loaded = load_images(chosen.check, image_input)
     checks = np.stack([image for _, image in loaded])
     words = f"{len(checks)} normal images"
     if calibrates:
         words += " apart from calibration" if chosen.disjoint else ", which also calibrated"
     return BuildImages(chosen, checks, words, real=True)
+
+
+def _descriptions(
+    files: Sequence[ImageFile], image_input: ImageInput, listener: Listener
+) -> NDArray[np.float32]:
+    found = []
+    for _, image in load_images(files, image_input):
+        found.append(description(image))
+        listener.step("choose images", len(found), len(files))
+    return np.stack(found)
+
+
+def sets_ranges(options: BuildOptions) -> bool:
+    """Whether calibration images set, or may set, INT8 ranges."""
+    return any(target.precision in ("int8", AUTO) for target in options.targets)
+
+
+def _check_contents(chosen: CalibrationSet, image_input: ImageInput, listener: Listener) -> None:
+    """Refuse images that can set no range; warn of those that set poor ones."""
+    found = contents(chosen.calibrate, image_input)
+    if len(found.constant) == found.images:
+        raise InputError(
+            f"all {found.images} calibration images are of one gray level or colour each, so that "
+            f"INT8 ranges cannot be set: give normal images of the product"
+        )
+    if found.constant:
+        listener.warn(
+            f"{len(found.constant)} of {found.images} calibration images are of one gray level or "
+            f"colour each ({', '.join(found.constant[:_NAMED])}"
+            f"{', …' if len(found.constant) > _NAMED else ''}): leave them out"
+        )
+    if found.distinct >= FEW_IMAGES:
+        return
+    if found.distinct == found.images:
+        many = f"{found.images} calibration images are few"
+    else:
+        pictures = "one picture" if found.distinct == 1 else f"{found.distinct} pictures"
+        many = f"the {found.images} calibration images are copies of {pictures}"
+    listener.warn(f"{many}: INT8 ranges need at least {FEW_IMAGES} images, better 50")
 
 
 def _check_sizes(files: list[ImageFile], image_input: ImageInput) -> None:

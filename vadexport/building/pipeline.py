@@ -23,8 +23,9 @@ from vadexport.backends.child import Child
 from vadexport.backends.registry import get_backend, opener
 from vadexport.backends.tensorrt.library import check_settings
 from vadexport.building.graphs import Climber, Graphs
-from vadexport.building.inputs import BuildImages, build_images
+from vadexport.building.inputs import BuildImages, build_images, sets_ranges
 from vadexport.building.options import BuildOptions, BuildResult, BuiltTarget
+from vadexport.building.suspects import warn_of_defects
 from vadexport.calibration import require_nncf
 from vadexport.errors import (
     BackendError,
@@ -80,6 +81,15 @@ def build(options: BuildOptions, listener: Listener) -> BuildResult:
                 child_preparation(child),
             )
             listener.step("reference", 1, 1)
+            if images.calibration and source.detector.thresholds and sets_ranges(options):
+                warn_of_defects(
+                    images.calibration,
+                    ladder.reference_scores.tolist(),
+                    child_inference(child),
+                    image_input,
+                    source.detector.thresholds,
+                    listener,
+                )
             climber = Climber(ladder, _drift_unit(source, images, ladder), threads)
             graphs = Graphs(source, image_input, images, climber, staging.work, listener)
             builder = _Builder(graphs, options)

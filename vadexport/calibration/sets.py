@@ -1,12 +1,14 @@
 """Calibration sets: the normal images that INT8 ranges are read from."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vadexport.artifact import CalibrationEntry
+from vadexport.calibration.diversity import spread_out
 from vadexport.errors import InputError
 from vadexport.images import ImageFile, image_digest
 
@@ -14,7 +16,12 @@ from vadexport.images import ImageFile, image_digest
 FEW_IMAGES = 8
 #: Bounds the time that calibration takes.
 MAX_IMAGES = 100
+#: Bounds the time that choosing takes: a diverse subset needs no more to choose from.
+MAX_CANDIDATES = 400
 MAX_CHECK_IMAGES = 16
+
+#: Of images, a description each: `[n, D]`.
+Describe = Callable[[Sequence[ImageFile]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -44,15 +51,27 @@ class CalibrationSet:
 
 
 def choose_calibration_set(
-    images: Sequence[ImageFile], *, calibrates: bool = True, seed: int = 0
+    images: Sequence[ImageFile],
+    *,
+    calibrates: bool = True,
+    seed: int = 0,
+    describe: Describe | None = None,
 ) -> CalibrationSet:
-    """Split normal images at random into calibration and check images.
+    """Split normal images into calibration and check images.
 
-    A quarter of them, at most 16, check; of the rest at most 100 calibrate. Where none needs to
-    calibrate, at most 16 check.
+    A quarter of them, at most 16, check, chosen at random. Of the rest at most 100 calibrate: of
+    400 at random those that are described as least alike, which reach ranges that held-out images
+    leave more seldom (benchmarks/calibration_sets.py). Where none needs to calibrate, at most 16
+    check.
+
+    Args:
+        images: normal ones.
+        calibrates: whether any of them needs to.
+        seed: of the choice.
+        describe: images, where more than 100 could calibrate; None leaves that to chance.
 
     Raises:
-        InputError: there is no image.
+        InputError: there is no image; what `describe` raises.
     """
     if not images:
         raise InputError("the calibration set holds no normal image")
@@ -61,6 +80,10 @@ def choose_calibration_set(
     if not calibrates:
         return CalibrationSet((), tuple(shuffled[:MAX_CHECK_IMAGES]), seed)
     checks = min(MAX_CHECK_IMAGES, len(images) // 4)
-    calibrate = tuple(shuffled[checks : checks + MAX_IMAGES])
+    rest = shuffled[checks:]
+    if describe is not None and len(rest) > MAX_IMAGES:
+        candidates = rest[:MAX_CANDIDATES]
+        rest = [candidates[index] for index in spread_out(describe(candidates), MAX_IMAGES)]
+    calibrate = tuple(rest[:MAX_IMAGES])
     check = tuple(shuffled[:checks]) or calibrate[:MAX_CHECK_IMAGES]
     return CalibrationSet(calibrate, check, seed)
