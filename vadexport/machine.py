@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 _PROCESSORS = Path("/sys/devices/system/cpu")
-_TOOLS = ("numpy", "torch", "onnx", "onnxsim", "onnxruntime", "openvino", "nncf")
+_TOOLS = ("numpy", "torch", "onnx", "onnxsim", "onnxruntime", "openvino")
 
 
 def processor_name() -> str:

@@ -10,10 +10,12 @@ _SYNTAX: Final = re.compile(
     r"(?P<backend>[a-z][a-z0-9-]*):(?P<precision>[a-z][a-z0-9]*)(@(?P<device>[a-z0-9+]+))?"
 )
 
+#: The backend's fastest precision whose scores hold; `build` finds it.
+AUTO: Final = "auto"
 #: Precisions that each backend can be asked for, in the order they are listed to users.
 PRECISIONS: Final[dict[str, tuple[str, ...]]] = {
-    "openvino": ("fp32", "int8"),
-    "onnxruntime": ("fp32", "int8"),
+    "openvino": ("fp32", "int8", AUTO),
+    "onnxruntime": ("fp32", "int8", AUTO),
     "tensorrt": ("fp32", "fp16", "int8"),
     "tensorrt-rtx": ("fp32", "fp16", "int8"),
 }
@@ -23,8 +25,6 @@ _CUDA_PRECISIONS: Final = ("fp32", "fp16", "int8")
 #: NVIDIA's GPU generations that TensorRT-RTX compiles for: Turing, Ampere (data centre, desktop),
 #: Ada Lovelace, Blackwell.
 COMPUTE_CAPABILITIES: Final = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
-#: The lowest precision whose scores hold; `build` finds it.
-AUTO: Final = "auto"
 
 
 @dataclass(frozen=True, order=True)
@@ -33,7 +33,9 @@ class Target:
 
     Attributes:
         backend: such as `openvino`.
-        precision: of the network (the backbone); the score head always stays in float32.
+        precision: of the network (the backbone); the score head always stays in float32. `auto`
+            is INT8 but for layers that cost scores, on processors; of TensorRT, it comes to the
+            lowest precision whose scores hold.
         device: `cuda` for ONNX Runtime on an NVIDIA GPU; for TensorRT-RTX the GPU generations of
             the engine, joined by `+`; empty is the processor, the GPU at hand (TensorRT), or all
             generations from Ampere on (TensorRT-RTX).
@@ -69,6 +71,11 @@ class Target:
         return self.backend.startswith("tensorrt") or self.device == CUDA
 
     @property
+    def mixed(self) -> bool:
+        """Whether a search chooses which of its layers are INT8."""
+        return self.precision == AUTO and not self.on_gpu
+
+    @property
     def folder(self) -> str:
         """Name of the target's folder in a build of several targets."""
         device = f"-{self.device.replace('+', '-')}" if self.device else ""
@@ -85,7 +92,7 @@ def all_targets() -> list[Target]:
     """
     found = [Target(b, p) for b, precisions in PRECISIONS.items() for p in precisions]
     cuda = [Target("onnxruntime", precision, CUDA) for precision in _CUDA_PRECISIONS]
-    after = found.index(Target("onnxruntime", "int8")) + 1
+    after = found.index(Target("onnxruntime", AUTO)) + 1
     return [*found[:after], *cuda, *found[after:]]
 
 

@@ -1,6 +1,5 @@
 """The ONNX graphs of a build, each made when a target first needs it, and checked."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -9,22 +8,23 @@ from typing import Final
 import numpy as np
 import onnx
 
-from vadexport.backends.base import RunnerOpener
 from vadexport.backends.child import Child
+from vadexport.building.climbing import Climber, Graph
 from vadexport.building.inputs import BuildImages
-from vadexport.calibration import halve, quantise
+from vadexport.building.integers import Integers, form_of
+from vadexport.calibration import halve
 from vadexport.contract import ImageInput
 from vadexport.errors import BackendError, UnfitError, VadexportError
 from vadexport.images import load_images
 from vadexport.listening import Listener
 from vadexport.passes import DEFAULT_PASSES, apply_passes
 from vadexport.sources import Source
+from vadexport.targets import Target
 from vadexport.tracing.graph import TracedGraph, simplify, trace
-from vadexport.verification.drift import DriftUnit
-from vadexport.verification.ladder import Ladder, Rung
+from vadexport.verification.ladder import Rung
 from vadexport.verification.limits import Limits
 from vadexport.verification.locating import locate
-from vadexport.verification.proxy import GRAPH_FILE, proxy_opener
+from vadexport.verification.proxy import GRAPH_FILE
 
 #: Of the drift that a float16 artifact may have. The rest is for images that were not seen: the
 #: largest of a thousand normally distributed drifts is twice to three times that of a dozen.
@@ -32,49 +32,6 @@ _HALF_SHARE: Final = 1 / 3
 #: Images that choose the layers which float16 suits.
 _MOST_HALF_IMAGES: Final = 16
 _CHILD_TIMEOUT_S: Final = 1800
-
-
-@dataclass(frozen=True)
-class Climber:
-    """Checks steps of a build against the reference.
-
-    Attributes:
-        ladder: check images and the reference's outputs.
-        unit: of drift.
-        threads: that a step's runner may use.
-        limits: of steps by their precision, in place of the defaults.
-    """
-
-    ladder: Ladder
-    unit: DriftUnit
-    threads: int
-    limits: Mapping[str, Limits] = field(default_factory=dict)
-
-    def climb(self, name: str, what: str, open_runner: RunnerOpener, precision: str) -> Rung:
-        """Check what `open_runner` opens; `what` names it in errors."""
-        limits = self.limits.get(precision) or Limits.of_rung(precision)
-        return self.ladder.climb(name, what, open_runner, self.unit.value, limits)
-
-    def climb_graph(self, name: str, folder: Path, precision: str) -> Rung:
-        """Check the ONNX graph in a folder, run by ONNX Runtime on the processor."""
-        open_runner = proxy_opener(folder, precision, self.threads)
-        rung = self.climb(name, f"onnxruntime:{precision} ({name})", open_runner, precision)
-        return self.ladder.check_preprocessing(rung, folder / GRAPH_FILE)
-
-
-@dataclass(frozen=True)
-class Graph:
-    """A graph of one precision.
-
-    Attributes:
-        path: of its ONNX file.
-        rungs: of the steps that led to it.
-        precision: of each part.
-    """
-
-    path: Path
-    rungs: tuple[Rung, ...]
-    precision: dict[str, str]
 
 
 @dataclass
@@ -92,27 +49,27 @@ class Graphs:
     undone: Rung | None = None
     _failures: dict[str, VadexportError] = field(default_factory=dict)
 
-    def of(self, precision: str) -> Graph:
-        """The graph of a precision.
+    def of(self, target: Target) -> Graph:
+        """The graph of a target's precision, in the form that its backend runs best.
 
         Raises:
             InputError: the detector cannot be traced.
             UnfitError: its network has no layer that could have the precision.
             BackendError: quantising failed.
         """
-        if precision in self._failures:
-            raise self._failures[precision]
+        if target.precision in self._failures:
+            raise self._failures[target.precision]
         try:
-            made = self._made(precision)
+            made = self._made(target)
         except VadexportError as error:  # another target of the precision would fail alike
-            self._failures[precision] = error
+            self._failures[target.precision] = error
             raise
         return made
 
-    def _made(self, precision: str) -> Graph:
-        if precision == "fp16":
+    def _made(self, target: Target) -> Graph:
+        if target.precision == "fp16":
             return self._half
-        return self._int8 if precision == "int8" else self._float
+        return self._int8(target) if target.precision == "int8" else self._float
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -186,34 +143,42 @@ class Graphs:
         return [call for call, _ in self.image_input.batches(images)]
 
     @cached_property
-    def _int8(self) -> Graph:
-        """Quantise the network."""
+    def _integers(self) -> Integers:
         if self.images.calibration is None:
             raise UnfitError("INT8 needs normal images to set its ranges: --calibration IMAGES")
-        network = self._layers("INT8")
-        path = self._new("quantised")
-        with Child("INT8 calibration", timeout_s=_CHILD_TIMEOUT_S) as child:
-            layers = child.run(
-                quantise,
-                self._float.path,
-                path,
-                network,
-                self.images.calibration.calibrate,
-                self.image_input,
-                progress=lambda done, total: self.listener.step("calibrate", done, total),
-            )
-        self.notes.append(f"INT8: {layers} layers of the network; the score head stays float32")
-        rung = self.climber.climb_graph("quantised", path.parent, "int8")
-        self._explain(rung, "float")
-        precision = {"network": "int8", "score head": "fp32"}
-        return Graph(path, (*self._float.rungs, rung), precision)
+        return Integers(
+            base=self._float,
+            network_nodes=self._layers("INT8"),
+            calibration=self.images.calibration.calibrate,
+            checks=self.images.checks,
+            image_input=self.image_input,
+            thresholds=self.source.detector.thresholds,
+            climber=self.climber,
+            work=self.work,
+            listener=self.listener,
+            notes=self.notes,
+        )
 
-    def _explain(self, rung: Rung, before: str) -> None:
+    def _int8(self, target: Target) -> Graph:
+        graph = self._integers.graph(form_of(target))
+        self._explain(graph.rungs[-1], "float", graph.path)
+        return graph
+
+    def mixed(self, target: Target, minutes: float) -> Graph:
+        """The fastest graph for a target whose scores hold, found by a search.
+
+        Raises:
+            InputError: as `of` does.
+            BackendError: as `of` does.
+        """
+        return self._integers.mixed(target, minutes)
+
+    def _explain(self, rung: Rung, before: str, after: Path | None = None) -> None:
         """Note where in the graph a rung that fell short parts from the step before it."""
         if rung.held:
             return
         call, _ = next(self.image_input.batches(self.images.checks[:1]))
-        files = [self.work / name / GRAPH_FILE for name in (before, rung.name)]
+        files = [self.work / before / GRAPH_FILE, after or self.work / rung.name / GRAPH_FILE]
         try:
             with Child("comparison of two steps", timeout_s=_CHILD_TIMEOUT_S) as child:
                 found = child.run(locate, *files, call)

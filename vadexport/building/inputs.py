@@ -53,7 +53,7 @@ def build_images(options: BuildOptions, image_input: ImageInput, listener: Liste
     Raises:
         InputError: INT8 is asked for without images, or an image is wrong.
     """
-    int8 = [str(target) for target in options.targets if target.precision == "int8"]
+    int8 = [str(each) for each in options.targets if each.precision == "int8" or each.mixed]
     calibrates = any(target.precision != "fp32" for target in options.targets)
     if options.calibration is None:
         if int8:

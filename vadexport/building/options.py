@@ -27,6 +27,7 @@ class BuildOptions:
         skip_unreadable: leave out images that cannot be read.
         layout: how the graph takes its images, see `ImageInput`.
         tensorrt: settings of TensorRT's builder.
+        search_minutes: that the search for layers of `auto` may take, for each target.
     """
 
     source: SourceSpec | Path
@@ -38,6 +39,7 @@ class BuildOptions:
     skip_unreadable: bool = False
     layout: Layout = "nhwc"
     tensorrt: TensorRTSettings = DEFAULT_SETTINGS
+    search_minutes: float = 10.0
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,11 @@ from vadexport.backends.base import available_threads
 from vadexport.backends.child import Child
 from vadexport.backends.registry import get_backend, opener
 from vadexport.backends.tensorrt.library import check_settings
-from vadexport.building.graphs import Climber, Graphs
+from vadexport.building.climbing import Climber, Graph
+from vadexport.building.graphs import Graphs
 from vadexport.building.inputs import BuildImages, build_images, sets_ranges
 from vadexport.building.options import BuildOptions, BuildResult, BuiltTarget
 from vadexport.building.suspects import warn_of_defects
-from vadexport.calibration import require_nncf
 from vadexport.errors import (
     BackendError,
     InputError,
@@ -152,10 +152,12 @@ class _Builder:
         rungs: tuple[Rung, ...] = ()
         try:
             resolved = self._resolved(target)
-            graph = self.graphs.of(resolved.precision)
+            graph = self._graph(resolved)
             rungs = graph.rungs
             folder.mkdir(exist_ok=True)
             facts = self._compiled(graph.path, folder, resolved)
+            if graph.search is not None:
+                facts["search"] = graph.search
             checked, proven_on = self._checked(folder, resolved)
         except VadexportError as error:
             if isinstance(error, InputError) and not isinstance(error, UnfitError):
@@ -198,13 +200,18 @@ class _Builder:
             processor=_built_on(built),
         )
 
+    def _graph(self, target: Target) -> Graph:
+        if target.mixed:
+            return self.graphs.mixed(target, self.options.search_minutes)
+        return self.graphs.of(target)
+
     def _resolved(self, target: Target) -> Target:
-        """The target itself; of `auto`, the one with the lowest precision whose scores hold."""
-        if target.precision != AUTO:
+        """The target itself; of `auto` on GPUs, the one with the lowest precision that holds."""
+        if target.precision != AUTO or target.mixed:
             return target
         for precision in _AUTO_ORDER:
             try:
-                last = self.graphs.of(precision).rungs[-1]
+                last = self.graphs.of(replace(target, precision=precision)).rungs[-1]
             except (BackendError, MissingPackageError, UnfitError) as error:
                 reason = str(error)
             else:
@@ -214,7 +221,9 @@ class _Builder:
             self.graphs.notes.append(f"{target}: not {precision}: {reason}")
         else:
             precision = "fp32"
-            self.graphs.of(precision)  # whose failure, if it is one, is the target's
+            self.graphs.of(
+                replace(target, precision=precision)
+            )  # whose failure, if it is one, is the target's
         self.graphs.notes.append(f"{target}: {precision}")
         return replace(target, precision=precision)
 
@@ -253,7 +262,7 @@ class _Builder:
 
 def _refuse_ambiguous(targets: Sequence[Target]) -> None:
     """`auto` may come to a target that is built anyway."""
-    for auto in (target for target in targets if target.precision == AUTO):
+    for auto in (each for each in targets if each.precision == AUTO and not each.mixed):
         for other in targets:
             if other != auto and (other.backend, other.device) == (auto.backend, auto.device):
                 raise InputError(
@@ -298,8 +307,6 @@ def _split_by_availability(
             backend.version()
             if not backend.AHEAD_OF_TIME:
                 backend.check_device(target)
-            if target.precision == "int8":
-                require_nncf()
         except (MissingPackageError, MissingDeviceError) as error:
             if len(targets) > 1:  # alone, it is the error that ends the command
                 listener.warn(f"{target} is not built: {error}")

@@ -1,107 +1,272 @@
-"""Symmetric INT8 of a graph's network; its score head stays in float."""
+"""Symmetric INT8 of a graph's network, from normal images; its score head stays in float."""
 
-import importlib.util
-import logging
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
 
-from vadexport.contract import INPUT_NAME, Call, ImageInput
-from vadexport.errors import BackendError, InputError, MissingPackageError
+from vadexport.calibration.equalisation import equalise
+from vadexport.calibration.network import Layer, find_layers, sums
+from vadexport.calibration.observing import MOST_COLUMNS, Extremes, extremes, moments, turns
+from vadexport.calibration.qdq import Plan, QuantisedWeight, least_scales
+from vadexport.calibration.rounding import LARGEST, importance, nearest, rounded
+from vadexport.calibration.synthetic_defects import with_defect
+from vadexport.contract import Call, ImageArray, ImageInput
+from vadexport.errors import InputError, UnfitError
 from vadexport.images import ImageFile, load_images
-from vadexport.passes import apply_passes
-from vadexport.passes.signed_activations import SignedActivations
+
+#: Images whose inputs to each layer weights are rounded by.
+_MOST_ROUNDING_IMAGES: Final = 32
+_CLIPS: Final = ("Clip", "Relu")
 
 
-def require_nncf() -> None:
-    """Find out early whether NNCF is there; raises MissingPackageError."""
-    if importlib.util.find_spec("nncf") is None:
-        raise MissingPackageError("nncf", "int8")
+@dataclass(frozen=True)
+class Choices:
+    """What of the method is done; all of it, but in measurements of its parts.
+
+    Attributes:
+        equalising: bring channels to like ranges.
+        rounding: round weights by what they do on images, not to the nearest.
+        planted: take ranges from images with planted defects as well.
+        headroom: of ranges, over what images reach.
+    """
+
+    equalising: bool = True
+    rounding: bool = True
+    planted: bool = True
+    headroom: float = 1.0
 
 
-def quantise(
+DEFAULT_CHOICES: Final = Choices()
+
+
+def plan_int8(  # noqa: PLR0913, PLR0917 - a call into a child process, which takes plain values
     model: Path,
-    destination: Path,
+    equalised: Path,
     network_nodes: frozenset[str],
     images: Sequence[ImageFile],
     image_input: ImageInput,
     progress: Callable[[int, int], None],
-) -> int:
-    """Write a Q/DQ form of the ONNX file `model`, made by NNCF. To be run in a child process.
+    choices: Choices = DEFAULT_CHOICES,
+) -> Plan:
+    """Decide how a graph's network becomes INT8. To be run in a child process.
 
-    Weights are symmetric per channel, activations symmetric per tensor, all of them int8: one
-    graph means the same to every target (`SignedActivations`). Ranges are those that the images
-    reach: NNCF's default, the mean of the images' ranges, clips what defects excite. Only
-    `network_nodes` are quantised. Biases are left as they are; NNCF's correction of them was
-    measured to move scores further (benchmarks/int8_ranges.py).
+    Ranges are those that normal images reach, and normal images with planted defects: ranges of
+    normal images alone clip what defects excite. Channels are equalised first, where the network
+    lets them be (`equalisation`), and weights are rounded by what they do on normal images
+    (`rounding`).
 
     Args:
         model: ONNX file.
-        destination: of the quantised ONNX file.
+        equalised: where the graph that the plan is for is written.
         network_nodes: names of the nodes that may be quantised.
         images: calibration images.
         image_input: the graph's input.
-        progress: told how many images were seen, of how many.
-
-    Returns:
-        Number of layers whose weights are now INT8.
+        progress: told how many images were run, of how many.
+        choices: parts of the method.
 
     Raises:
-        MissingPackageError: NNCF is not installed.
-        InputError: there is no image, or one cannot be read or has the wrong size.
-        BackendError: NNCF found nothing to quantise.
+        InputError: there is no image, one cannot be read or has the wrong size, or values of the
+            network are not finite.
+        UnfitError: there is nothing to quantise.
     """
-    try:
-        import nncf
-        from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters
-        from nncf.quantization.range_estimator import RangeEstimatorParametersSet
-    except ImportError:
-        raise MissingPackageError("nncf", "int8") from None
     if not images:
         raise InputError("the calibration set holds no normal image")
-    nncf.set_log_level(logging.ERROR)
     graph = onnx.load(model)
+    layers = find_layers(graph, network_nodes)
+    if not layers:
+        raise UnfitError("there is nothing to quantise in the network of this detector")
+    few = images[:: -(-len(images) // _MOST_ROUNDING_IMAGES)]
+    lots = turns(layers, _columns(graph, layers))
+    told = _Told(progress, len(images) * (1 + choices.planted) + len(few) * len(lots))
+    named = dict.fromkeys(layer.activation for layer in layers)
+    for node in sums(graph, network_nodes):
+        named.update(dict.fromkeys((*node.input, *node.output)))
+    seen = _calls(images, image_input, told, planted=False)
+    reached = extremes(graph, tuple(named), seen)
+    if choices.planted:
+        also = extremes(graph, tuple(named), _calls(images, image_input, told, planted=True))
+        reached = {name: _wider(each, also[name]) for name, each in reached.items()}
+    _check_finite(reached)
+    factors: dict[str, NDArray[np.float64]] = {}
+    if choices.equalising:
+        graph, factors = equalise(graph, layers, network_nodes, reached)
+    reach = _reach(graph, reached, factors, choices.headroom)
+    fit = tuple(layer for layer in layers if layer.activation in reach)
+    if not fit:
+        raise UnfitError("every layer of this detector's network only ever reads zeros")
+    weights: dict[str, QuantisedWeight] = {}
+    shifts: dict[str, NDArray[np.float64]] = {}
+    for lot in turns(fit, _columns(graph, fit)) if choices.rounding else [list(fit)]:
+        seen = _calls(few, image_input, told, planted=False)
+        _round(graph, lot, reach, weights, shifts, seen, len(few), rounding=choices.rounding)
+    onnx.save(graph, equalised)
+    return Plan(fit, reach, weights, shifts, _never_negative(graph, tuple(reach)))
 
-    def feed(start: int) -> dict[str, Call]:
-        """One call of the graph: image `start` and those after it, round to the first again."""
-        call = [images[(start + offset) % len(images)] for offset in range(image_input.batch or 1)]
-        arrays = [array for _, array in load_images(call, image_input, skip_unreadable=False)]
-        progress(start + 1, len(images))
+
+class _Told:
+    """Counts images over all passes."""
+
+    def __init__(self, progress: Callable[[int, int], None], total: int) -> None:
+        self._progress, self._total, self._done = progress, total, 0
+
+    def one_more(self, count: int) -> None:
+        self._done = min(self._done + count, self._total)
+        self._progress(self._done, self._total)
+
+
+def _calls(
+    images: Sequence[ImageFile], image_input: ImageInput, told: _Told, *, planted: bool
+) -> Iterator[Call]:
+    """Calls of the graph, filled up by images from the start; with a defect in each, if wanted."""
+    size = image_input.batch or 1
+    for start in range(0, len(images), size):
+        chosen = [images[(start + offset) % len(images)] for offset in range(size)]
+        arrays: list[ImageArray] = [
+            array for _, array in load_images(chosen, image_input, skip_unreadable=False)
+        ]
+        if planted:
+            arrays = [with_defect(array, start + n) for n, array in enumerate(arrays)]
         filled, _ = next(image_input.batches(np.stack(arrays)))
-        return {INPUT_NAME: filled}
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        quantised = nncf.quantize(
-            graph,
-            nncf.Dataset(range(len(images)), feed),
-            preset=nncf.QuantizationPreset.PERFORMANCE,
-            subset_size=len(images),
-            ignored_scope=nncf.IgnoredScope(
-                names=[node.name for node in graph.graph.node if node.name not in network_nodes]
-            ),
-            advanced_parameters=AdvancedQuantizationParameters(
-                disable_bias_correction=True,
-                activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
-            ),
-        )
-    layers = _quantised_layers(quantised)
-    if layers == 0:
-        raise BackendError("there is nothing to quantise in the network of this detector")
-    signed, _ = apply_passes(quantised, (SignedActivations(),))
-    onnx.save(signed, destination)
-    return layers
+        yield filled
+        told.one_more(min(size, len(images) - start))
 
 
-def _quantised_layers(model: onnx.ModelProto) -> int:
-    constants = {tensor.name for tensor in model.graph.initializer}
-    weights = {
-        node.output[0]
-        for node in model.graph.node
-        if node.op_type == "DequantizeLinear" and node.input[0] in constants
-    }
-    layers = [node for node in model.graph.node if node.op_type in ("Conv", "MatMul", "Gemm")]
-    return sum(any(name in weights for name in layer.input[1:2]) for layer in layers)
+def _wider(one: Extremes, other: Extremes) -> Extremes:
+    return Extremes(np.minimum(one.low, other.low), np.maximum(one.high, other.high))
+
+
+def _check_finite(reached: dict[str, Extremes]) -> None:
+    for name, each in reached.items():
+        if not np.isfinite(each.magnitude).all():
+            raise InputError(
+                f"the network's tensor {name} takes values that are not finite on calibration "
+                "images: its weights are damaged, or too large"
+            )
+
+
+def _reach(
+    model: onnx.ModelProto,
+    reached: dict[str, Extremes],
+    factors: dict[str, NDArray[np.float64]],
+    headroom: float,
+) -> dict[str, float]:
+    """Largest magnitude that INT8 shall tell of each tensor; those that are always 0 left out.
+
+    What comes out of a ReLU6 cannot be more than 6.
+    """
+    ceilings = dict(_ceilings(model))
+    found = {}
+    for name, each in reached.items():
+        magnitude = each.magnitude * factors.get(name, 1.0)
+        most = min(float(magnitude.max()) * headroom, ceilings.get(name, np.inf))
+        if most > np.finfo(np.float32).tiny * LARGEST**2:
+            found[name] = most
+    return found
+
+
+def _ceilings(model: onnx.ModelProto) -> Iterator[tuple[str, float]]:
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Clip" and len(node.input) > 2 and node.input[2] in constants:
+            yield node.output[0], float(numpy_helper.to_array(constants[node.input[2]]))
+
+
+def _never_negative(model: onnx.ModelProto, tensors: Sequence[str]) -> frozenset[str]:
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    found = set()
+    for node in model.graph.node:
+        if node.op_type == "Relu":
+            found.add(node.output[0])
+        elif node.op_type == "Clip" and len(node.input) > 1:
+            least = constants.get(node.input[1])
+            if least is not None and float(numpy_helper.to_array(least)) >= 0:
+                found.add(node.output[0])
+    return frozenset(found.intersection(tensors))
+
+
+def _columns(model: onnx.ModelProto, layers: Sequence[Layer]) -> dict[str, int]:
+    """Columns of each layer's weights, 0 where they are not rounded by what they do."""
+    shapes = {tensor.name: tensor.dims for tensor in model.graph.initializer}
+    found = {}
+    for layer in layers:
+        shape = shapes[layer.weight]
+        width = int(np.prod(shape)) // max(1, shape[layer.axis])
+        flat = len(shape) == 4 if layer.kind == "Conv" else layer.kind in ("MatMul", "Gemm")
+        found[layer.node] = width if flat and width <= MOST_COLUMNS else 0
+    return found
+
+
+def _round(  # noqa: PLR0913, PLR0917
+    model: onnx.ModelProto,
+    layers: Sequence[Layer],
+    reach: dict[str, float],
+    weights: dict[str, QuantisedWeight],
+    shifts: dict[str, NDArray[np.float64]],
+    calls: Iterator[Call],
+    count: int,
+    *,
+    rounding: bool,
+) -> None:
+    """Add to `weights` and `shifts` what becomes of some layers."""
+    columns = _columns(model, layers)
+    by_images = [layer for layer in layers if rounding and columns[layer.node]]
+    known = moments(model, by_images, calls, count) if by_images else {}
+    values = {tensor.name: tensor for tensor in model.graph.initializer}
+    for layer in layers:
+        weight = numpy_helper.to_array(values[layer.weight]).astype(np.float64)
+        if layer.weight not in weights:
+            sharing = [each for each in layers if each.weight == layer.weight]
+            scales = _scales(weight, layer)
+            for each in sharing:
+                bias = numpy_helper.to_array(values[each.bias]) if each.bias else np.zeros(1)
+                scales = least_scales(each, bias, reach[each.activation], scales)
+            stored = scales.astype(np.float32)
+            flat = _flat(weight, layer)
+            steps = stored.astype(np.float64).reshape(flat.shape[:2])
+            if layer.weight in known:
+                found = known[layer.weight]
+                integers = rounded(flat, steps, importance(found.mean, found.covariance))
+            else:
+                integers = nearest(flat, steps)
+            weights[layer.weight] = QuantisedWeight(_back(integers, weight, layer), stored)
+        if layer.weight in known:
+            error = _flat(_dequantised(weights[layer.weight], layer) - weight, layer)
+            shift = np.einsum("god,gd->go", error, known[layer.weight].mean)
+            shifts[layer.node] = shift.reshape(-1)
+
+
+def _scales(weight: NDArray[np.float64], layer: Layer) -> NDArray[np.float64]:
+    """A step of each output channel: its largest weight in 127 steps."""
+    if not np.isfinite(weight).all():
+        raise InputError(f"the weights {layer.weight} are not finite: damaged")
+    axes = tuple(axis for axis in range(weight.ndim) if axis != layer.axis)
+    scales: NDArray[np.float64] = np.abs(weight).max(axis=axes) / LARGEST
+    # Channels of zeros alone get a step like the others': it is their bias's as well.
+    usual = np.median(scales[scales > 0]) if (scales > 0).any() else 1.0
+    return np.where(scales > 0, scales, usual)
+
+
+def _flat(weight: NDArray[np.float64], layer: Layer) -> NDArray[np.float64]:
+    """Weights as `[G, O, D]`: output channels of each group, and the columns they multiply."""
+    rows = np.moveaxis(weight, layer.axis, 0)
+    return rows.reshape(layer.groups, rows.shape[0] // layer.groups, -1)
+
+
+def _back(
+    integers: NDArray[np.float64], weight: NDArray[np.float64], layer: Layer
+) -> NDArray[np.int8]:
+    """The inverse of `_flat`."""
+    shape = np.moveaxis(weight, layer.axis, 0).shape
+    return np.ascontiguousarray(np.moveaxis(integers.reshape(shape), 0, layer.axis).astype(np.int8))
+
+
+def _dequantised(weight: QuantisedWeight, layer: Layer) -> NDArray[Any]:
+    shape = [1] * weight.values.ndim
+    shape[layer.axis] = -1
+    return weight.values * weight.scales.astype(np.float64).reshape(shape)

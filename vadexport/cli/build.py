@@ -69,6 +69,13 @@ if TYPE_CHECKING:
     "tf32=true; docs/tensorrt.md has them all.",
 )
 @click.option(
+    "--search-minutes",
+    type=click.FloatRange(min=0, min_open=True),
+    default=10.0,
+    show_default=True,
+    help="Time that each auto target may take to find the layers that must stay in float.",
+)
+@click.option(
     "--verify",
     "verified",
     is_flag=False,
@@ -96,6 +103,7 @@ def command(
     batch: int | None,
     input_layout: "Layout",
     settings: tuple[str, ...],
+    search_minutes: float,
     verified: str | None,
     threads: int | None,
     skip_unreadable: bool,
@@ -135,6 +143,7 @@ def command(
         skip_unreadable=skip_unreadable,
         layout=chosen("input_layout", input_layout, stored.input_layout),
         tensorrt=TensorRTSettings.of({**config.tensorrt, **_settings(settings)}),
+        search_minutes=chosen("search_minutes", search_minutes, stored.search_minutes),
     )
     result = build(options, console)
     console.when_interrupted = lambda: f"{destination} was written"

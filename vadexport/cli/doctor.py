@@ -24,7 +24,6 @@ from vadexport.targets import PRECISIONS, Target, all_targets
 _HELPERS = {
     "torch": ("fit, build, verify", None),
     "onnx": ("graphs", None),
-    "nncf": ("INT8", "int8"),
     "jinja2": ("HTML reports", "report"),
     "timm": ("backbones of timm", "timm"),
     "diffusers": ("fit diffusion", "diffusion"),
@@ -142,11 +141,9 @@ def _import(name: str) -> str:
 
 
 def _state(target: Target, packages: dict[str, _Package], devices: dict[Device, str | None]) -> str:
-    backend, nncf = packages[get_backend(target.backend).PACKAGE], packages["nncf"]
+    backend = packages[get_backend(target.backend).PACKAGE]
     if backend.problem is not None:
         return f"missing: {backend.problem}" if backend.status == "missing" else backend.problem
-    if target.precision == "int8" and nncf.problem is not None:
-        return f"{target.backend} {backend.version} runs it; to build it: {nncf.problem}"
     missing = devices.get((target.backend, target.device))
     if missing is None:
         return f"works, {target.backend} {backend.version}"
@@ -177,13 +174,11 @@ def _as_json(packages: dict[str, _Package], devices: dict[Device, str | None]) -
 def _target_json(
     target: Target, packages: dict[str, _Package], devices: dict[Device, str | None]
 ) -> dict[str, object]:
-    """Whether it can be built and run here; what is built elsewhere may run where INT8 is not."""
+    """Whether it can be built and run here."""
     no_device = devices.get((target.backend, target.device))
     backend = packages[get_backend(target.backend).PACKAGE]
-    needed = [backend, packages["nncf"]] if target.precision == "int8" else [backend]
-    worst = next((one for one in needed if one.status != "works"), backend)
     return {
-        **_status_json(worst),
+        **_status_json(backend),
         "version": backend.version,
         "runs": backend.status == "works" and no_device is None,
         "device": no_device,

@@ -57,6 +57,7 @@ SCHEMA: Final[dict[str, dict[str, Kind]]] = {
         "batch": kinds.BATCH,
         "input_layout": kinds.one_of(*LAYOUTS),
         "threads": kinds.whole(kinds.MAX_THREADS),
+        "search_minutes": _ABOVE_0,
     },
     "build.tensorrt": {
         field.name: kinds.tensorrt(field.name) for field in fields(TensorRTSettings)
@@ -86,6 +87,7 @@ class BuildTable:
     batch: int | Literal["dynamic"] | None = None
     input_layout: "Layout | None" = None
     threads: int | None = None
+    search_minutes: float | None = None
 
 
 @dataclass(frozen=True)

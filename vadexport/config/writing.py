@@ -29,6 +29,8 @@ batch = 1
 # "float-nchw" takes what anomalib's own inferencers feed instead of the camera's bytes.
 input_layout = "nhwc"
 # threads = 4
+# Time that each auto target may take to find the layers that must stay in float.
+# search_minutes = 10.0
 
 # Of TensorRT's builder; docs/tensorrt.md has them all.
 # [build.tensorrt]

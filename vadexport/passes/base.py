@@ -25,11 +25,11 @@ def apply_passes(
     rewritten = onnx.ModelProto()
     rewritten.CopyFrom(model)
     places = {each.name: each.apply(rewritten) for each in passes}
-    _drop_unread(rewritten.graph)
+    drop_unread(rewritten.graph)
     return rewritten, places
 
 
-def _drop_unread(graph: onnx.GraphProto) -> None:
+def drop_unread(graph: onnx.GraphProto) -> None:
     """Remove nodes and initializers that no output depends on any more."""
     read = {output.name for output in graph.output}
     for node in reversed(list(graph.node)):  # a graph's nodes stand in order of computation

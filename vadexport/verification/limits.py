@@ -81,6 +81,13 @@ _DEFAULTS: dict[str, dict[str, float]] = {
         "max_map_drift": 0.5,
         "min_auroc_delta": -0.005,
     },
+    "auto": {
+        "max_drift": 0.5,
+        "max_flips": 0.005,
+        "min_spearman": 0.999,
+        "max_map_drift": 0.25,
+        "min_auroc_delta": -0.001,
+    },
 }
 
 

@@ -17,7 +17,8 @@ from vadexport.artifact import Artifact
 from vadexport.backends.base import available_threads
 from vadexport.backends.child import Child
 from vadexport.backends.registry import opener
-from vadexport.building.graphs import Climber, Graph, Graphs
+from vadexport.building.climbing import Climber, Graph
+from vadexport.building.graphs import Graphs
 from vadexport.building.inputs import BuildImages
 from vadexport.contract import Call, ImageArray
 from vadexport.errors import VadexportError
@@ -25,6 +26,7 @@ from vadexport.images import decode
 from vadexport.listening import Listener
 from vadexport.machine import processor_name, tool_versions
 from vadexport.sources import Source
+from vadexport.targets import AUTO, Target
 from vadexport.verification.drift import DriftUnit
 from vadexport.verification.ladder import Ladder, Rung
 from vadexport.verification.limits import Limits
@@ -38,7 +40,7 @@ from vadexport.verifying.options import VerifyOptions
 #: Images that the steps are checked on.
 _MOST_IMAGES: Final = 8
 #: What the graph of an artifact is called as a step of its build.
-_STEPS: Final = {"fp32": "graph", "fp16": "half", "int8": "quantised"}
+_STEPS: Final = {"fp32": "graph", "fp16": "half", "int8": "quantised", AUTO: "quantised"}
 #: Checks that a step of the build can have spoilt.
 _PARITY: Final = frozenset(
     {"finite", "outputs", "drift", "flips", "spearman", "map", "auroc", "synthetic"}
@@ -166,7 +168,7 @@ def _shared(
     climber = Climber(ladder, subjects[0].unit, threads, limits)
     chosen = BuildImages(None, images, "the images that changed most", real=True)
     graphs = Graphs(source, arena.image_input, chosen, climber, work, listener)
-    graph = graphs.of("fp32")
+    graph = graphs.of(Target("onnxruntime", "fp32"))
     undone = () if graphs.undone is None else (graphs.undone,)
     notes = tuple(note for note in graphs.notes if "fell short" in note)
     call, _ = next(arena.image_input.batches(images[:1]))

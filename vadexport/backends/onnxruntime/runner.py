@@ -24,6 +24,7 @@ _PRECISIONS: Final = {
     "fp32": "float32",
     "fp16": "float16 network, float32 score head",
     "int8": "INT8 network, float32 score head",
+    "auto": "INT8 and float32 layers as chosen by the build, float32 score head",
 }
 #: A camera's uint16 goes into graphs that were prepared for TensorRT as int32.
 _INPUT_TYPES: Final = {"tensor(int32)": np.dtype(np.int32)}

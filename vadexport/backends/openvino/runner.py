@@ -2,7 +2,7 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from numpy.typing import NDArray
 
@@ -12,6 +12,11 @@ from vadexport.contract import INPUT_NAME, OUTPUT_NAMES, RAW_SCORE, Outputs
 from vadexport.errors import BackendError
 from vadexport.targets import Target
 
+_PRECISIONS: Final = {
+    "fp32": "float32",
+    "int8": "INT8 network, float32 score head",
+    "auto": "INT8 and float32 layers as chosen by the build, float32 score head",
+}
 #: Layers that move or hold data and compute nothing.
 _SILENT_LAYERS = frozenset({"Input", "Output", "Const", "Reorder", "Reshape"})
 
@@ -63,9 +68,7 @@ class OpenVinoRunner:
         self._names = [_contract_name(output.get_names()) for output in self._compiled.outputs]
         self.execution = Execution(
             backend=f"OpenVINO {release}",
-            precision="float32"
-            if target.precision == "fp32"
-            else "INT8 network, float32 score head",
+            precision=_PRECISIONS[target.precision],
             device=str(core.get_property("CPU", "FULL_DEVICE_NAME")),
             threads=threads,
             layers=self._executed_layers(),

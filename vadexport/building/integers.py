@@ -1,0 +1,264 @@
+"""INT8 in a build: one plan for all targets, its forms, and layers that a search keeps in float."""
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnx
+
+from vadexport.backends.child import Child
+from vadexport.backends.registry import get_backend, opener
+from vadexport.building.climbing import Climber, Graph
+from vadexport.calibration import Plan, plan_int8, quantised
+from vadexport.calibration.qdq import Form
+from vadexport.calibration.search import Bounds, Frontier, search
+from vadexport.calibration.synthetic_defects import planted
+from vadexport.contract import Call, ImageArray, ImageInput
+from vadexport.images import ImageFile
+from vadexport.listening import Listener
+from vadexport.targets import AUTO, Target
+from vadexport.thresholds import Thresholds
+from vadexport.verification.contest import Contest
+from vadexport.verification.latency import speedup
+from vadexport.verification.limits import Limits
+from vadexport.verification.proxy import GRAPH_FILE
+from vadexport.verification.statistics import Interval
+
+#: Of the limits of `auto`, what a search may use up on the few images that it has.
+_SHARE: Final = 0.5
+#: Planted defects of each check image.
+_PLANTED: Final = 2
+#: INT8 that is not faster than this, by the lower end of the interval, is not worth its drift.
+_LEAST_SPEEDUP: Final = 1.02
+_ROUNDS: Final = 40
+#: Points of the frontier that are timed between all INT8 and the one that was chosen.
+_TIMED_BETWEEN: Final = 2
+_TIMED_CALLS: Final = 4
+_CHILD_TIMEOUT_S: Final = 1800
+_FORMS: Final[dict[str, Form]] = {
+    "openvino": Form(signed=False),
+    "onnxruntime": Form(signed=False, sums=True),
+}
+_FLOAT: Final = "float32"
+
+
+def form_of(target: Target) -> Form:
+    """How a target's backend runs INT8 best; GPUs take what TensorRT does."""
+    return Form() if target.on_gpu else _FORMS[target.backend]
+
+
+@dataclass
+class Integers:
+    """INT8 graphs of one build.
+
+    Attributes:
+        base: the float graph.
+        network_nodes: names of its nodes that may be quantised.
+        calibration: images that set ranges.
+        checks: normal images that judge, `[n, H, W, C]`.
+        image_input: of the graph.
+        thresholds: of the detector; None where it makes no decisions.
+        climber: checks what comes of it.
+        work: folder of the build's steps.
+        listener: told of progress.
+        notes: what else the user should know, added to.
+    """
+
+    base: Graph
+    network_nodes: frozenset[str]
+    calibration: tuple[ImageFile, ...]
+    checks: ImageArray
+    image_input: ImageInput
+    thresholds: Thresholds | None
+    climber: Climber
+    work: Path
+    listener: Listener
+    notes: list[str]
+
+    @cached_property
+    def _plan(self) -> Plan:
+        """Ranges and integers, which all forms share."""
+        with Child("INT8 calibration", timeout_s=_CHILD_TIMEOUT_S) as child:
+            plan = child.run(
+                plan_int8,
+                self.base.path,
+                self._equalised,
+                self.network_nodes,
+                self.calibration,
+                self.image_input,
+                progress=lambda done, total: self.listener.step("calibrate", done, total),
+            )
+        self.notes.append(
+            f"INT8: {len(plan.layers)} layers of the network; the score head stays float32"
+        )
+        return plan
+
+    @property
+    def _equalised(self) -> Path:
+        folder = self.work / "equalised"
+        folder.mkdir(exist_ok=True)
+        return folder / GRAPH_FILE
+
+    def graph(self, form: Form) -> Graph:
+        """All layers in INT8.
+
+        Raises:
+            InputError: an image or the network cannot be calibrated with.
+            UnfitError: there is nothing to quantise.
+            BackendError: calibration failed.
+        """
+        name = _folder("quantised", form)
+        path = self.work / name / GRAPH_FILE
+        if not path.exists():
+            self._write(form, frozenset(), path)
+        rung = self.climber.climb_graph("quantised", path.parent, "int8")
+        return Graph(path, (*self.base.rungs, rung), {"network": "int8", "score head": "fp32"})
+
+    def mixed(self, target: Target, minutes: float) -> Graph:
+        """Layers in INT8 as far as scores hold and it is faster; else the float graph."""
+        form = form_of(target)
+        found = self._searched(form, target, minutes)
+        layers = len(self._plan.layers)
+        paths = {0: self.work / _folder("quantised", form) / GRAPH_FILE}
+        if found.chosen is None:
+            reason = "no layer of its network can be INT8 within the limits"
+            if not found.finished:
+                reason = "the search found no INT8 layers in time (--search-minutes)"
+            return self._in_float(target, reason, self._record(found, {}))
+        for count in _between(found.chosen):
+            paths[count] = self.work / _folder(f"mixed-{count}", form) / GRAPH_FILE
+        for count, path in paths.items():
+            if not path.exists():
+                self._write(form, found.float_nodes(count), path)
+        gains, floor = self._timed(target, paths)
+        record = self._record(found, gains)
+        gain = gains[found.chosen]
+        if gain.low / floor < _LEAST_SPEEDUP:
+            against = f", divided by the A/A floor {floor:.3f}" if floor > 1 else ""
+            reason = (
+                f"INT8 would be {gain.value:.2f} times as fast, 95% interval from {gain.low:.2f}"
+                f"{against}, where {_LEAST_SPEEDUP} is the least"
+            )
+            return self._in_float(target, reason, record)
+        path = paths[found.chosen]
+        kept = len(found.float_nodes(found.chosen))
+        words = f"int8, {layers - kept} of {layers} layers" if kept else "int8"
+        self.notes.append(
+            f"{target}: INT8 but for {kept} of {layers} layers; {gain.value:.2f} times as fast as "
+            f"{_FLOAT} ({gain.low:.2f}–{gain.high:.2f}), all INT8 would be {gains[0].value:.2f}"
+        )
+        rung = self.climber.climb_graph("quantised", path.parent, AUTO)
+        precision = {"network": words, "score head": "fp32"}
+        shipped = {**record, "shipped": "int8"}
+        return Graph(path, (*self.base.rungs, rung), precision, shipped)
+
+    def _in_float(self, target: Target, reason: str, record: dict[str, Any]) -> Graph:
+        self.notes.append(f"{target}: {_FLOAT}, for {reason}")
+        base = self.base
+        return Graph(base.path, base.rungs, base.precision, {**record, "shipped": "fp32"})
+
+    def _searched(self, form: Form, target: Target, minutes: float) -> Frontier:
+        plan = self._plan
+        limits = Limits.of_precision(AUTO)
+        bounds = Bounds(
+            drift=_SHARE * (limits.max_drift or 0.0) * self.climber.unit.value,
+            maps=_SHARE * (limits.max_map_drift or 0.0),
+            spearman=1 - _SHARE * (1 - (limits.min_spearman or 0.0)),
+            threshold=self.thresholds.image if self.thresholds else None,
+        )
+        with Child("search", timeout_s=_CHILD_TIMEOUT_S) as child:
+            return child.run(
+                search,
+                self._equalised,
+                plan,
+                self.network_nodes,
+                form,
+                self._judged_calls(),
+                bounds,
+                (60 * minutes, _memory_folder()),
+                progress=lambda done, total: self.listener.step(f"search {target}", done, total),
+            )
+
+    def _judged_calls(self) -> tuple[list[Call], int]:
+        """On check images, and on those with defects planted."""
+        normal = list(self.checks)
+        spoiled = [
+            image for seed in range(_PLANTED) for image in planted(normal, 1000 * (seed + 1))
+        ]
+        calls = [call for call, _ in self.image_input.batches(self.checks)]
+        more = [call for call, _ in self.image_input.batches(np.stack(spoiled))]
+        return [*calls, *more], len(calls)
+
+    def _timed(
+        self, target: Target, paths: Mapping[int, Path]
+    ) -> tuple[dict[int, Interval], float]:
+        """Speed-up of each form over the float graph, compiled for the target; the A/A floor."""
+        named = {_FLOAT: self.base.path, **{_words(count): path for count, path in paths.items()}}
+        backend = get_backend(target.backend)
+        openers = {}
+        for number, (name, path) in enumerate(named.items()):
+            folder = self.work / f"timed-{target.folder}-{number}"
+            folder.mkdir(exist_ok=True)
+            with Child(f"{target} ({name})", timeout_s=_CHILD_TIMEOUT_S) as child:
+                child.run(backend.compile_graph, path, folder, target)
+            openers[name] = opener(target, folder, self.climber.threads)
+        calls = [call for call, _ in self.image_input.batches(self.checks)][:_TIMED_CALLS]
+        with ExitStack() as stack:
+            contest = Contest(stack, openers, calls)
+            timed = contest.time(list(named), _ROUNDS, self.listener, twice=[_FLOAT])
+        base = timed[_FLOAT]
+        gains = {count: speedup(timed[_words(count)], base).ratio for count in paths}
+        return gains, base.floor or 1.0
+
+    def _record(self, found: Frontier, gains: Mapping[int, Interval]) -> dict[str, Any]:
+        """What the report holds of a search."""
+        points = [
+            {
+                **point,
+                "speedup": {"value": gain.value, "low": gain.low, "high": gain.high}
+                if (gain := gains.get(point["float_groups"]))
+                else None,
+            }
+            for point in found.to_json()["points"]
+        ]
+        limits = Limits.of_precision(AUTO)
+        return {
+            **found.to_json(),
+            "points": points,
+            "layers": len(self._plan.layers),
+            "drift_unit": self.climber.unit.value,
+            "limits": {"drift": limits.max_drift, "spearman": limits.min_spearman},
+            "share": _SHARE,
+        }
+
+    def _write(self, form: Form, float_nodes: frozenset[str], path: Path) -> None:
+        plan = self._plan
+        made = quantised(onnx.load(self._equalised), plan, self.network_nodes, form, float_nodes)
+        path.parent.mkdir(exist_ok=True)
+        onnx.save(made, path)
+
+
+def _folder(name: str, form: Form) -> str:
+    return f"{name}-{'int8' if form.signed else 'uint8'}{'-sums' if form.sums else ''}"
+
+
+def _between(chosen: int) -> Sequence[int]:
+    """Points that are timed beside the first: the chosen one, and some on the way to it."""
+    steps = _TIMED_BETWEEN + 1
+    found = {round(chosen * number / steps) for number in range(1, steps + 1)}
+    return sorted(found - {0}) if chosen else []
+
+
+def _words(groups: int) -> str:
+    return f"INT8 but {groups} groups" if groups else "INT8"
+
+
+def _memory_folder() -> Path:
+    """Where what was searched is kept: the user's folder for what can be made again."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "vadexport" / "search"
