@@ -9,6 +9,8 @@ anomalib's have random weights (benchmarks/anomalib_zoo.py) and are judged on no
 No engine runs here: only a GPU shows that, see tests/gpu.
 
     python benchmarks/tensorrt_engines.py [--only patchcore,Padim] [--document docs/tensorrt.md]
+
+Each row goes into the document's table once it is measured; the rows of others stay as they are.
 """
 
 import argparse
@@ -24,9 +26,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from documents import replace_table
+from documents import replace_table, table_rows
 
-OUTPUT = Path("benchmark-output")
 TARGETS = ("tensorrt-rtx:fp16@sm86+sm89", "tensorrt-rtx:int8@sm86+sm89")
 SIZE = "256x256"
 FITS = {
@@ -71,29 +72,24 @@ class Row:
 
 
 def main() -> None:
-    """Measure what is not yet measured, and print the table."""
-    from vadexport.machine import tool_versions
+    """Measure, and print rows of the table."""
+    from vadexport.machine import processor_name, tool_versions
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default=",".join((*FITS, *ANOMALIB)))
-    parser.add_argument("--document", type=Path, help="whose table is replaced")
+    parser.add_argument("--document", type=Path, help="whose table takes the rows")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         print(json.dumps(measure(options.one)))
         return
-    OUTPUT.mkdir(exist_ok=True)
-    kept = OUTPUT / "tensorrt.json"
-    found: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
+    print(processor_name(), tool_versions(), HEAD, sep="\n", flush=True)
     for name in options.only.split(","):
-        if found.get(name, {}).get("versions") != tool_versions():
-            found[name] = {"rows": measured_apart(name), "versions": tool_versions()}
-            kept.write_text(json.dumps(found, indent=2) + "\n")
-        print(name, json.dumps(found[name]["rows"]), flush=True)
-    table = as_table({name: one["rows"] for name, one in found.items()})
-    print(table)
-    if options.document is not None:
-        replace_table(options.document, table)
+        line = as_line(name, measured_apart(name))
+        print(line, flush=True)
+        if options.document is not None:
+            lines = table_rows(options.document) | {title(name): line}
+            replace_table(options.document, as_table(lines))
 
 
 def measured_apart(name: str) -> dict[str, Any]:
@@ -142,7 +138,7 @@ def measure(name: str) -> dict[str, Any]:
                 noise(folder / "normal", 24),
                 noise(folder / "unseen", 24, start=24),
             )
-        return {target: asdict(row(source, target, calibration, unseen)) for target in TARGETS}
+        return {target: asdict(row) for target, row in rows(source, calibration, unseen).items()}
 
 
 def noise(folder: Path, count: int, start: int = 0) -> Path:
@@ -156,32 +152,44 @@ def noise(folder: Path, count: int, start: int = 0) -> Path:
     return folder
 
 
-def row(source: Path, target: str, calibration: Path, unseen: Path) -> Row:
-    """Build one engine, and hold its graph against the reference."""
-    artifact = source.parent / target.replace(":", "-")
+def rows(source: Path, calibration: Path, unseen: Path) -> dict[str, Row]:
+    """Build the engines, and hold the graph of each against the reference."""
+    folder = source.parent / "artifacts"
+    targets = [word for target in TARGETS for word in ("--target", target)]
+    size = ("--image-size", SIZE) if source.suffix == ".ckpt" else ()
     built = vadexport(
-        *("build", source, "-o", artifact, "--target", target, "--calibration", calibration),
-        *("--image-size", "256x256") if source.suffix == ".ckpt" else (),
-        fails=True,
+        *("build", source, "-o", folder, *targets, "--calibration", calibration, *size), fails=True
     )
-    if not (artifact / "manifest.json").exists():
-        return Row(built=False, reason=built.stderr.strip().splitlines()[-1][:200])
-    report = json.loads((artifact / "report" / "build.json").read_text())["compiled"]
-    manifest = json.loads((artifact / "manifest.json").read_text())
+    found = {target: Row(built=False, reason=reason(built.stderr, target)) for target in TARGETS}
+    artifacts = [path.parent for path in sorted(folder.glob("*/manifest.json"))]
+    if not artifacts:
+        return found
     verified = vadexport(
-        *("verify", artifact, "--reference", source, "--images", unseen, "--proxy", "--json"),
+        *("verify", folder, "--reference", source, "--images", unseen, "--proxy", "--json"),
         fails=True,
     )
-    figures = json.loads(verified.stdout)[0]["parity"]["figures"]
-    return Row(
-        built=True,
-        seconds=report["build_seconds"],
-        megabytes=report["engine_bytes"] / 1e6,
-        precision=manifest["precision"]["network"],
-        images=figures["images"],
-        drift=figures["drift_max"],
-        flips=figures["flips"],
-    )
+    parity = {each["parity"]["target"]: each["parity"] for each in json.loads(verified.stdout)}
+    for artifact in artifacts:
+        manifest = json.loads((artifact / "manifest.json").read_text())
+        report = json.loads((artifact / "report" / "build.json").read_text())["compiled"]
+        figures = parity[manifest["target"]]["figures"]
+        found[manifest["target"]] = Row(
+            built=True,
+            seconds=report["build_seconds"],
+            megabytes=report["engine_bytes"] / 1e6,
+            precision=manifest["precision"]["network"],
+            images=figures["images"],
+            drift=figures["drift_max"],
+            flips=figures["flips"],
+        )
+    return found
+
+
+def reason(told: str, target: str) -> str:
+    """Why a target was not built: its own line, else the last."""
+    lines = told.strip().splitlines() or ["no word"]
+    own = [line for line in lines if target in line]
+    return (own or lines)[-1][:200].replace("|", "/")  # which would end a cell
 
 
 def vadexport(*words: object, fails: bool = False) -> subprocess.CompletedProcess[str]:
@@ -190,19 +198,27 @@ def vadexport(*words: object, fails: bool = False) -> subprocess.CompletedProces
     return subprocess.run(command, check=not fails, capture_output=True, text=True)
 
 
-def as_table(found: dict[str, dict[str, Any]]) -> str:
-    """A Markdown table: a row a detector."""
-    titles = ["detector", "fp16: layers", "drift", "flips", "engine", "build"]
-    titles += ["int8: drift", "flips", "engine", "build"]
-    lines = [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
-    for name in (*FITS, *ANOMALIB):
-        if name not in found:
-            continue
-        half, eight = (Row(**found[name][target]) for target in TARGETS)
-        layers = half.precision.removeprefix("fp16, ").removesuffix(" layers")
-        whose = name if name in FITS else f"anomalib {name}"
-        lines.append(f"| {whose} | {layers} | {cells(half)} | {cells(eight)} |")
-    return "\n".join(lines) + "\n"
+TITLES = ("detector", "fp16: layers", "drift", "flips", "engine", "build")
+HEAD = f"| {' | '.join((*TITLES, 'int8: drift', *TITLES[3:]))} |"
+
+
+def as_table(lines: dict[str, str]) -> str:
+    """A Markdown table of rows by their titles."""
+    known = [title(name) for name in (*FITS, *ANOMALIB)]
+    ordered = [lines[each] for each in known if each in lines]
+    return "\n".join((HEAD, "|" + "---|" * HEAD.count(" | ") + "---|", *ordered)) + "\n"
+
+
+def as_line(name: str, found: dict[str, Any]) -> str:
+    """A row of the table."""
+    half, eight = (Row(**found[target]) for target in TARGETS)
+    layers = half.precision.removeprefix("fp16, ").removesuffix(" layers")
+    return f"| {title(name)} | {layers} | {cells(half)} | {cells(eight)} |"
+
+
+def title(name: str) -> str:
+    """First cell of a detector's row."""
+    return name if name in FITS else f"anomalib {name}"
 
 
 def cells(one: Row) -> str:

@@ -8,9 +8,11 @@ medians of paired ratios over eager float32, with a bootstrap 95% interval. The 
 clocks and temperature are printed before and after.
 
 Wants a GPU, PyTorch for CUDA and the extras tensorrt-rtx, int8, demo. It has not been run yet: no
-GPU was at hand.
+GPU was at hand. What it does was rehearsed on a processor, with an artifact of ONNX Runtime in the
+place of engines; what that prints are no figures.
 
     python benchmarks/tensorrt_speed.py [--batches 1,32] [--rounds 200]
+    python benchmarks/tensorrt_speed.py --rehearse --batches 1 --rounds 5
 """
 
 import argparse
@@ -24,21 +26,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from autocast import AutocastRunner
 from detectors import lay_out
 from numpy.typing import NDArray
 
 from vadexport.artifact import open_artifact
-from vadexport.backends.base import Execution, Runner
+from vadexport.backends.base import Runner
 from vadexport.backends.cuda import Cuda
-from vadexport.backends.pytorch import PyTorchRunner
 from vadexport.backends.registry import opener
-from vadexport.contract import ImageInput, Outputs
+from vadexport.contract import ImageInput
 from vadexport.images import load_images, training_images
 from vadexport.listening import Listener
 from vadexport.machine import processor_name, tool_versions
 from vadexport.reporting.wording import figure
-from vadexport.sources import SourceSpec, open_source, reference_opener
+from vadexport.sources import SourceSpec, reference_opener
 from vadexport.verification.contest import Contest
 from vadexport.verification.latency import speedup
 
@@ -52,6 +53,7 @@ TARGETS = (
     "tensorrt-rtx:int8",
     "onnxruntime:fp16@cuda",
 )
+REHEARSED = ("onnxruntime:fp32",)
 BASELINE = "PyTorch eager, float32"
 CALLS = 16
 
@@ -61,46 +63,52 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batches", default="1,32")
     parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--rehearse", action="store_true", help="on the processor: no figures")
     options = parser.parse_args()
-    gpu = Cuda()
-    print(processor_name(), gpu.state(), tool_versions(), sep="\n")
+    gpu = None if options.rehearse else Cuda()
+    print(processor_name(), gpu and gpu.state(), tool_versions(), sep="\n")
     images = lay_out("mono")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         source = folder / "detector.safetensors"
         vadexport("fit", "patchcore", images / "train", "-o", source)
         for batch in map(int, options.batches.split(",")):
-            show(source, images, folder / str(batch), batch, options.rounds)
-    print(gpu.state())
+            targets = REHEARSED if options.rehearse else TARGETS
+            show(source, images, folder / str(batch), batch, options.rounds, targets)
+    print(gpu and gpu.state())
 
 
-def show(source: Path, images: Path, folder: Path, batch: int, rounds: int) -> None:
+def show(
+    source: Path, images: Path, folder: Path, batch: int, rounds: int, targets: tuple[str, ...]
+) -> None:
     """Build for one batch, time all, and print."""
     vadexport(
         *("build", source, "-o", folder, "--calibration", images / "calibration"),
-        *("--batch", batch, *(word for target in TARGETS for word in ("--target", target))),
+        *("--batch", batch, *(word for target in targets for word in ("--target", target))),
     )
-    artifacts = [open_artifact(path.parent) for path in sorted(folder.glob("*/manifest.json"))]
+    artifacts = [open_artifact(path.parent) for path in sorted(folder.rglob("manifest.json"))]
+    image_input = artifacts[0].manifest.image_input
+    chosen = calls(images, image_input)
+    spec = SourceSpec.of(source)
     openers: dict[str, Callable[[], Runner]] = {
-        BASELINE: reference_opener(SourceSpec.of(source), 1, on_gpu=True),
-        "PyTorch autocast, float16": partial(OtherPyTorch, source, autocast=True),
-        "torch.compile, float32": partial(OtherPyTorch, source, autocast=False),
+        BASELINE: reference_opener(spec, 1, on_gpu=True),
+        "PyTorch autocast, float16": partial(AutocastRunner, spec),
+        "torch.compile, float32": reference_opener(spec, 1, on_gpu=True, sample=chosen[0]),
     }
     for artifact in artifacts:
         target = artifact.manifest.target
         openers[str(target)] = opener(target, artifact.folder, 1)
-    image_input = artifacts[0].manifest.image_input
     with ExitStack() as stack:
-        contest = Contest(stack, openers, calls(images, image_input))
+        contest = Contest(stack, openers, chosen)
         found = contest.time(list(openers), rounds, Listener())
     print(f"\nbatch {batch}")
-    print(f"{'contestant':28} {'median ms':>10} {'p90 ms':>8} {'images/s':>10}  speed-up")
+    print(f"{'contestant':28} {'median ms':>10} {'p90 ms':>8} {'images/s':>10}  speed-up, where")
     for name, one in found.items():
         ratio = speedup(one, found[BASELINE]).ratio
         print(
             f"{name:28} {one.median_ms:10.3f} {figure(one.p90_ms, '.3f'):>8} "
             f"{1e3 * batch / one.median_ms:10.0f}"
-            f"  {ratio.value:.2f} [{ratio.low:.2f}–{ratio.high:.2f}]"
+            f"  {ratio.value:.2f} [{ratio.low:.2f}–{ratio.high:.2f}], {one.execution.device}"
         )
 
 
@@ -111,24 +119,6 @@ def calls(images: Path, image_input: ImageInput) -> list[NDArray[Any]]:
     loaded = [image for _, image in load_images(files, image_input)]
     chosen = [loaded[number % len(loaded)] for number in range(CALLS * size)]
     return [np.stack(chosen[start : start + size]) for start in range(0, len(chosen), size)]
-
-
-class OtherPyTorch(PyTorchRunner):
-    """The reference as others run it: under autocast, or compiled."""
-
-    def __init__(self, source: Path, *, autocast: bool) -> None:
-        detector = open_source(source).detector
-        module = detector if autocast else torch.compile(detector)
-        super().__init__(module, 1)  # type: ignore[arg-type]
-        self.use_gpu()
-        self._autocast = autocast
-        words = "float16 autocast" if autocast else "float32, compiled"
-        self.execution = Execution("PyTorch", words, self.execution.device, 1)
-
-    def infer(self, image: NDArray[Any]) -> Outputs:
-        """See the base class."""
-        with torch.autocast("cuda", dtype=torch.float16, enabled=self._autocast):
-            return super().infer(image)
 
 
 def vadexport(*words: object) -> None:

@@ -85,20 +85,23 @@ class TestGenerations:
     [
         "openvino:fp32@cuda",
         "openvino:int8@sm86",
-        "tensorrt:fp16@cuda",
-        "tensorrt:fp16@sm86",
         "onnxruntime:fp32@sm86",
         "onnxruntime:fp32@cpu",
         "onnxruntime:fp16",
         "onnxruntime:auto@cuda",
         "onnxruntime:auto",
         "openvino:auto",
-        "tensorrt:auto@sm86",
         "tensorrt-rtx:bf16",
     ],
 )
 def test_a_device_or_precision_that_the_backend_does_not_have(text):
     with pytest.raises(InputError, match=f"unknown target '{text}'; known targets: openvino:fp32"):
+        Target.parse(text)
+
+
+@pytest.mark.parametrize("text", ["tensorrt:fp16@sm86", "tensorrt:auto@sm86", "tensorrt:fp9@cuda"])
+def test_tensorrt_builds_for_the_gpu_at_hand(text):
+    with pytest.raises(InputError, match=r"builds for the GPU at hand.*tensorrt-rtx:"):
         Target.parse(text)
 
 

@@ -59,6 +59,11 @@ class Target:
             )
         found = {key: value or "" for key, value in match.groupdict().items()}
         target = cls(**found)
+        if target.backend == "tensorrt" and target.device:
+            raise InputError(
+                f"target {text!r} names {target.device}, and TensorRT builds for the GPU at hand: "
+                "leave @… out, or build for tensorrt-rtx:…, which needs none"
+            )
         if target.precision not in _precisions(target.backend, target.device):
             raise InputError(f"unknown target {text!r}; {_known()}")
         if target.backend == "tensorrt-rtx":
@@ -98,7 +103,7 @@ def all_targets() -> list[Target]:
 
 def _precisions(backend: str, device: str) -> tuple[str, ...]:
     """Those that the backend has on the device; none where it does not know the device."""
-    if backend == "tensorrt-rtx" or (backend == "tensorrt" and not device):
+    if backend in ("tensorrt", "tensorrt-rtx"):
         return (*PRECISIONS[backend], AUTO)
     if backend == "onnxruntime" and device == CUDA:
         return _CUDA_PRECISIONS

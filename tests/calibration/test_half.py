@@ -1,5 +1,6 @@
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from torch.nn import functional
@@ -181,6 +182,33 @@ class TestHalve:
         assert told[-1][0] == told[-1][1] <= 40
         assert "c17" in {node.name for node in plan.kept}
         assert plan.layers >= 40
+
+    @pytest.mark.parametrize("odd", [0, 7, 15])
+    def test_what_is_chosen_holds_on_the_one_image_that_moves_furthest(self, tmp_path, odd):
+        model = chain(12, {n: 30.0 * (n + 1) for n in range(12)})
+        calls = singles(16)
+        calls[odd] *= 60
+        allowed = 0.3 * drift(model, halved(model, tmp_path, 1e9, calls)[1], [calls[odd]])
+        plan, half, _ = halved(model, tmp_path, allowed, calls)
+        assert 0 < plan.layers < 12
+        assert drift(model, half, calls) <= allowed
+
+    def test_not_every_group_runs_on_all_images(self, tmp_path, monkeypatch):
+        runs, run_of = [], onnxruntime.InferenceSession.run
+        monkeypatch.setattr(
+            onnxruntime.InferenceSession,
+            "run",
+            lambda self, *args: runs.append(1) or run_of(self, *args),
+        )
+        model, calls = chain(30, {7: 3000.0, 20: 300.0}), singles(16)
+        _, _, told = halved(model, tmp_path, 0.02, calls)
+        assert told[-1] == (30, 30)
+        # Largest values, expected scores, the whole plan; groups, on 4 images; the bisection.
+        assert len(runs) <= 3 * 16 + 30 * 2 + 5 * 16  # calls of two images
+
+
+def singles(count):
+    return [RNG.normal(size=(2, 3, 8, 8)).astype(np.float32) for _ in range(count)]
 
 
 def _without(model, layers):

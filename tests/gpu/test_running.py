@@ -7,6 +7,7 @@ import pytest
 
 from vadexport.artifact import read_manifest
 from vadexport.backends.child import Child
+from vadexport.backends.registry import get_backend
 from vadexport.backends.tensorrt import rtx
 from vadexport.errors import BackendError
 from vadexport.targets import COMPUTE_CAPABILITIES, Target
@@ -125,7 +126,7 @@ def test_a_truncated_engine_says_so(built_for, engine_for, tmp_path, kept):
     (folder / "model.engine").write_bytes(plan[:length])
     target = Target.parse(engine_for("fp32"))
     with Child("truncated") as child, pytest.raises(BackendError, match=r"damaged|not valid"):
-        child.open(rtx.open_runner, folder, target, 1)
+        child.open(get_backend(target.backend).open_runner, folder, target, 1)
 
 
 def test_the_state_of_the_gpu(built_for, runner_of, engine_for, gpu, unseen):

@@ -9,6 +9,7 @@ import pytest
 
 from vadexport.backends.base import Execution
 from vadexport.backends.child import Child
+from vadexport.backends.cuda import GpuState
 from vadexport.verification import latency
 from vadexport.verification.latency import Stopwatch, Timing, WarmUp, measure, speedup
 
@@ -159,6 +160,29 @@ def test_stopwatch_times_its_calls_in_turn_in_steady_running():
     for number in (0, 4, 5):
         assert 0.002 <= stopwatch.time(number).seconds < 0.1
     assert runner.seen[warm:] == [0, 0, 1, 1, 2, 2]
+
+
+def test_stopwatch_keeps_what_slowed_the_gpu_down_at_any_call():
+    states = [
+        GpuState("a GPU", temperature_c=60),
+        GpuState("a GPU", temperature_c=80, slowed_by=("power limit",)),
+        GpuState("a GPU", temperature_c=90, slowed_by=("temperature (driver)", "power limit")),
+        GpuState("a GPU", temperature_c=70),
+    ]
+    runner = Runner()
+    runner.gpu_state = iter(states).__next__
+    stopwatch = Stopwatch(lambda: runner, [np.zeros((1, 1, 1, 1), np.uint8)])
+    for number in range(4):
+        stopwatch.time(number)
+    assert stopwatch.gpu_state() == GpuState(
+        "a GPU", temperature_c=70, slowed_by=("power limit", "temperature (driver)")
+    )
+
+
+def test_stopwatch_knows_no_gpu_on_the_processor():
+    stopwatch = Stopwatch(Runner, [np.zeros((1, 1, 1, 1), np.uint8)])
+    stopwatch.time(0)
+    assert stopwatch.gpu_state() is None
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Where no GPU is at hand: what stands in for an artifact, and what is then not claimed."""
 
+import json
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
@@ -8,6 +9,7 @@ import pytest
 
 from vadexport.artifact import find_artifacts, open_artifact
 from vadexport.backends import onnxruntime
+from vadexport.backends.cuda import GpuState
 from vadexport.building import BuildOptions, build
 from vadexport.contract import ANOMALY_MAP, RAW_SCORE
 from vadexport.errors import InputError, MissingDeviceError
@@ -68,6 +70,16 @@ def test_what_runs_here_needs_no_proxy(options):
         assert arena.proxied == {}
         assert list(arena.timed(options, Listener())) == [REFERENCE, HERE, preprocessing_of(HERE)]
         assert arena.contest.gpu_state(HERE) is None
+
+
+def test_a_gpu_that_was_slowed_down_is_called_out(options, folder, tmp_path, monkeypatch):
+    state = GpuState("a GPU", "580.1", 900, 5000, 91, ("power limit", "temperature (driver)"))
+    monkeypatch.setattr(Contest, "gpu_state", lambda _self, _name: state)
+    alone = replace(options, artifact=folder / "onnxruntime-fp32", report=tmp_path)
+    (found,) = verify(alone, Listener()).verifications
+    assert "the GPU was slowed down by its power limit, temperature (driver)" in found.warnings
+    report = json.loads((tmp_path / "parity.json").read_text(encoding="utf-8"))
+    assert report["environment"]["gpu"] == json.loads(json.dumps(state.to_json()))
 
 
 @pytest.mark.parametrize("targets", [(GPU,), (HERE, GPU), (HERE, GPU, GPU_HALF)])

@@ -140,7 +140,8 @@ class Graphs:
         if self.images.calibration is not None and self.images.calibration.calibrate:
             files = self.images.calibration.calibrate[:_MOST_HALF_IMAGES]
             images = np.stack([image for _, image in load_images(files, self.image_input)])
-        return [call for call, _ in self.image_input.batches(images)]
+        batch = self.image_input.batch or 1  # any will do: one by one where it is left open
+        return [call for call, _ in replace(self.image_input, batch=batch).batches(images)]
 
     @cached_property
     def _integers(self) -> Integers:

@@ -1,9 +1,10 @@
 """float16 with normal images: which layers their values fit, and which of them move scores."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import numpy as np
 import onnx
@@ -22,8 +23,10 @@ from vadexport.passes.half_precision import (
 )
 from vadexport.passes.half_rounding import rounded_as_half
 
-#: Layers are judged in no more groups than this: each costs a run over the images.
+#: Layers are ranked in no more groups than this: each costs a graph of its own.
 _MOST_GROUPS: Final = 40
+#: Images that rank them. What is chosen is held against all.
+_RANKING_IMAGES: Final = 4
 
 
 def halve(
@@ -38,9 +41,10 @@ def halve(
 
     The score head stays in float32, and so does every layer whose values on the given images leave
     too little room in float16. Where scores then move by more than `allowed`, the layers that move
-    them most stay in float32 as well: each group of layers is put into float16 alone, and as few of
-    the worst are taken back as will do. What float16 does to scores is measured on the graph that
-    rounds as float16 storage does (`rounded_as_half`). Anomaly maps are held alike.
+    them most stay in float32 as well: each group of layers is put into float16 alone, on the images
+    whose scores move furthest, and as few of the worst are taken back as will do on all images.
+    What float16 does to scores is measured on the graph that rounds as float16 storage does
+    (`rounded_as_half`). Anomaly maps are held alike.
 
     To be run in a child process.
 
@@ -65,26 +69,20 @@ def halve(
     plan = plan_half(graph, network_nodes, largest)
     if plan.layers == 0:
         raise UnfitError("no layer of this detector's network fits float16: build fp32 targets")
-    expected = _outputs(graph, calls)
-    ranges = [1.0, *(np.ptp(maps, axis=(1, 2, 3)).mean() or 1.0 for maps in expected[1:])]
-    most = [one * scale for one, scale in zip(allowed, ranges, strict=False)]
-
-    def moved(candidate: HalfPlan) -> float:
-        """How far scores and maps move, as a share of what they may."""
-        found = _outputs(rounded_as_half(to_half(graph, candidate)), calls)
-        return max(
-            _share(float(np.abs(one - other).max()), limit)
-            for one, other, limit in zip(found, expected, most, strict=True)
-        )
-
-    if not moved(plan) <= 1:
+    judge = _Judge.of(graph, calls, allowed)
+    moves = list(judge.moves(plan, range(len(calls))))
+    if max(moves) <= 1:
+        progress(1, 1)
+    else:
+        # Where it moves furthest is where layers show most, and where a plan fails first.
+        order = sorted(range(len(calls)), key=lambda number: -moves[number])
+        few = order[: -(-_RANKING_IMAGES // len(calls[0]))]
         groups = _grouped(layers_of(graph, plan))
-        moves: list[float] = []
+        alone: list[float] = []
         for number, group in enumerate(groups):
-            moves.append(moved(HalfPlan(frozenset(group), 0, ())))
+            alone.append(max(judge.moves(HalfPlan(frozenset(group), 0, ()), few)))
             progress(number + 1, len(groups))
-        order = np.nan_to_num(moves, nan=np.inf)
-        worst = sorted(range(len(groups)), key=lambda number: -order[number])
+        worst = sorted(range(len(groups)), key=lambda number: -alone[number])
 
         def without(count: int) -> HalfPlan:
             """The plan without the `count` groups that move scores most."""
@@ -95,15 +93,14 @@ def halve(
         low, high = 0, len(groups)  # with none taken back it moves too far, with all not at all
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (low, middle) if moved(without(middle)) <= 1 else (middle, high)
+            held = all(move <= 1 for move in judge.moves(without(middle), order))
+            low, high = (low, middle) if held else (middle, high)
         plan = without(high)
         if plan.layers == 0:
             raise UnfitError(
                 "no layer of this detector's network can be float16, for scores would move too "
                 "far: build fp32 targets"
             )
-    else:
-        progress(1, 1)
     onnx.save(to_half(graph, plan), destination)
     return plan
 
@@ -132,13 +129,56 @@ def largest_values(
         )
     found = np.zeros(len(names))
     if names:
-        values = np.array(_run(watched, calls), np.float64)
+        values = np.array(list(_runs(watched, calls)), np.float64)
         found = np.where(np.isnan(values), np.inf, values).max(axis=0)
     return dict(zip(names, found.tolist(), strict=True))
 
 
+@dataclass(frozen=True)
+class _Judge:
+    """Says how far float16 moves raw scores and anomaly maps.
+
+    Attributes:
+        graph: in float32.
+        calls: of it.
+        expected: scores, and maps where there are any, of each call.
+        most: how far scores and maps may move.
+    """
+
+    graph: onnx.ModelProto
+    calls: Sequence[Call]
+    expected: Sequence[Sequence[NDArray[np.float64]]]
+    most: tuple[float, ...]
+
+    @classmethod
+    def of(
+        cls, graph: onnx.ModelProto, calls: Sequence[Call], allowed: tuple[float, float]
+    ) -> Self:
+        """Run the graph; see `halve` for what is allowed."""
+        expected = list(_outputs(graph, calls))
+        ranges = [np.ptp(maps, axis=(1, 2, 3)) for _, *rest in expected for maps in rest]
+        scale = float(np.concatenate(ranges).mean()) if ranges else 0.0
+        most = (allowed[0], allowed[1] * (scale or 1.0))
+        return cls(graph, calls, expected, most[: len(expected[0])])
+
+    def moves(self, plan: HalfPlan, numbers: Sequence[int]) -> Iterator[float]:
+        """For each of the calls, as a share of what is allowed; each is run when it is asked for.
+
+        What is no number counts as infinite.
+        """
+        rounded = rounded_as_half(to_half(self.graph, plan))
+        runs = _outputs(rounded, [self.calls[number] for number in numbers])
+        for number, found in zip(numbers, runs, strict=True):
+            yield max(
+                _share(float(np.abs(one - other).max()), limit)
+                for one, other, limit in zip(found, self.expected[number], self.most, strict=True)
+            )
+
+
 def _share(move: float, limit: float) -> float:
     """Of what is allowed; where nothing is, any move is too much."""
+    if np.isnan(move):
+        return float("inf")
     if limit:
         return move / limit
     return float("inf") if move else 0.0
@@ -151,20 +191,22 @@ def _grouped(layers: list[list[str]]) -> list[list[str]]:
     return [list(chain.from_iterable(layers[start : start + size])) for start in starts]
 
 
-def _outputs(model: onnx.ModelProto, calls: Sequence[Call]) -> list[NDArray[np.float64]]:
-    """Raw scores of all images, and their maps where there are any, by ONNX Runtime."""
+def _outputs(model: onnx.ModelProto, calls: Sequence[Call]) -> Iterator[list[NDArray[np.float64]]]:
+    """Raw scores of each call, and its maps where there are any, by ONNX Runtime."""
     there = {output.name for output in model.graph.output}
     names = [name for name in (RAW_SCORE, ANOMALY_MAP) if name in there]
-    found = zip(*_run(model, calls, names), strict=True)
-    return [np.concatenate(values).astype(np.float64) for values in found]
+    for found in _runs(model, calls, names):
+        yield [values.astype(np.float64) for values in found]
 
 
-def _run(
+def _runs(
     model: onnx.ModelProto, calls: Sequence[Call], names: Sequence[str] | None = None
-) -> list[list[NDArray[np.float32]]]:
+) -> Iterator[list[NDArray[np.float32]]]:
+    """Outputs of each call, run when it is asked for."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), providers=["CPUExecutionProvider"]
     )
-    return [session.run(names, {INPUT_NAME: call}) for call in calls]
+    for call in calls:
+        yield session.run(names, {INPUT_NAME: call})

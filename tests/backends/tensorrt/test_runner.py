@@ -65,6 +65,7 @@ class FakeEngine:
     def __init__(self, cuda, batch, profile):
         self.cuda, self.batch, self.profile = cuda, batch, profile
         self.addresses, self.shape, self.calls = {}, None, []
+        self.context = self
 
     def get_tensor_name(self, number):
         return ("image", "raw_score", "anomaly_map")[number]
@@ -108,10 +109,11 @@ class FakeEngine:
 def opened(tmp_path, monkeypatch):
     """Open a runner on an engine of a batch (None: dynamic) and the batches of its profile."""
 
-    def opened(batch, profile=None, **changes):
+    def opened(batch, profile=None, *, has_room=True, **changes):
         cuda = FakeCuda()
         vars(cuda).update(changes)
         engine = FakeEngine(cuda, -1 if batch is None else batch, profile or (batch,) * 3)
+        engine.context = engine if has_room else None
         runtime = SimpleNamespace(
             deserialize_cuda_engine=lambda plan: engine if plan else None, logger=None
         )
@@ -126,7 +128,8 @@ def opened(tmp_path, monkeypatch):
             ahead_of_time=False,
             load=lambda: trt,
             version=lambda: "11.0",
-            make_context=lambda _trt, engine, *, fixed_shape: (engine, fixed_shape),
+            start=lambda kind, log: kind(log),
+            make_context=lambda _trt, engine, *, fixed_shape: (engine.context, fixed_shape),
         )
         monkeypatch.setattr(running, "Cuda", lambda _extra: cuda)
         (tmp_path / "model.engine").write_bytes(b"x" * 100)
@@ -195,7 +198,12 @@ def test_says_what_it_runs_as(opened):
     assert execution.device == "a GPU (sm86)"
 
 
-def test_an_engine_without_room_for_its_memory(opened, monkeypatch):
+def test_an_engine_without_room_for_its_memory(opened):
+    with pytest.raises(BackendError, match=r"^5 MB of GPU memory were asked for .*workspace_mb="):
+        opened(1, has_room=False)
+
+
+def test_a_shape_that_the_engine_does_not_take(opened, monkeypatch):
     monkeypatch.setattr(FakeEngine, "set_input_shape", lambda *_: False)
     with pytest.raises(BackendError, match="the engine takes no images of 1×4×6×1"):
         opened(1)

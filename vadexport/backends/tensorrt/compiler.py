@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from vadexport.backends.cuda import Cuda
+from vadexport.backends.cuda import Cuda, out_of_memory
 from vadexport.backends.tensorrt.library import Library
 from vadexport.backends.tensorrt.log import NO_GPU, new_log
 from vadexport.backends.tensorrt.settings import DEFAULT_SETTINGS, TensorRTSettings
@@ -51,9 +51,7 @@ def compile_graph(
     check_limits(graph, settings.batches[2])
     log = new_log(trt)
     start = time.perf_counter()
-    builder = trt.Builder(log)
-    if builder is None or not hasattr(builder, "create_network"):
-        raise BackendError(f"{library.words} cannot start: {log.last()}")
+    builder = library.start(trt.Builder, log)
     network = builder.create_network(library.network_flags(trt))
     parser = trt.OnnxParser(network, log)
     unknown = unsupported(parser, graph)
@@ -70,7 +68,7 @@ def compile_graph(
     _add_profile(builder, config, network, settings)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise BackendError(f"{library.words} cannot build the engine: {log.last()}")
+        raise BackendError(f"{library.words} cannot build the engine: {_why_not(log)}")
     seconds = time.perf_counter() - start
     library.keep_timings(config, settings)
     (folder / ENGINE_FILE).write_bytes(plan)
@@ -88,6 +86,12 @@ def compile_graph(
         "layers": _layers(network),
         "warnings": log.warnings(),
     }
+
+
+def _why_not(log: Any) -> str:
+    """Why there is no engine: where memory was short, the last error speaks of kernels."""
+    refused = log.memory_refused()
+    return log.last() if refused is None else f"{out_of_memory(refused)} ({log.last()})"
 
 
 def _gpus(library: Library, target: Target) -> str:

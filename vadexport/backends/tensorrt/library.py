@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from vadexport.backends.tensorrt.settings import TensorRTSettings
-from vadexport.errors import InputError, MissingPackageError
+from vadexport.errors import BackendError, InputError, MissingPackageError
 from vadexport.files import written_whole
 
 
@@ -54,6 +54,20 @@ class Library:
     def version(self) -> str:
         """Version of the installed library; raises MissingPackageError."""
         return str(self.load().__version__)
+
+    def start(self, kind: Any, log: Any) -> Any:
+        """A builder or a runtime that writes to the log.
+
+        Raises:
+            BackendError: the library gives none, such as where its CUDA is newer than the driver.
+        """
+        try:
+            return kind(log)
+        except TypeError:  # what its bindings make of nothing
+            raise BackendError(
+                f"{self.words} {self.version()} cannot start: {log.last()} (a driver that is too "
+                "old for it? See nvidia-smi)"
+            ) from None
 
     def network_flags(self, trt: Any) -> int:
         """Creation flags of a network whose precision is the graph's."""

@@ -1,5 +1,6 @@
 """What the libraries tell, kept for errors and reports."""
 
+import re
 import sys
 from collections import deque
 from typing import Any, Final
@@ -7,6 +8,8 @@ from typing import Any, Final
 #: Built-in checks ask for a GPU and complain where there is none, which is no fault.
 NO_GPU: Final = ("CUDA driver version is insufficient", "no CUDA-capable device")
 _MOST: Final = 200
+#: A warning of the builder's. The error that follows says that no kernel was found for a node.
+_REFUSED: Final = re.compile(r"Requested amount of GPU memory \((\d+) bytes\) could not be")
 
 
 def new_log(trt: Any) -> Any:
@@ -23,10 +26,15 @@ def new_log(trt: Any) -> Any:
                 self.kept.append((severity < trt.ILogger.Severity.WARNING, message))
 
         def last(self) -> str:
-            """The last error, in one line."""
-            told = [text for is_error, text in self.kept if is_error]
+            """The last error, else the last warning, in one line."""
+            told = [text for is_error, text in self.kept if is_error] or self.warnings()
             told = [text for text in told if not any(each in text for each in NO_GPU)] or told
             return " ".join(told[-1].split()) if told else "no reason given"
+
+        def memory_refused(self) -> int | None:
+            """Most bytes of GPU memory that were asked for and not given; None where all were."""
+            found = [_REFUSED.search(text) for _, text in self.kept]
+            return max((int(match[1]) for match in found if match), default=None)
 
         def warnings(self) -> list[str]:
             """Each warning once."""

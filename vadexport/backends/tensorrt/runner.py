@@ -74,7 +74,7 @@ class TensorRTRunner:
         self._cuda = Cuda(library.extra)
         self._log = new_log(trt)
         settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
-        runtime = trt.Runtime(self._log)
+        runtime = library.start(trt.Runtime, self._log)
         if settings["version_compatible"]:
             runtime.engine_host_code_allowed = True  # such engines bring their runtime along
         self._engine = load_engine(library, trt, runtime, folder / ENGINE_FILE, self._cuda)
