@@ -14,6 +14,7 @@ from vadexport.calibration.equalisation import equalise
 from vadexport.calibration.network import Layer, find_layers, sums
 from vadexport.calibration.observing import MOST_COLUMNS, Extremes, extremes, moments, turns
 from vadexport.calibration.qdq import Plan, QuantisedWeight, least_scales
+from vadexport.calibration.repair import corrected
 from vadexport.calibration.rounding import LARGEST, importance, nearest, rounded
 from vadexport.calibration.synthetic_defects import with_defect
 from vadexport.contract import Call, ImageArray, ImageInput
@@ -33,12 +34,14 @@ class Choices:
         equalising: bring channels to like ranges.
         rounding: round weights by what they do on images, not to the nearest.
         planted: take ranges from images with planted defects as well.
+        correcting: bring what leaves the network back to its mean.
         headroom: of ranges, over what images reach.
     """
 
     equalising: bool = True
     rounding: bool = True
     planted: bool = True
+    correcting: bool = True
     headroom: float = 1.0
 
 
@@ -106,7 +109,13 @@ def plan_int8(  # noqa: PLR0913, PLR0917 - a call into a child process, which ta
         seen = _calls(few, image_input, told, planted=False)
         _round(graph, lot, reach, weights, shifts, seen, len(few), rounding=choices.rounding)
     onnx.save(graph, equalised)
-    return Plan(fit, reach, weights, shifts, _never_negative(graph, tuple(reach)))
+    plan = Plan(fit, reach, weights, shifts, _never_negative(graph, tuple(reach)))
+    if not choices.correcting:
+        return plan
+    silent = _Told(lambda _done, _all: None, 1)
+    return corrected(
+        graph, plan, network_nodes, lambda: _calls(few, image_input, silent, planted=False)
+    )
 
 
 class _Told:
