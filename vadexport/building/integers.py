@@ -36,7 +36,7 @@ _PLANTED: Final = 2
 #: INT8 that is not faster than this, by the lower end of the interval, is not worth its drift.
 _LEAST_SPEEDUP: Final = 1.02
 _ROUNDS: Final = 40
-#: Points of the frontier that are timed between all INT8 and the one that was chosen.
+#: Points of the frontier that are timed between all INT8 and the first that holds.
 _TIMED_BETWEEN: Final = 2
 _TIMED_CALLS: Final = 4
 _CHILD_TIMEOUT_S: Final = 1800
@@ -123,21 +123,20 @@ class Integers:
         """Layers in INT8 as far as scores hold and it is faster; else the float graph."""
         form = form_of(target)
         found = self._searched(form, target, minutes)
-        layers = len(self._plan.layers)
-        paths = {0: self.work / _folder("quantised", form) / GRAPH_FILE}
-        if found.chosen is None:
+        if not found.holding:
             reason = "no layer of its network can be INT8 within the limits"
             if not found.finished:
                 reason = "the search found no INT8 layers in time (--search-minutes)"
             return self._in_float(target, reason, self._record(found, {}))
-        for count in _between(found.chosen):
-            paths[count] = self.work / _folder(f"mixed-{count}", form) / GRAPH_FILE
-        for count, path in paths.items():
-            if not path.exists():
-                self._write(form, found.float_nodes(count), path)
+        paths = {}
+        for number in _timed_points(found):
+            paths[number] = self.work / f"{_folder('mixed', form)}-{number}" / GRAPH_FILE
+            if not paths[number].exists():
+                self._write(form, frozenset(found.points[number].float_layers), paths[number])
         gains, floor = self._timed(target, paths)
         record = self._record(found, gains)
-        gain = gains[found.chosen]
+        chosen = max(found.holding, key=lambda number: gains[number].value)
+        gain = gains[chosen]
         if gain.low / floor < _LEAST_SPEEDUP:
             against = f", divided by the A/A floor {floor:.3f}" if floor > 1 else ""
             reason = (
@@ -145,22 +144,23 @@ class Integers:
                 f"{against}, where {_LEAST_SPEEDUP} is the least"
             )
             return self._in_float(target, reason, record)
-        path = paths[found.chosen]
-        kept = len(found.float_nodes(found.chosen))
+        layers, kept = len(self._plan.layers), len(found.points[chosen].float_layers)
         words = f"int8, {layers - kept} of {layers} layers" if kept else "int8"
         self.notes.append(
             f"{target}: INT8 but for {kept} of {layers} layers; {gain.value:.2f} times as fast as "
             f"{_FLOAT} ({gain.low:.2f}–{gain.high:.2f}), all INT8 would be {gains[0].value:.2f}"
         )
-        rung = self.climber.climb_graph("quantised", path.parent, AUTO)
+        rung = self.climber.climb_graph("quantised", paths[chosen].parent, AUTO)
         precision = {"network": words, "score head": "fp32"}
-        shipped = {**record, "shipped": "int8"}
-        return Graph(path, (*self.base.rungs, rung), precision, shipped)
+        shipped = {**record, "shipped": "int8", "chosen": chosen}
+        return Graph(paths[chosen], (*self.base.rungs, rung), precision, shipped)
 
     def _in_float(self, target: Target, reason: str, record: dict[str, Any]) -> Graph:
         self.notes.append(f"{target}: {_FLOAT}, for {reason}")
         base = self.base
-        return Graph(base.path, base.rungs, base.precision, {**record, "shipped": "fp32"})
+        return Graph(
+            base.path, base.rungs, base.precision, {**record, "shipped": "fp32", "chosen": None}
+        )
 
     def _searched(self, form: Form, target: Target, minutes: float) -> Frontier:
         plan = self._plan
@@ -198,7 +198,7 @@ class Integers:
         self, target: Target, paths: Mapping[int, Path]
     ) -> tuple[dict[int, Interval], float]:
         """Speed-up of each form over the float graph, compiled for the target; the A/A floor."""
-        named = {_FLOAT: self.base.path, **{_words(count): path for count, path in paths.items()}}
+        named = {_FLOAT: self.base.path, **{_words(number): path for number, path in paths.items()}}
         backend = get_backend(target.backend)
         openers = {}
         for number, (name, path) in enumerate(named.items()):
@@ -212,7 +212,7 @@ class Integers:
             contest = Contest(stack, openers, calls)
             timed = contest.time(list(named), _ROUNDS, self.listener, twice=[_FLOAT])
         base = timed[_FLOAT]
-        gains = {count: speedup(timed[_words(count)], base).ratio for count in paths}
+        gains = {number: speedup(timed[_words(number)], base).ratio for number in paths}
         return gains, base.floor or 1.0
 
     def _record(self, found: Frontier, gains: Mapping[int, Interval]) -> dict[str, Any]:
@@ -221,10 +221,10 @@ class Integers:
             {
                 **point,
                 "speedup": {"value": gain.value, "low": gain.low, "high": gain.high}
-                if (gain := gains.get(point["float_groups"]))
+                if (gain := gains.get(number))
                 else None,
             }
-            for point in found.to_json()["points"]
+            for number, point in enumerate(found.to_json()["points"])
         ]
         limits = Limits.of_precision(AUTO)
         return {
@@ -247,15 +247,15 @@ def _folder(name: str, form: Form) -> str:
     return f"{name}-{'int8' if form.signed else 'uint8'}{'-sums' if form.sums else ''}"
 
 
-def _between(chosen: int) -> Sequence[int]:
-    """Points that are timed beside the first: the chosen one, and some on the way to it."""
-    steps = _TIMED_BETWEEN + 1
-    found = {round(chosen * number / steps) for number in range(1, steps + 1)}
-    return sorted(found - {0}) if chosen else []
+def _timed_points(found: Frontier) -> Sequence[int]:
+    """Numbers of the points that are timed: all INT8, those that hold, and some on the way."""
+    last = found.holding[0]
+    between = {round(last * step / (_TIMED_BETWEEN + 1)) for step in range(1, _TIMED_BETWEEN + 1)}
+    return sorted({0, *found.holding, *between})
 
 
-def _words(groups: int) -> str:
-    return f"INT8 but {groups} groups" if groups else "INT8"
+def _words(number: int) -> str:
+    return f"INT8, point {number}" if number else "INT8"
 
 
 def _memory_folder() -> Path:
