@@ -58,6 +58,13 @@ class TestKendall:
         else:
             assert found == pytest.approx(signs.sum() / norm)
 
+    def test_is_scipys_of_many(self):
+        rng = np.random.default_rng(0)
+        first = rng.normal(size=3000).round(2)
+        second = (first + rng.normal(size=3000)).round(2)
+        expected = stats.kendalltau(first, second).statistic
+        assert kendall(first, second) == pytest.approx(expected, abs=1e-12)
+
     def test_of_one_image_there_is_none(self):
         assert kendall(np.ones(1), np.ones(1)) is None
 

@@ -1,6 +1,7 @@
 """Scores and maps of a candidate against the reference's, image by image."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -112,6 +113,9 @@ def compare_images(
 ) -> dict[str, list[ImageRecord]]:
     """Score images with the reference and each candidate, one call of the graph at a time.
 
+    While a call runs, the images of the next one are read, and the outputs of the one before are
+    compared: what takes part runs in processes of its own, and this one would only wait.
+
     Args:
         reference: the reference's inference.
         candidates: inference of each candidate, by name.
@@ -127,23 +131,27 @@ def compare_images(
         BackendError: the reference or a candidate failed; the line names the image.
     """
     records: dict[str, list[ImageRecord]] = {name: [] for name in candidates}
-    for call in _calls(images, image_input.batch or 1):
-        names, labels, pixels = zip(*call, strict=True)
-        stacked = np.stack(pixels)
-        (filled, count), *_ = image_input.batches(stacked)
-        try:
-            expected = reference(filled)
-            found = {candidate: infer(filled) for candidate, infer in candidates.items()}
-        except BackendError as error:
-            raise BackendError(f"{error}, on {', '.join(names)}") from None
-        for n in range(count):
-            wanted = _one(expected, n)
-            given = {candidate: _one(outputs, n) for candidate, outputs in found.items()}
-            for candidate, outputs in given.items():
-                image = (names[n], labels[n])
-                records[candidate].append(_record(image, wanted, outputs, thresholds))
-            if watch is not None:
-                watch(names[n], wanted, given)
+    calls = _calls(images, image_input.batch or 1)
+    with ThreadPoolExecutor(1) as reading, ThreadPoolExecutor(1) as comparing:
+        compared: Future[None] | None = None
+        coming = reading.submit(next, calls, None)
+        while (call := coming.result()) is not None:
+            coming = reading.submit(next, calls, None)
+            (filled, _), *_ = image_input.batches(np.stack([image for _, _, image in call]))
+            try:
+                expected = reference(filled)
+                found = {candidate: infer(filled) for candidate, infer in candidates.items()}
+            except BackendError as error:
+                names = ", ".join(name for name, _, _ in call)
+                raise BackendError(f"{error}, on {names}") from None
+            if compared is not None:
+                compared.result()
+            named = [(name, label) for name, label, _ in call]
+            compared = comparing.submit(
+                _compare, records, named, expected, found, thresholds, watch
+            )
+        if compared is not None:
+            compared.result()
     return records
 
 
@@ -189,6 +197,24 @@ def figures(records: Sequence[ImageRecord], drift_unit: float) -> ParityFigures:
         not_finite=len(records) - len(kept),
         inconsistent=sum(not record.consistent for record in kept),
     )
+
+
+def _compare(
+    records: Mapping[str, list[ImageRecord]],
+    images: Sequence[tuple[str, bool | None]],
+    expected: Outputs,
+    found: Mapping[str, Outputs],
+    thresholds: Thresholds | None,
+    watch: Watch | None,
+) -> None:
+    """Add a record of each image of a call, for each candidate."""
+    for n, image in enumerate(images):
+        wanted = _one(expected, n)
+        given = {candidate: _one(outputs, n) for candidate, outputs in found.items()}
+        for candidate, outputs in given.items():
+            records[candidate].append(_record(image, wanted, outputs, thresholds))
+        if watch is not None:
+            watch(image[0], wanted, given)
 
 
 def _one(outputs: Outputs, number: int) -> Outputs:
@@ -248,7 +274,7 @@ def _label(outputs: Outputs) -> bool | None:
 
 def _calls(
     images: Iterable[tuple[str, bool | None, ImageArray]], size: int
-) -> Iterable[list[tuple[str, bool | None, ImageArray]]]:
+) -> Iterator[list[tuple[str, bool | None, ImageArray]]]:
     call = []
     for image in images:
         call.append(image)

@@ -50,24 +50,20 @@ def auroc(scores: Float64Array, anomalous: NDArray[np.bool_]) -> float | None:
 
     Ranks are exact; no sigmoid, no thresholds. None unless both classes are present.
     """
-    from scipy.stats import rankdata
-
     positives = int(anomalous.sum())
     negatives = len(scores) - positives
     if positives == 0 or negatives == 0:
         return None
-    ranks = rankdata(scores.astype(np.float64))
+    ranks = average_ranks(scores.astype(np.float64))
     rank_sum = float(ranks[anomalous].sum()) - positives * (positives + 1) / 2
     return rank_sum / (positives * negatives)
 
 
 def spearman(first: Float64Array, second: Float64Array) -> float | None:
     """Spearman's rank correlation, ties by average rank; None where one side is constant."""
-    from scipy.stats import rankdata
-
     if len(first) < 2:
         return None
-    a, b = rankdata(first), rankdata(second)
+    a, b = average_ranks(first), average_ranks(second)
     a, b = a - a.mean(), b - b.mean()
     norm = float(np.sqrt((a @ a) * (b @ b)))
     return float(a @ b) / norm if norm > 0 else None
@@ -75,11 +71,42 @@ def spearman(first: Float64Array, second: Float64Array) -> float | None:
 
 def kendall(first: Float64Array, second: Float64Array) -> float | None:
     """Kendall's tau-b (Kendall 1945); None where one side is constant or there is no pair."""
-    from scipy.stats import kendalltau
-
     if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
         return None
-    return float(kendalltau(first, second).statistic)
+    x, y = (np.unique(values, return_inverse=True)[1] for values in (first, second))
+    pairs = len(x) * (len(x) - 1) // 2
+    tied_x, tied_y, tied_both = (_tied_pairs(values) for values in (x, y, x * (y.max() + 1) + y))
+    discordant = _inversions(y[np.lexsort((y, x))])
+    surplus = pairs - tied_x - tied_y + tied_both - 2 * discordant
+    return surplus / (math.sqrt(pairs - tied_x) * math.sqrt(pairs - tied_y))
+
+
+def average_ranks(values: Float64Array) -> Float64Array:
+    """Rank of each value from 1 on, the mean of their ranks for those that are the same.
+
+    As `scipy.stats.rankdata`, whose import takes longer than all that `verify` computes with it.
+    """
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: Float64Array = (np.cumsum(counts) - (counts - 1) / 2)[places]
+    return ranks
+
+
+def _tied_pairs(values: NDArray[np.int64]) -> int:
+    _, counts = np.unique(values, return_counts=True)
+    return int((counts * (counts - 1) // 2).sum())
+
+
+def _inversions(values: NDArray[np.int64]) -> int:
+    """Pairs whose earlier value is the larger one; from the highest bit of the values down."""
+    total = 0
+    for bit in reversed(range(int(values.max()).bit_length())):
+        ones = (values >> bit) & 1
+        before = np.cumsum(ones) - ones
+        heads = values >> (bit + 1)  # ascending: what differs in a higher bit was counted there
+        starts = np.searchsorted(heads, heads)
+        total += int((before - before[starts])[ones == 0].sum())
+        values = values[np.argsort(values >> bit, kind="stable")]
+    return total
 
 
 def proportion_interval(count: int, total: int) -> Interval:
@@ -92,10 +119,10 @@ def proportion_interval(count: int, total: int) -> Interval:
         count: how many have the property.
         total: of how many; at least one.
     """
-    from scipy.stats import beta
+    from scipy.special import betaincinv
 
-    low = beta.ppf(0.025, count, total - count + 1) if count else 0.0
-    high = beta.ppf(0.975, count + 1, total - count) if count < total else 1.0
+    low = betaincinv(count, total - count + 1, 0.025) if count else 0.0
+    high = betaincinv(count + 1, total - count, 0.975) if count < total else 1.0
     return Interval(count / total, float(low), float(high))
 
 
@@ -219,13 +246,13 @@ def median_interval(values: Float64Array, *, resamples: int = 2000, seed: int = 
     the median in 92% of all samples. The expanded one takes quantiles further out, by as much as
     Student's t lies beyond the normal distribution.
     """
-    from scipy.stats import norm, t
+    from scipy.special import ndtr, stdtrit
 
     count = len(values)
     middle = float(np.median(values))
     if count < 2:
         return Interval(middle, middle, middle)
-    tail = norm.cdf((count / (count - 1)) ** 0.5 * t.ppf(0.025, count - 1))
+    tail = ndtr((count / (count - 1)) ** 0.5 * stdtrit(count - 1, 0.025))
     rng = np.random.default_rng(seed)
     at_once = max(1, _DRAWN_AT_ONCE // count)
     medians = [
