@@ -9,28 +9,25 @@ from vadexport.errors import MissingPackageError
 from vadexport.reporting.distributions import distribution_plot
 from vadexport.reporting.pictures import ExhibitPictures, colour_scale, exhibit_pictures
 from vadexport.reporting.plots import drift_plot, latency_plot, score_plot
+from vadexport.reporting.timing import latency_rows
 from vadexport.reporting.wording import (
     FIGURES,
     MISSING,
     figure,
-    floor,
     kind,
     limit_rows,
+    loss,
     measured,
-    parts,
     percent,
-    quantile,
-    ratio,
     shown,
-    throughput,
     unchecked,
     verdict,
     warm_up,
 )
 from vadexport.verification.latency import LatencyFigures
+from vadexport.verification.losses import Compared
 from vadexport.verification.parity import ImageRecord
 from vadexport.verification.result import Exhibit, Verification
-from vadexport.verification.statistics import Compared
 
 _TEMPLATE: Final = "report.html.j2"
 #: Rows of the table of images: those that changed most; `parity.json` has all.
@@ -202,13 +199,7 @@ def _flips_bound(v: Verification) -> str:
 
 
 def _loss(found: Compared | None) -> str:
-    if found is None:
-        return "reference → artifact"
-    loss = found.loss
-    return (
-        f"reference → artifact; loss {figure(loss.value)}, 95% interval {figure(loss.low)} to "
-        f"{figure(loss.high)}"
-    )
+    return "reference → artifact" + ("" if found is None else f"; {loss(found.loss)}")
 
 
 def _kendall(v: Verification) -> str:
@@ -227,19 +218,7 @@ def _runs(v: Verification) -> list[tuple[str, str, str]]:
         return []
     facts = (_run(v.latency.reference), _run(v.latency.artifact))
     rows = [(name, value, facts[1][name]) for name, value in facts[0].items()]
-    pair = (v.latency.reference, v.latency.artifact)
-    first, second = (measured(one.images_per_s(v.latency.batch)) for one in pair)
-    rows.append(("images per second, call after call", first, second))
-    if v.latency.throughput is not None and v.latency.reference_throughput is not None:
-        first, second = map(throughput, (v.latency.reference_throughput, v.latency.throughput))
-        rows.append(("images per second, call beside call", first, second))
-    if v.latency.parts is not None:
-        rows += [(name, MISSING, words) for name, words in parts(v.latency.parts)]
-    if v.latency.compiled is not None and v.latency.over_compiled is not None:
-        compiled = f"{measured(v.latency.compiled.median_ms)} ms"
-        over = ratio(v.latency.over_compiled.ratio)
-        rows.append(("torch.compile: median, and speed-up over it", compiled, over))
-    return rows
+    return [*latency_rows(v.latency), *rows]
 
 
 def _run(found: LatencyFigures) -> dict[str, str]:
@@ -251,12 +230,8 @@ def _run(found: LatencyFigures) -> dict[str, str]:
         "device": execution.device,
         "threads": str(execution.threads),
         "executed layers": layers or "unknown",
-        "median of a call": f"{measured(found.median_ms)} ms",
-        "90% of the calls within": quantile(found, 0.9),
-        "99% of the calls within": quantile(found, 0.99),
         "timed calls": str(len(found.samples_ms)),
         "calls before, to warm up": warm_up(found),
-        "A/A floor [95% interval against itself]": floor(found),
         **_footprint(found),
         "of these, calls that waited for a processor": percent(found.disturbed_calls),
     }

@@ -6,16 +6,9 @@ from typing import Final
 
 import numpy as np
 
+from vadexport.verification.losses import Compared, compare_auroc, compare_f1_max
 from vadexport.verification.parity import ImageRecord
-from vadexport.verification.statistics import (
-    Compared,
-    Interval,
-    compared,
-    kendall,
-    proportion_interval,
-    weighted_auroc,
-    weighted_f1_max,
-)
+from vadexport.verification.statistics import Interval, kendall, proportion_interval
 
 _QUANTILES: Final = (0.5, 0.9, 0.95, 0.99)
 
@@ -76,7 +69,7 @@ def weigh_planted(records: Sequence[ImageRecord], drift_unit: float) -> PlantedE
     truth = np.array([record.anomalous is True for record in kept])
     reference = np.array([record.reference_raw for record in kept])
     raw = np.array([record.raw for record in kept])
-    found = compared(weighted_auroc, reference, raw, truth)
+    found = compare_auroc(reference, raw, truth)
     if found is None:
         return None
     planted = [record for record in kept if record.anomalous]
@@ -114,8 +107,8 @@ def weigh(
         drift_quantiles={f"{100 * q:g}": float(np.quantile(drift, q)) for q in _QUANTILES},
         kendall=kendall(reference, raw),
         flips=proportion_interval(flipped, len(kept)) if decided else None,
-        auroc=compared(weighted_auroc, reference[labelled], raw[labelled], truth),
-        f1_max=compared(weighted_f1_max, reference[labelled], raw[labelled], truth),
+        auroc=compare_auroc(reference[labelled], raw[labelled], truth),
+        f1_max=compare_f1_max(reference[labelled], raw[labelled], truth),
         aupro=aupro,
         mask_iou=_mean([record.mask_iou for record in kept]),
         map_spearman=_mean([record.map_spearman for record in kept]),

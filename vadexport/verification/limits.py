@@ -197,7 +197,7 @@ def planted_check(found: PlantedEvidence | None, limits: Limits) -> Check:
     """
     if found is None or found.not_finite:
         return Check("synthetic", held=False, line="scores of planted defects are not finite")
-    best = -found.auroc.loss.low
+    best = -found.auroc.loss.least
     words = f"AUROC on {found.images} planted defects {found.auroc.artifact:.4f}, "
     words += f"reference {found.auroc.reference:.4f} (at best {best:+.4f}"
     held = True

@@ -1,7 +1,6 @@
 """Rank statistics in float64, and intervals."""
 
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,28 +20,6 @@ class Interval:
     value: float
     low: float
     high: float
-
-
-#: Of scores `[images]`, labels `[images]` and weights `[n, images]`, one value a row.
-WeightedMetric = Callable[[Float64Array, NDArray[np.bool_], Float64Array], Float64Array]
-
-#: Numbers that a bootstrap holds at once.
-_MOST_VALUES: Final = 2_000_000
-
-
-@dataclass(frozen=True)
-class Compared:
-    """A metric of the reference and of an artifact, on the same images.
-
-    Attributes:
-        reference: of the reference.
-        artifact: of the artifact.
-        loss: the first minus the second, with a 95% bootstrap interval over the images.
-    """
-
-    reference: float
-    artifact: float
-    loss: Interval
 
 
 def auroc(scores: Float64Array, anomalous: NDArray[np.bool_]) -> float | None:
@@ -124,96 +101,6 @@ def proportion_interval(count: int, total: int) -> Interval:
     low = betaincinv(count, total - count + 1, 0.025) if count else 0.0
     high = betaincinv(count + 1, total - count, 0.975) if count < total else 1.0
     return Interval(count / total, float(low), float(high))
-
-
-def compared(
-    metric: WeightedMetric,
-    reference: Float64Array,
-    found: Float64Array,
-    anomalous: NDArray[np.bool_],
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> Compared | None:
-    """A metric of two scores of the same images, with a bootstrap interval of what is lost.
-
-    Images are drawn with replacement, normal and anomalous ones apart, and both scores of an image
-    stay together (percentile interval, Efron 1979). None unless both classes are present.
-
-    Args:
-        metric: of scores, labels and how often each image was drawn.
-        reference: scores of the reference.
-        found: scores of what is compared with it.
-        anomalous: labels.
-        resamples: number of draws.
-        seed: of the draws.
-    """
-    if not 0 < anomalous.sum() < len(anomalous):
-        return None
-    parts = [
-        [metric(scores, anomalous, weights) for scores in (reference, found)]
-        for weights in _draws(anomalous, resamples, seed)
-    ]
-    before, after = np.concatenate(parts, axis=1)
-    low, high = np.quantile((before - after)[1:], [0.025, 0.975])
-    loss = Interval(float(before[0] - after[0]), float(low), float(high))
-    return Compared(float(before[0]), float(after[0]), loss)
-
-
-def drawn_images(
-    rng: np.random.Generator, anomalous: NDArray[np.bool_], resamples: int
-) -> Float64Array:
-    """How often each image is in each of so many resamples, `[resamples, images]`."""
-    drawn = np.zeros((resamples, len(anomalous)))
-    for kind in (anomalous, ~anomalous):
-        count = int(kind.sum())
-        if count:
-            drawn[:, kind] = rng.multinomial(count, np.full(count, 1 / count), resamples)
-    return drawn
-
-
-def _draws(anomalous: NDArray[np.bool_], resamples: int, seed: int) -> Iterator[Float64Array]:
-    """First all images once, then the resamples, in parts that fit into memory."""
-    rng = np.random.default_rng(seed)
-    yield np.ones((1, len(anomalous)))
-    part = max(1, _MOST_VALUES // len(anomalous))
-    for start in range(0, resamples, part):
-        yield drawn_images(rng, anomalous, min(part, resamples - start))
-
-
-def weighted_auroc(
-    scores: Float64Array, anomalous: NDArray[np.bool_], weights: Float64Array
-) -> Float64Array:
-    """Area under the ROC curve with ties counted half, for each row of weights `[n, images]`."""
-    positives, negatives = _by_score(scores, anomalous, weights)
-    below = np.cumsum(negatives, axis=1) - negatives / 2
-    area = (positives * below).sum(axis=1)
-    return np.asarray(area / (positives.sum(axis=1) * negatives.sum(axis=1)))
-
-
-def weighted_f1_max(
-    scores: Float64Array, anomalous: NDArray[np.bool_], weights: Float64Array
-) -> Float64Array:
-    """Largest F1 score of any threshold, for each row of weights `[n, images]`."""
-    positives, negatives = (part[:, ::-1] for part in _by_score(scores, anomalous, weights))
-    found = np.cumsum(positives, axis=1)
-    called = found + np.cumsum(negatives, axis=1)
-    return np.asarray((2 * found / (called + found[:, -1:])).max(axis=1))
-
-
-def _by_score(
-    scores: Float64Array, anomalous: NDArray[np.bool_], weights: Float64Array
-) -> tuple[Float64Array, Float64Array]:
-    """Weight of anomalous and of normal images at each distinct score, in ascending order."""
-    _, places = np.unique(scores, return_inverse=True)
-    order = np.argsort(places, kind="stable")
-    starts = np.flatnonzero(np.diff(places[order], prepend=-1))
-    ranked = weights[:, order]
-    kinds = anomalous[order]
-    positives, negatives = (
-        np.add.reduceat(ranked * kind, starts, axis=1) for kind in (kinds, ~kinds)
-    )
-    return positives, negatives
 
 
 def interquartile_range(values: Float64Array) -> float:
