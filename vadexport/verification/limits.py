@@ -8,7 +8,7 @@ import numpy as np
 
 from vadexport.verification.evidence import PlantedEvidence
 from vadexport.verification.latency import LatencyFigures, Speedup
-from vadexport.verification.parity import ParityFigures
+from vadexport.verification.parity import ROUNDING, ParityFigures
 from vadexport.verification.statistics import median_interval, proportion_interval
 
 
@@ -27,6 +27,8 @@ class Limits:
         max_latency_ms: of the median.
         max_size_mb: of the artifact's files, in 10^6 bytes.
         max_memory_mb: largest resident memory of a process that runs the artifact, Python and all.
+        rounding: `ROUNDING`, the drift that counts as none where rank correlation and AUROC are
+            judged (else one broken tie of 20 images falls short), or None: all drift counts.
     """
 
     max_drift: float | None = None
@@ -38,6 +40,7 @@ class Limits:
     max_latency_ms: float | None = None
     max_size_mb: float | None = None
     max_memory_mb: float | None = None
+    rounding: float | None = None
 
     @classmethod
     def of_precision(cls, precision: str) -> Self:
@@ -61,11 +64,12 @@ class Limits:
 #: decisions and order.
 _DEFAULTS: dict[str, dict[str, float]] = {
     "fp32": {
-        "max_drift": 1e-3,
+        "max_drift": ROUNDING,
         "max_flips": 0.0,
         "min_spearman": 0.9999,
         "max_map_drift": 1e-2,
         "min_auroc_delta": -5e-5,
+        "rounding": ROUNDING,
     },
     "fp16": {
         "max_drift": 0.02,
@@ -141,12 +145,17 @@ def parity_checks(found: ParityFigures, limits: Limits) -> list[Check]:
                 f"limit {limits.max_flips:.1%}",
             )
         )
-    if limits.min_spearman is not None and found.spearman is not None:
+    ranks, area = found.spearman, found.auroc
+    if limits.rounding is not None:
+        ranks = found.settled_spearman if found.settled_spearman is not None else ranks
+        area = found.settled_auroc if found.settled_auroc is not None else area
+    if limits.min_spearman is not None and ranks is not None:
         checks.append(
             Check(
                 "spearman",
-                found.spearman >= limits.min_spearman,
-                f"Spearman {_rounded_down(found.spearman)}, limit {limits.min_spearman:g}",
+                ranks >= limits.min_spearman,
+                f"Spearman {_rounded_down(ranks)}{_settled(ranks, found.spearman)}, "
+                f"limit {limits.min_spearman:g}",
             )
         )
     if limits.max_map_drift is not None and found.map_max is not None:
@@ -160,16 +169,16 @@ def parity_checks(found: ParityFigures, limits: Limits) -> list[Check]:
         )
     if (
         limits.min_auroc_delta is not None
-        and found.auroc is not None
+        and area is not None
         and found.auroc_reference is not None
     ):
-        delta = found.auroc - found.auroc_reference
+        delta = area - found.auroc_reference
         checks.append(
             Check(
                 "auroc",
                 delta >= limits.min_auroc_delta,
-                f"AUROC {found.auroc:.4f}, reference {found.auroc_reference:.4f} ({delta:+.4f}), "
-                f"limit {limits.min_auroc_delta:+g}",
+                f"AUROC {area:.4f}{_settled(area, found.auroc)}, reference "
+                f"{found.auroc_reference:.4f} ({delta:+.4f}), limit {limits.min_auroc_delta:+g}",
             )
         )
     return checks
@@ -301,6 +310,13 @@ def _of_enough(check: Check, artifact: LatencyFigures) -> Check:
         return check
     few = f"of {rounds} where {_FEWEST_ROUNDS} rounds are needed"
     return Check(check.name, held=False, line=f"{check.line}; {few}")
+
+
+def _settled(value: float, plain: float | None) -> str:
+    """What a figure would be without forgiving rounding, where that makes a difference."""
+    if value == plain or plain is None:
+        return ""
+    return f" ({_rounded_down(plain)} with drift up to {ROUNDING:g}, which counts as none)"
 
 
 def _rounded_down(value: float) -> str:

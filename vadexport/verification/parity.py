@@ -18,6 +18,8 @@ Infer = Callable[[ImageArray], Outputs]
 Watch = Callable[[str, Outputs, Mapping[str, Outputs]], None]
 
 _RANKED_PIXELS: Final = 4096
+#: Drift, in drift units, that rounding in float32 may leave.
+ROUNDING: Final = 1e-3
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,9 @@ class ParityFigures:
         auroc: image AUROC of the candidate.
         not_finite: images with NaN or infinity on either side.
         inconsistent: images whose outputs contradict each other, see `ImageRecord.consistent`.
+        settled_spearman: as `spearman`, where a score within `ROUNDING` of the reference's counts
+            as the reference's: images that it scores alike stay alike.
+        settled_auroc: as `auroc`, likewise.
     """
 
     images: int
@@ -101,6 +106,8 @@ class ParityFigures:
     auroc: float | None
     not_finite: int
     inconsistent: int
+    settled_spearman: float | None = None
+    settled_auroc: float | None = None
 
 
 def compare_images(
@@ -175,6 +182,7 @@ def figures(records: Sequence[ImageRecord], drift_unit: float) -> ParityFigures:
     reference = np.array([record.reference_raw for record in kept])
     raw = np.array([record.raw for record in kept])
     drift = np.abs(raw - reference) / drift_unit
+    settled = np.where(drift <= ROUNDING, reference, raw)
     labelled = np.array([record.anomalous is not None for record in kept])
     truth = np.array([bool(record.anomalous) for record in kept])[labelled]
     largest = [record.map_max for record in kept if record.map_max is not None]
@@ -196,6 +204,8 @@ def figures(records: Sequence[ImageRecord], drift_unit: float) -> ParityFigures:
         auroc=auroc(raw[labelled], truth),
         not_finite=len(records) - len(kept),
         inconsistent=sum(not record.consistent for record in kept),
+        settled_spearman=spearman(reference, settled),
+        settled_auroc=auroc(settled[labelled], truth),
     )
 
 
