@@ -57,6 +57,19 @@ def test_figures_of_both_with_their_bounds(make):
     assert "| compiled | 0.31 | fell short |" in text
 
 
+def test_images_that_flipped_or_drifted_most(make):
+    records = [make.record(f"{n}.png", 1.0, 1.0 + n / 100) for n in range(20)]
+    records += [make.record("a|b.png", 1.9, 2.1), make.record("c.png", 1.0, float("nan"))]
+    v = make.verification(records=tuple(records), threshold=2.0, drift_unit=0.5)
+    lines = summary_markdown(v).splitlines()
+    start = lines.index("| image | reference | artifact | drift | listed for |") + 2
+    rows = lines[start : start + 10]
+    assert rows[0] == "| c.png | 1.0000 | not finite | not finite | not finite (artifact) |"
+    assert rows[1] == "| a\\|b.png | 1.9000 | 2.1000 | +0.400 | flip |"
+    assert [row.split(" | ")[0] for row in rows[2:]] == [f"| {n}.png" for n in range(19, 11, -1)]
+    assert not lines[start + 10].startswith("|")
+
+
 def test_the_floor_stands_below_the_speedup(make):
     given = make.latency()
     latency = replace(given, artifact=replace(given.artifact, again=Interval(1.0, 0.98, 1.01)))

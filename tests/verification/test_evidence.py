@@ -6,7 +6,7 @@ from scipy import stats
 
 from vadexport.contract import ImageInput
 from vadexport.verification.evidence import weigh
-from vadexport.verification.parity import ImageRecord, compare_images
+from vadexport.verification.parity import ImageRecord, compare_images, figures
 from vadexport.verification.statistics import kendall, proportion_interval
 
 
@@ -89,7 +89,8 @@ class TestWeigh:
         assert found.drift_quantiles["50"] == pytest.approx(0.4)
         assert found.drift_quantiles["99"] == pytest.approx(0.988)
         assert found.kendall == pytest.approx(1)
-        assert found.flips.value == pytest.approx(1 / 3)
+        # Decisions on images without finite scores are decisions: as many as the figure counts.
+        assert found.flips.value == 2 / 4 == figures(records, 0.5).flips / len(records)
         assert found.auroc is None
         assert found.mask_iou == pytest.approx(0.75)
         assert found.map_spearman == pytest.approx(0.8)

@@ -90,6 +90,34 @@ def test_lines_give_measured_and_limit():
     assert lines["finite"] == "0 of 100 images have scores that are not finite"
 
 
+def test_the_line_names_images_that_are_not_finite_and_whose_score_it_is():
+    nan = float("nan")
+    scores = {"a": (nan, 1.0), "b": (1.0, nan), "c": (1.0, 1.0)}
+    records = [
+        ImageRecord(
+            name,
+            None,
+            first,
+            second,
+            None,
+            None,
+            None,
+            None,
+            None,
+            consistent=True,
+            reference_finite=name != "a",
+        )
+        for name, (first, second) in scores.items()
+    ]
+    (line, *_) = parity_checks(replace(GOOD, images=3, not_finite=2), EVERY, records)
+    assert line.line == (
+        "2 of 3 images have scores that are not finite: a (reference), b (artifact)"
+    )
+    (line, *_) = parity_checks(replace(GOOD, images=30, not_finite=20), EVERY, 10 * records)
+    assert line.line.count("(") == 5
+    assert line.line.endswith(", …")
+
+
 class TestOrderWithinRounding:
     """Of float32: images that the reference scores alike may come out in any order."""
 

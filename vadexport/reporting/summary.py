@@ -3,12 +3,14 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from vadexport.reporting.notable import notable_images
 from vadexport.reporting.timing import latency_rows
 from vadexport.reporting.wording import (
     MISSING,
     figure,
     flips,
     loss,
+    measured,
     percent,
     unchecked,
     verdict,
@@ -16,6 +18,8 @@ from vadexport.reporting.wording import (
 from vadexport.terminal import printable
 from vadexport.verification.result import Verification
 
+#: Rows of the table of images.
+_NOTABLE: Final = 10
 _MARKS: Final = {True: "✓", False: "✗"}
 
 
@@ -41,6 +45,11 @@ def summary_markdown(v: Verification) -> str:
         "|---|---|---|",
         *(f"| {name} | {first} | {second} |" for name, first, second in _figures(v)),
     ]
+    rows = list(_images(v))
+    if rows:
+        lines += ["", "**Images that changed most**", ""]
+        lines += ["| image | reference | artifact | drift | listed for |", "|---|---|---|---|---|"]
+        lines += rows
     if v.diagnosis is not None:
         lines += ["", "**Where it begins**", ""]
         lines += [f"- {_text(line)}" for line in v.diagnosis.lines]
@@ -74,6 +83,13 @@ def _figures(v: Verification) -> Iterator[tuple[str, str, str]]:
     yield "largest map difference", MISSING, percent(found.map_max)
     if v.latency is not None:
         yield from latency_rows(v.latency)
+
+
+def _images(v: Verification) -> Iterator[str]:
+    for one in notable_images(v, _NOTABLE):
+        record = one.record
+        scores = " | ".join(measured(score, 5) for score in (record.reference_raw, record.raw))
+        yield f"| {_text(record.name)} | {scores} | {measured(one.drift, 3, '+')} | {one.why} |"
 
 
 def _ladder(rungs: Sequence[Mapping[str, Any]]) -> Iterator[str]:

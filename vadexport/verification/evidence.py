@@ -86,7 +86,7 @@ def weigh_planted(records: Sequence[ImageRecord], drift_unit: float) -> PlantedE
 def weigh(
     records: Sequence[ImageRecord], drift_unit: float, aupro: Compared | None = None
 ) -> Evidence:
-    """Sum up the records of one artifact; images that are not finite are left out.
+    """Sum up the records of one artifact; images that are not finite are left out of all but flips.
 
     At least one image must be finite, and the drift unit positive: `figures` sees to both.
 
@@ -101,12 +101,12 @@ def weigh(
     drift = np.abs(raw - reference) / drift_unit
     labelled = np.array([record.anomalous is not None for record in kept])
     truth = np.array([bool(record.anomalous) for record in kept])[labelled]
-    decided = any(record.reference_label is not None for record in kept)
-    flipped = sum(record.flipped for record in kept)
+    decided = any(record.reference_label is not None for record in records)
+    flipped = sum(record.flipped for record in records)
     return Evidence(
         drift_quantiles={f"{100 * q:g}": float(np.quantile(drift, q)) for q in _QUANTILES},
         kendall=kendall(reference, raw),
-        flips=proportion_interval(flipped, len(kept)) if decided else None,
+        flips=proportion_interval(flipped, len(records)) if decided else None,
         auroc=compare_auroc(reference[labelled], raw[labelled], truth),
         f1_max=compare_f1_max(reference[labelled], raw[labelled], truth),
         aupro=aupro,

@@ -1,6 +1,7 @@
 """Limits that an artifact must hold, and the checks of one against them."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Self
 
@@ -8,7 +9,7 @@ import numpy as np
 
 from vadexport.verification.evidence import PlantedEvidence
 from vadexport.verification.latency import LatencyFigures, Speedup
-from vadexport.verification.parity import ROUNDING, ParityFigures
+from vadexport.verification.parity import ROUNDING, ImageRecord, ParityFigures
 from vadexport.verification.statistics import median_interval, proportion_interval
 
 
@@ -110,6 +111,8 @@ class Check:
     line: str
 
 
+#: Images that a line names.
+_NAMED: Final = 5
 #: Of a measurement that a limit is held against: the interval of fewer covers too rarely.
 _FEWEST_ROUNDS: Final = 5
 #: A quarter of what an 8-bit camera can tell apart.
@@ -118,13 +121,23 @@ _PREPROCESSED: Final = 1e-3
 _REPEATABLE: Final = 1e-3
 
 
-def parity_checks(found: ParityFigures, limits: Limits) -> list[Check]:
-    """Judge figures; outputs that are not finite or contradict each other always fall short."""
+def parity_checks(
+    found: ParityFigures, limits: Limits, records: Sequence[ImageRecord] = ()
+) -> list[Check]:
+    """Judge figures; outputs that are not finite or contradict each other always fall short.
+
+    Args:
+        found: the figures.
+        limits: to hold.
+        records: whose names stand in the line on scores that are not finite.
+    """
+    named = [f"{one.name} ({one.not_finite_of})" for one in records if not one.finite]
+    names = f": {', '.join(named[:_NAMED])}{', …' if len(named) > _NAMED else ''}" if named else ""
     checks = [
         Check(
             "finite",
             found.not_finite == 0,
-            f"{found.not_finite} of {found.images} images have scores that are not finite",
+            f"{found.not_finite} of {found.images} images have scores that are not finite{names}",
         ),
         Check(
             "outputs",

@@ -43,6 +43,7 @@ class ImageRecord:
             none.
         map_spearman: rank correlation of the pixels of the two maps, of at most 4,096 spread over
             them; None where one is constant, or there is none.
+        reference_finite: whether the reference's score and map are numbers.
     """
 
     name: str
@@ -57,11 +58,17 @@ class ImageRecord:
     consistent: bool
     mask_iou: float | None = None
     map_spearman: float | None = None
+    reference_finite: bool = True
 
     @property
     def finite(self) -> bool:
         """Whether scores and maps of both are numbers."""
         return bool(np.isfinite([self.reference_raw, self.raw, self.map_max or 0.0]).all())
+
+    @property
+    def not_finite_of(self) -> str:
+        """Whose score or map is not a number, of an image that is not finite, for a reader."""
+        return "artifact" if self.reference_finite else "reference"
 
     @property
     def flipped(self) -> bool:
@@ -163,7 +170,7 @@ def compare_images(
 
 
 def figures(records: Sequence[ImageRecord], drift_unit: float) -> ParityFigures:
-    """Sum up records; images that are not finite are counted, and left out of the rest.
+    """Sum up records; images that are not finite are counted, and left out of all but flips.
 
     Raises:
         InputError: there is no record, or the drift unit is not positive.
@@ -189,7 +196,7 @@ def figures(records: Sequence[ImageRecord], drift_unit: float) -> ParityFigures:
     means = [record.map_mean for record in kept if record.map_mean is not None]
     ranges = [record.map_range for record in kept if record.map_range is not None]
     map_range = (float(np.mean(ranges)) if ranges else 0.0) or 1.0
-    decided = any(record.reference_label is not None for record in kept)
+    decided = any(record.reference_label is not None for record in records)
     return ParityFigures(
         images=len(records),
         drift_max=float(drift.max()),
@@ -197,7 +204,7 @@ def figures(records: Sequence[ImageRecord], drift_unit: float) -> ParityFigures:
         drift_median=float(np.quantile(drift, 0.5)),
         drift_p95=float(np.quantile(drift, 0.95)),
         spearman=spearman(reference, raw),
-        flips=sum(record.flipped for record in kept) if decided else None,
+        flips=sum(record.flipped for record in records) if decided else None,
         map_max=max(largest) / map_range if largest else None,
         map_mean=float(np.mean(means)) / map_range if means else None,
         auroc_reference=auroc(reference[labelled], truth),
@@ -259,6 +266,11 @@ def _record(
         consistent=thresholds is None or not thresholds.contradicted_by(found),
         mask_iou=_mask_iou(expected, found),
         map_spearman=ranks,
+        reference_finite=all(
+            bool(np.isfinite(expected[each]).all())
+            for each in (contract.RAW_SCORE, contract.ANOMALY_MAP)
+            if each in expected
+        ),
     )
 
 
