@@ -18,6 +18,8 @@ from vadexport.verifying import VerifyOptions, verify
 
 FP32 = Target("onnxruntime", "fp32")
 
+pytestmark = pytest.mark.usefixtures("in_process")
+
 
 def diagnosis(artifact, reference, images, report, **limits):
     options = VerifyOptions(artifact, reference, str(images), limits, rounds=0, report=report)

@@ -5,9 +5,7 @@ starts runs in this process, and that the one detector is traced once: a fault t
 """
 
 import copy
-import pickle
 import shutil
-import sys
 import threading
 import time
 from dataclasses import replace
@@ -21,10 +19,7 @@ from onnx import helper, numpy_helper
 from PIL import Image
 from torch.nn import functional
 
-import vadexport.building.pipeline
-import vadexport.verifying.pipeline  # noqa: F401 - all that starts a child must be loaded
 from vadexport.artifact import read_manifest, write_manifest
-from vadexport.backends.child import Child
 from vadexport.backends.openvino.runner import OpenVinoRunner
 from vadexport.building import BuildOptions, build, graphs
 from vadexport.detectors.checkpoint import save_detector
@@ -40,37 +35,11 @@ pytestmark = pytest.mark.slow
 ONNXRUNTIME, OPENVINO = Target("onnxruntime", "fp32"), Target("openvino", "fp32")
 
 
-class Here:
-    """A child that is this process; what it returns goes through a pickle all the same."""
-
-    def __init__(self, what, **_):
-        self.what, self.held = what, None
-
-    def open(self, function, *arguments):
-        self.held = function(*arguments)
-
-    def apply(self, function, *arguments):
-        return self.run(function, self.held, *arguments)
-
-    def run(self, function, *arguments, progress=None):
-        named = {} if progress is None else {"progress": progress}
-        return pickle.loads(pickle.dumps(function(*arguments, **named)))
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-
 @pytest.fixture(scope="module")
-def world(resizing, coloured, tmp_path_factory):
+def world(resizing, coloured, children_here, tmp_path_factory):
     """A detector, images that it has not seen, an artifact of each of two targets, and a graph."""
     folder = tmp_path_factory.mktemp("planted")
-    with pytest.MonkeyPatch.context() as patch:
-        for name, module in list(sys.modules.items()):
-            if name.startswith("vadexport.") and getattr(module, "Child", None) is Child:
-                patch.setattr(module, "Child", Here)
+    with children_here(), pytest.MonkeyPatch.context() as patch:
         traced = trace(resizing, replace(resizing.image_input, batch=1))
         patch.setattr(graphs, "trace", lambda *_: traced)
         save_detector(resizing, folder / "detector.safetensors")

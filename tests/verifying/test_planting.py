@@ -15,6 +15,8 @@ from vadexport.verification.limits import Limits, planted_check
 from vadexport.verification.parity import ImageRecord
 from vadexport.verifying import VerifyOptions, verify
 
+pytestmark = pytest.mark.usefixtures("in_process")
+
 
 def record(reference, score, anomalous, *, flipped=False):
     return ImageRecord(
