@@ -1,4 +1,7 @@
 import os
+import pickle
+import sys
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,6 +20,66 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
     processors = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {processors[int(worker[2:]) % len(processors)]})
+
+
+class Here:
+    """A child that is this process; what it returns goes through a pickle all the same."""
+
+    def __init__(self, what, **_):
+        self.what, self.held = what, None
+
+    def open(self, function, *arguments):
+        self.held = function(*arguments)
+
+    def apply(self, function, *arguments):
+        return self.run(function, self.held, *arguments)
+
+    def run(self, function, *arguments, progress=None):
+        named = {} if progress is None else {"progress": progress}
+        return pickle.loads(pickle.dumps(function(*arguments, **named)))
+
+    def close(self):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+@contextmanager
+def _children_here():
+    import torch
+
+    import vadexport.building
+    import vadexport.verifying  # noqa: F401 - all that starts a child must be loaded
+    from vadexport.backends.child import Child
+
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, module in list(sys.modules.items()):
+            if name.startswith("vadexport.") and getattr(module, "Child", None) is Child:
+                patch.setattr(module, "Child", Here)
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def children_here():
+    """A context in which what `build` and `verify` start runs in this process.
+
+    Processes take seconds to start, most of it to import torch: tests of what `verify` finds do
+    without; those of the command lines, and of what backends do, have them.
+    """
+    return _children_here
+
+
+@pytest.fixture
+def in_process():
+    """As `children_here`, for a test."""
+    with _children_here():
+        yield
 
 
 @pytest.fixture(scope="session")

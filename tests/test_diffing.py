@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vadexport.cli.main import cli
-from vadexport.diffing import diff
+from vadexport.diffing import diff, diff_folders
 from vadexport.errors import InputError
 
 JSON = st.recursive(
@@ -93,6 +93,15 @@ class TestReports:
         # One that fell short before as well is nothing new.
         assert diff(write("b", after), write("c", after)).held
 
+    def test_a_check_that_is_new_and_falls_short(self, write):
+        after = parity(SCORES)
+        line = "speed-up 1.2, limit 2"
+        after["checks"] = [*after["checks"], {"name": "speedup", "held": False, "line": line}]
+        found = diff(write("a", parity(SCORES)), write("b", after))
+        assert (found.worse, found.held) == ((line,), False)
+        after["checks"][-1]["held"] = True
+        assert diff(write("a", parity(SCORES)), write("b", after)).held
+
     def test_a_file_alone(self, write):
         first, second = write("a", parity(SCORES)), write("b", parity(SCORES))
         assert diff(first / "parity.json", second).shared == 3
@@ -122,6 +131,63 @@ class TestArtifacts:
 
     def test_of_the_same_artifact_is_nothing(self, artifact):
         assert diff(artifact, artifact).build == ()
+
+
+class TestFolders:
+    """Of several artifacts, or of their reports."""
+
+    @pytest.fixture
+    def several(self, tmp_path):
+        def make(name, **reports):
+            for each, content in reports.items():
+                folder = tmp_path / name / each
+                folder.mkdir(parents=True)
+                (folder / "parity.json").write_text(json.dumps(content))
+            return tmp_path / name
+
+        return make
+
+    def test_those_of_one_name_are_compared(self, several):
+        moved = parity({**SCORES, "c.png": (1.0, False)})
+        first = several("a", x=parity(SCORES), y=parity(SCORES))
+        found = diff_folders(first, several("b", x=parity(SCORES), y=moved))
+        assert {name: one.decisions for name, one in found.pairs.items()} == {"x": 0, "y": 1}
+        assert not found.held
+        assert diff_folders(first, first).held
+
+    def test_one_that_is_gone_does_not_hold_and_a_new_one_must_hold_its_checks(self, several):
+        good = parity(SCORES, checks=[])
+        first, second = several("a", x=good), several("b", x=good, y=good)
+        found = diff_folders(first, second)
+        assert (found.added, found.removed, found.held) == (("y",), (), True)
+        assert diff_folders(second, first).removed == ("y",)
+        assert not diff_folders(second, first).held
+        found = diff_folders(first, several("c", x=good, y=parity(SCORES)))
+        assert (found.short, found.held) == (("y: 1 of 3 decisions flipped",), False)
+
+    def test_several_and_one_are_not_compared(self, several, write):
+        first = several("a", x=parity(SCORES), y=parity(SCORES))
+        for pair in ((first, write("b", parity(SCORES))), (write("b", parity(SCORES)), first)):
+            with pytest.raises(InputError, match=r"a holds several artifacts.*one of x, y"):
+                diff_folders(*pair)
+
+    def test_artifacts_that_were_built(self, artifacts):
+        found = diff_folders(artifacts, artifacts)
+        assert len(found.pairs) > 1
+        assert all(not one.build for one in found.pairs.values())
+
+    def test_the_command(self, several):
+        first, second = (
+            several("a", x=parity(SCORES), y=parity(SCORES)),
+            several("b", x=parity(SCORES)),
+        )
+        words = ["diff", str(first), str(second)]
+        shown = CliRunner().invoke(cli, words)
+        assert shown.exit_code == 1
+        assert shown.stdout.startswith("== x ==")
+        assert shown.stdout.endswith("no longer there: y\n")
+        found = json.loads(CliRunner().invoke(cli, [*words, "--json"]).stdout)
+        assert (found["held"], found["removed"], list(found["artifacts"])) == (False, ["y"], ["x"])
 
 
 class TestBadInput:

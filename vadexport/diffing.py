@@ -77,7 +77,7 @@ class Diff:
         images: whose decision changed, then those whose score changed most; at most 20.
         shared: number of images that both verified.
         decisions: number of these whose decision changed.
-        worse: checks that held and now fall short, in words.
+        worse: checks that fall short now and did not before, new ones too, in words.
     """
 
     build: tuple[Change, ...]
@@ -89,8 +89,71 @@ class Diff:
 
     @property
     def held(self) -> bool:
-        """Whether no decision changed and nothing that held falls short."""
+        """Whether no decision changed and nothing falls short that did not before."""
         return not self.decisions and not self.worse
+
+
+@dataclass(frozen=True)
+class FolderDiff:
+    """All that changed between two folders of several artifacts, or of their reports.
+
+    Attributes:
+        pairs: what changed in each that both have, by the name of its folder.
+        removed: names that only the first has.
+        added: names that only the second has.
+        short: checks that fall short of those that were added, in words.
+    """
+
+    pairs: dict[str, Diff]
+    removed: tuple[str, ...]
+    added: tuple[str, ...]
+    short: tuple[str, ...]
+
+    @property
+    def held(self) -> bool:
+        """Whether each pair held, none is gone, and nothing falls short of what is new."""
+        return all(one.held for one in self.pairs.values()) and not (self.removed or self.short)
+
+
+def diff_folders(before: Path, after: Path) -> Diff | FolderDiff:
+    """Compare what `diff` compares, or two folders that hold several of these.
+
+    Raises:
+        InputError: one folder holds several and the other one, or as `diff`.
+    """
+    first, second = _members(before), _members(after)
+    if first is None and second is None:
+        return diff(before, after)
+    if first is None or second is None:
+        several, names = (before, first) if second is None else (after, second)
+        raise InputError(
+            f"{several} holds several artifacts, the other one: compare it with one of "
+            f"{', '.join(sorted(names or ()))}"
+        )
+    added = sorted(second.keys() - first.keys())
+    return FolderDiff(
+        pairs={name: diff(first[name], second[name]) for name in sorted(first.keys() & second)},
+        removed=tuple(sorted(first.keys() - second.keys())),
+        added=tuple(added),
+        short=tuple(
+            f"{name}: {line}"
+            for name in added
+            for _, held, line in _checks(read_side(second[name]))
+            if not held
+        ),
+    )
+
+
+def _members(path: Path) -> dict[str, Path] | None:
+    """Folders of artifacts or reports in a folder that is neither; None where there are none."""
+    if not path.is_dir() or any((path / name).exists() for name in (MANIFEST_FILE, PARITY_FILE)):
+        return None
+    found = {
+        each.parent.name: each.parent
+        for name in (MANIFEST_FILE, PARITY_FILE)
+        for each in path.glob(f"*/{name}")
+    }
+    return found or None
 
 
 def diff(before: Path, after: Path) -> Diff:
@@ -245,7 +308,7 @@ def _by_name(side: Side) -> dict[str, dict[str, Any]]:
 def _worse(first: Side, second: Side) -> Iterator[str]:
     held = {name: ok for name, ok, _ in _checks(first)}
     for name, ok, line in _checks(second):
-        if not ok and held.get(name, False):
+        if not ok and held.get(name, True):  # a check that is new has nothing to excuse it
             yield line
 
 

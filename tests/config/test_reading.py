@@ -59,6 +59,7 @@ images = "/abs/test"
 max_drift = 1e-3
 max_flips = 0
 max_map_drift = 0.5
+min_spearman = 0.95
 min_speedup = 2
 max_latency_ms = 7.5
 min_auroc_delta = -0.002
@@ -106,6 +107,7 @@ def test_every_key(read, tmp_path):
         "max_drift": 1e-3,
         "max_flips": 0,
         "max_map_drift": 0.5,
+        "min_spearman": 0.95,
         "min_speedup": 2,
         "max_latency_ms": 7.5,
         "min_auroc_delta": -0.002,

@@ -18,6 +18,8 @@ from vadexport.verifying import VerifyOptions, verify
 
 FP32 = Target("onnxruntime", "fp32")
 
+pytestmark = pytest.mark.usefixtures("in_process")
+
 
 def diagnosis(artifact, reference, images, report, **limits):
     options = VerifyOptions(artifact, reference, str(images), limits, rounds=0, report=report)
@@ -92,19 +94,25 @@ def read_input(artifacts):
     return read_manifest(artifacts / "openvino-fp32").image_input
 
 
-def clipped(folder):
-    """Activations of an INT8 graph get a quarter of their range."""
+def clipped(folder, part=4):
+    """Activations of an INT8 graph get a quarter of their range, or another part."""
     model = onnx.load(folder / "model.onnx")
     scales = {node.input[1] for node in model.graph.node if node.op_type == "QuantizeLinear"}
     for tensor in model.graph.initializer:
         if tensor.name in scales:
-            small = (numpy_helper.to_array(tensor) / 4).astype(np.float32)
+            small = (numpy_helper.to_array(tensor) / part).astype(np.float32)
             tensor.CopyFrom(numpy_helper.from_array(small, tensor.name))
     onnx.save(model, folder / "model.onnx")
 
 
-def test_a_quantised_graph_that_was_changed(artifacts, checkpoint, images, tmp_path):
-    changed = resealed(artifacts / "onnxruntime-int8", tmp_path / "a", clipped)
+def read_as_int8(folder):
+    """Bytes from 0 to 255 that are read as int8 end at half of the range."""
+    clipped(folder, part=2)
+
+
+@pytest.mark.parametrize("change", [clipped, read_as_int8])
+def test_a_quantised_graph_that_was_changed(artifacts, checkpoint, images, tmp_path, change):
+    changed = resealed(artifacts / "onnxruntime-int8", tmp_path / "a", change)
     found = diagnosis(changed, checkpoint, images, tmp_path / "report").diagnosis
     assert found.rung == "quantised"
     assert "the difference begins at" in " ".join(found.lines)

@@ -13,6 +13,26 @@ ACTION = yaml.safe_load((ROOT / "action.yml").read_text())
 GITLAB = yaml.safe_load((ROOT / "ci" / "gitlab.yml").read_text())[".vadexport"]
 
 
+def documented():
+    """What the YAML examples of docs/ci.md hold."""
+    text = (ROOT / "docs" / "ci.md").read_text()
+    return [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
+
+
+def test_the_documented_workflow_is_one_of_this_action():
+    workflow, speed, gitlab = documented()
+    steps = workflow["jobs"]["artifact"]["steps"]
+    (step,) = [one for one in steps if one.get("uses") == "./.vadexport"]
+    assert step["with"].keys() <= ACTION["inputs"].keys()
+    assert any(one.get("with", {}).get("path") == ".vadexport" for one in steps)
+    (download,) = [one for one in speed["speed"]["steps"] if "download" in one.get("uses", "")]
+    assert download["with"]["name"] == ACTION["inputs"]["upload"]["default"]
+    assert gitlab["detector"]["extends"] == ".vadexport"
+    assert gitlab["detector"]["variables"].keys() <= GITLAB["variables"].keys()
+    table = (ROOT / "docs" / "ci.md").read_text()
+    assert all(f"`{name}`" in table for name in ACTION["inputs"])
+
+
 class Pipeline:
     """The shell of action.yml and ci/gitlab.yml, run as their runners do."""
 

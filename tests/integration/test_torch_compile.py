@@ -54,7 +54,7 @@ def test_verify_reports_the_speedup_over_both(vadexport, source, images, tmp_pat
     words = ("--images", images, "--rounds", "3", "--threads", "1", "--torch-compile")
     found = vadexport("verify", tmp_path / "a", "--reference", source[0], *words)
     assert found.status == 0, found.err
-    assert "speed-up over torch.compile" in " ".join(found.out.split())
+    assert "torch.compile: median, and speed-up over it" in " ".join(found.out.split())
     report = json.loads((tmp_path / "a" / "report" / "latency.json").read_text())
     assert report["compiled"]["execution"]["backend"].endswith("torch.compile")
     assert report["speedup_over_compiled"]["baseline"] == "reference under torch.compile"

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from vadexport.errors import MissingPackageError
 from vadexport.reporting.html_report import html_report
+from vadexport.verification.evidence import Evidence
 from vadexport.verification.latency import Speedup, WarmUp
 from vadexport.verification.limits import Check, Limits
+from vadexport.verification.losses import Compared, Loss
 from vadexport.verification.parts import Parts
 from vadexport.verification.statistics import Interval
 from vadexport.verification.throughput import Throughput
@@ -145,6 +147,23 @@ class TestFigures:
         ]
         assert "reference in float32 → artifact in INT8 network" in values
         assert "95% interval 9.25 to 10.5" in values
+
+    def test_what_figures_prove(self, make):
+        evidence = Evidence(
+            drift_quantiles={"50": 0.3, "99": 0.59},
+            kendall=0.9,
+            flips=None,
+            auroc=Compared(0.9912, 0.9871, Loss(0.0041, None, None, -0.1, 75)),
+            f1_max=Compared(0.9, 0.85, Loss(0.05, 0.01, 0.09, 0.01)),
+            aupro=None,
+            mask_iou=0.75,
+            map_spearman=0.98765,
+        )
+        text = page(make.verification(evidence=evidence)).text
+        assert "of the images have at most: 50% 0.3, 99% 0.59" in text
+        assert "pixels' mean rank correlation 0.98765; masks' mean IoU 0.7500" in text
+        assert "too few images change their place, about 75 of each label would do" in text
+        assert "loss 0.05, 95% interval 0.01 to 0.09" in text
 
     def test_says_what_the_unit_is(self, make):
         text = page(make.verification()).text

@@ -62,6 +62,7 @@ class TestParity:
             "consistent": True,
             "mask_iou": None,
             "map_spearman": None,
+            "reference_finite": True,
             "drift": pytest.approx(0.4),
             "flipped": True,
             "finite": True,

@@ -9,8 +9,9 @@ from vadexport.reporting.summary import summary_markdown
 from vadexport.verification.evidence import Evidence
 from vadexport.verification.latency import Speedup
 from vadexport.verification.limits import Check, Limits
+from vadexport.verification.losses import Compared, Loss
 from vadexport.verification.parts import Parts
-from vadexport.verification.statistics import Compared, Interval
+from vadexport.verification.statistics import Interval
 from vadexport.verification.throughput import Throughput
 
 
@@ -41,18 +42,32 @@ def test_figures_of_both_with_their_bounds(make):
         kendall=None,
         flips=Interval(0.25, 0.006, 0.806),
         auroc=None,
-        f1_max=Compared(0.9, 0.85, Interval(0.05, 0.0, 0.1)),
-        aupro=Compared(0.8, 0.7, Interval(0.1, 0.0, 0.2)),
+        f1_max=Compared(0.9, 0.85, Loss(0.05, 0.0, 0.1, 0.0)),
+        aupro=Compared(0.8, 0.7, Loss(0.1, None, None, -0.3, 60)),
         mask_iou=None,
         map_spearman=None,
     )
     text = summary_markdown(make.verification(evidence=evidence))
     assert "| image AUROC | 0.9912 | 0.9871 |" in text
-    assert "| F1-max | 0.9000 | 0.8500 |" in text
-    assert "| AUPRO | 0.8000 | 0.7000 |" in text
+    assert "| F1-max | 0.9000 | 0.8500 (loss 0.05, 95% interval 0 to 0.1) |" in text
+    no_interval = "too few images change their place, about 60 of each label would do"
+    assert f"| AUPRO | 0.8000 | 0.7000 (loss 0.1, no interval: {no_interval}) |" in text
     assert "| flipped decisions | – | 1/4 (95%: 0.6% to 80.6%) |" in text
     assert "| median latency | 60.0 ms (float32) | 6.00 ms (INT8 network) |" in text
     assert "| compiled | 0.31 | fell short |" in text
+
+
+def test_images_that_flipped_or_drifted_most(make):
+    records = [make.record(f"{n}.png", 1.0, 1.0 + n / 100) for n in range(20)]
+    records += [make.record("a|b.png", 1.9, 2.1), make.record("c.png", 1.0, float("nan"))]
+    v = make.verification(records=tuple(records), threshold=2.0, drift_unit=0.5)
+    lines = summary_markdown(v).splitlines()
+    start = lines.index("| image | reference | artifact | drift | listed for |") + 2
+    rows = lines[start : start + 10]
+    assert rows[0] == "| c.png | 1.0000 | not finite | not finite | not finite (artifact) |"
+    assert rows[1] == "| a\\|b.png | 1.9000 | 2.1000 | +0.400 | flip |"
+    assert [row.split(" | ")[0] for row in rows[2:]] == [f"| {n}.png" for n in range(19, 11, -1)]
+    assert not lines[start + 10].startswith("|")
 
 
 def test_the_floor_stands_below_the_speedup(make):

@@ -1,5 +1,6 @@
 from dataclasses import fields, replace
 
+import numpy as np
 import pytest
 
 from vadexport.backends.base import Execution
@@ -12,7 +13,7 @@ from vadexport.verification.limits import (
     parity_checks,
     size_checks,
 )
-from vadexport.verification.parity import ParityFigures
+from vadexport.verification.parity import ImageRecord, ParityFigures, figures
 from vadexport.verification.statistics import Interval
 
 GOOD = ParityFigures(
@@ -87,6 +88,85 @@ def test_lines_give_measured_and_limit():
     assert lines["spearman"] == "Spearman 0.99500, limit 0.995"
     assert lines["auroc"] == "AUROC 0.9825, reference 0.9875 (-0.0050), limit -0.0051"
     assert lines["finite"] == "0 of 100 images have scores that are not finite"
+
+
+def test_the_line_names_images_that_are_not_finite_and_whose_score_it_is():
+    nan = float("nan")
+    scores = {"a": (nan, 1.0), "b": (1.0, nan), "c": (1.0, 1.0)}
+    records = [
+        ImageRecord(
+            name,
+            None,
+            first,
+            second,
+            None,
+            None,
+            None,
+            None,
+            None,
+            consistent=True,
+            reference_finite=name != "a",
+        )
+        for name, (first, second) in scores.items()
+    ]
+    (line, *_) = parity_checks(replace(GOOD, images=3, not_finite=2), EVERY, records)
+    assert line.line == (
+        "2 of 3 images have scores that are not finite: a (reference), b (artifact)"
+    )
+    (line, *_) = parity_checks(replace(GOOD, images=30, not_finite=20), EVERY, 10 * records)
+    assert line.line.count("(") == 5
+    assert line.line.endswith(", …")
+
+
+class TestOrderWithinRounding:
+    """Of float32: images that the reference scores alike may come out in any order."""
+
+    unit = 2.0
+
+    def records(self, change):
+        """Ten normal and ten anomalous images; two of either kind have the same score."""
+        scores = np.array([*range(10), 9, *range(11, 20)], float)
+        moved = scores.copy()
+        moved[9] += change
+        return [
+            ImageRecord(
+                str(n), n >= 10, scores[n], moved[n], None, None, None, None, None, consistent=True
+            )
+            for n in range(20)
+        ]
+
+    def fallen(self, change, precision="fp32", **given):
+        found = figures(self.records(change), self.unit)
+        limits = Limits.of_precision(precision).overridden(**given)
+        return {check.name: check.line for check in parity_checks(found, limits) if not check.held}
+
+    def test_a_broken_tie_falls_short_of_what_is_judged_without(self):
+        found = figures(self.records(1e-7), self.unit)
+        assert found.spearman < 0.9999
+        assert found.auroc - found.auroc_reference == pytest.approx(-0.005)
+
+    def test_a_broken_tie_holds(self):
+        assert self.fallen(1e-7) == {}
+        assert self.fallen(self.unit * 0.99e-3) == {}
+
+    def test_more_than_rounding_falls_short(self):
+        lines = self.fallen(self.unit * 1.1e-3, max_drift=1.0)
+        assert set(lines) == {"spearman", "auroc"}
+
+    def test_other_precisions_have_limits_that_leave_room_for_it(self):
+        assert set(self.fallen(1e-7, "fp16")) == {"auroc"}
+        assert Limits.of_precision("int8").rounding is None
+
+    def test_a_line_shows_both(self):
+        found = figures(self.records(1e-7), self.unit)
+        lines = {c.name: c.line for c in parity_checks(found, Limits.of_precision("fp32"))}
+        # One rank of twenty is off by a half twice, and the tie's correction goes.
+        exact = np.sqrt((20**3 - 20 - 6) / (20**3 - 20))
+        assert found.spearman == pytest.approx(exact)
+        assert lines["spearman"] == (
+            f"Spearman 1.00000 ({int(exact * 1e5) / 1e5:.5f} with drift up to 0.001, which counts "
+            "as none), limit 0.9999"
+        )
 
 
 def test_a_line_never_shows_a_limit_as_what_was_measured_beyond_it():

@@ -53,7 +53,7 @@ def test_is_the_exact_area_to_a_thousandth(seed, signal):
 def test_maps_are_resized_to_the_masks(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     rng = np.random.default_rng(0)
-    first = [(rng.normal(size=(20, 30)).astype(np.float32), mask) for _, mask in samples(3)]
+    first = [(rng.normal(size=(20, 30)).astype(np.float32), mask) for _, mask in samples(3, 30)]
     found = compared(first, first, (48, 64))["b"]
     assert found.reference == pytest.approx(exact(first, (48, 64)), abs=1e-3)
     assert (found.loss.value, found.loss.low, found.loss.high) == (0, 0, 0)
@@ -61,7 +61,7 @@ def test_maps_are_resized_to_the_masks(tmp_path, monkeypatch):
 
 
 def test_only_the_order_of_pixels_counts():
-    first = samples(5)
+    first = samples(5, 30)
     second = [(np.exp(values) * 100, mask) for values, mask in first]
     loss = compared(first, second, (48, 64))["b"].loss
     assert max(abs(loss.value), abs(loss.low), abs(loss.high)) < 1e-3
@@ -107,3 +107,9 @@ def test_without_defects_there_is_none():
     assert compared(first, first, (48, 64)) == {}
     with MapSpool("a", "b") as spool:
         assert spool.compared("a") == {}
+
+
+def test_of_few_images_there_is_no_interval():
+    first = samples(5, 28)
+    loss = compared(first, first, (48, 64))["b"].loss
+    assert (loss.value, loss.low, loss.high, loss.enough) == (0, None, None, 15)

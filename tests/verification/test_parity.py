@@ -1,5 +1,6 @@
 import itertools
 import math
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -25,6 +26,66 @@ def record(reference, raw, **changes):
         "consistent": True,
     }
     return ImageRecord(**{**values, **changes})
+
+
+class TestWhileACallRuns:
+    """What takes part is in other processes: this one reads and compares in the meantime."""
+
+    def outputs(self, call):
+        return {"raw_score": call.reshape(len(call), -1)[:, 0].astype(np.float32)}
+
+    def compare(self, images, infer, watch=None):
+        image_input = ImageInput(2, 2, 1)
+        return compare_images(self.outputs, {"x": infer}, images, image_input, None, watch)["x"]
+
+    def images(self, count):
+        return [(str(n), None, np.full((2, 2, 1), n, np.uint8)) for n in range(count)]
+
+    def test_the_next_image_is_read(self):
+        read = threading.Event()
+
+        def images():
+            first, second = self.images(2)
+            yield first
+            read.set()
+            yield second
+
+        def infer(call):
+            assert read.wait(10)
+            return self.outputs(call)
+
+        assert [record.name for record in self.compare(images(), infer)] == ["0", "1"]
+
+    def test_the_image_before_is_compared(self):
+        compared, calls = threading.Event(), []
+
+        def infer(call):
+            calls.append(call)
+            assert len(calls) < 2 or compared.wait(10)
+            return self.outputs(call)
+
+        found = self.compare(self.images(2), infer, lambda *_: compared.set())
+        assert [record.raw for record in found] == [0, 1]
+
+    def test_order_is_kept_and_nothing_is_lost(self):
+        seen = []
+        found = self.compare(self.images(40), self.outputs, lambda name, *_: seen.append(name))
+        assert [record.name for record in found] == seen == [str(n) for n in range(40)]
+
+    @pytest.mark.parametrize("number", [0, 2])
+    def test_what_is_wrong_with_an_image_or_in_watching_it_is_told(self, number):
+        def images():
+            yield from self.images(number)
+            raise InputError("damaged")
+
+        def watch(name, *_):
+            if name == str(number):
+                raise InputError("disk full")
+
+        with pytest.raises(InputError, match="damaged"):
+            self.compare(images(), self.outputs)
+        with pytest.raises(InputError, match="disk full"):
+            self.compare(self.images(number + 1), self.outputs, watch)
 
 
 class TestFigures:

@@ -131,7 +131,18 @@ def test_a_limit_on_speed(options, limit):
         arena_of(limited, GPU, GPU_HALF),
     ):
         pytest.fail("it was opened")
-    with arena_of(limited, HERE, GPU) as arena:
+    # Of one among several the limit would go unchecked, and the status would say that it held.
+    with (
+        pytest.raises(InputError, match=f"cannot be held against {GPU}, for a proxy shows neither"),
+        arena_of(limited, HERE, GPU),
+    ):
+        pytest.fail("it was opened")
+    with arena_of(limited, HERE) as arena:
+        assert arena.proxied == {}
+
+
+def test_what_is_only_asked_for_is_measured_of_what_is_here(options):
+    with arena_of(replace(options, streams=1), HERE, GPU) as arena:
         assert set(arena.proxied) == {GPU}
 
 

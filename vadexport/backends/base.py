@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from vadexport.backends.tensorrt.settings import DEFAULT_SETTINGS, TensorRTSettings
@@ -80,6 +81,15 @@ class Backend(Protocol):
 
 
 RunnerOpener = Callable[[], Runner]
+
+
+def outputs_of(runner: Runner, image: NDArray[Any]) -> Outputs:
+    """Run one call and wait for its outputs.
+
+    A runner may return before a device is done, with outputs that wait when they are read; whoever
+    times a call, or hands its outputs on, must have them all.
+    """
+    return {name: np.asarray(value) for name, value in runner.infer(image).items()}
 
 
 def available_threads() -> int:

@@ -12,7 +12,7 @@ from vadexport.cli.options import PATH, console_options, json_option
 from vadexport.terminal import printable
 
 if TYPE_CHECKING:
-    from vadexport.diffing import Change, Diff
+    from vadexport.diffing import Change, Diff, FolderDiff
 
 
 @click.command("diff")
@@ -24,25 +24,48 @@ if TYPE_CHECKING:
 def command(
     ctx: click.Context, console: Console, *, before: Path, after: Path, as_json: bool
 ) -> None:
-    """Say what changed from BEFORE to AFTER: artifacts, or reports of `verify`.
+    """Say what changed from BEFORE to AFTER: artifacts, reports of `verify`, or folders of several.
 
     Of artifacts: target, source, precision, versions, files; and where both were verified, their
-    figures and every image whose decision changed. Exit status 1 where a decision changed, or a
-    check that held falls short.
+    figures and every image whose decision changed. Of folders with several, those of the same name.
+    Exit status 1 where a decision changed, an artifact is gone, or a check falls short that did not
+    before.
 
     \b
     Example:
       vadexport diff released/artifact artifact
     """
-    from vadexport.diffing import diff
+    from vadexport.diffing import Diff, diff_folders
 
-    found = diff(before, after)
-    console.result(json.dumps(_as_json(found), indent=2) if as_json else _as_text(found))
+    found = diff_folders(before, after)
+    if isinstance(found, Diff):
+        shown = json.dumps(_as_json(found), indent=2) if as_json else _as_text(found)
+    else:
+        shown = json.dumps(_several_as_json(found), indent=2) if as_json else _several(found)
+    console.result(shown)
     ctx.exit(0 if found.held else 1)
 
 
 def _as_json(found: "Diff") -> dict[str, object]:
     return {"held": found.held, **asdict(found)}
+
+
+def _several_as_json(found: "FolderDiff") -> dict[str, object]:
+    return {
+        "held": found.held,
+        "artifacts": {name: _as_json(one) for name, one in found.pairs.items()},
+        "removed": found.removed,
+        "added": found.added,
+        "short": found.short,
+    }
+
+
+def _several(found: "FolderDiff") -> str:
+    parts = [f"== {printable(name)} ==\n\n{_as_text(one)}" for name, one in found.pairs.items()]
+    parts += [printable(f"no longer there: {name}") for name in found.removed]
+    parts += [printable(f"new: {name}") for name in found.added]
+    parts += [printable(f"falls short: {line}") for line in found.short]
+    return "\n\n".join(parts)
 
 
 def _as_text(found: "Diff") -> str:
@@ -60,7 +83,7 @@ def _as_text(found: "Diff") -> str:
             for one in found.images
         ]
         parts.append(columns(rows))
-    parts += [printable(f"no longer held: {line}") for line in found.worse]
+    parts += [printable(f"falls short, and did not before: {line}") for line in found.worse]
     if found.shared:
         parts.append(f"{found.decisions} of {found.shared} decisions changed")
     else:

@@ -44,6 +44,11 @@ if TYPE_CHECKING:
     help="Largest difference of an anomaly map, as a fraction of the maps' range.",
 )
 @click.option(
+    "--min-spearman",
+    type=NumberType(-1, 1),
+    help="Smallest rank correlation of raw scores with the reference's.",
+)
+@click.option(
     "--min-speedup",
     type=NumberType(min=0, min_open=True),
     help="Over the reference; the 95% interval, divided by the A/A floor, must clear it.",
@@ -100,6 +105,7 @@ def command(
     max_drift: float | None,
     max_flips: float | None,
     max_map_drift: float | None,
+    min_spearman: float | None,
     min_speedup: float | None,
     max_latency_ms: float | None,
     min_auroc_delta: float | None,
@@ -138,6 +144,7 @@ def command(
         "max_drift": max_drift,
         "max_flips": max_flips,
         "max_map_drift": max_map_drift,
+        "min_spearman": min_spearman,
         "min_speedup": min_speedup,
         "max_latency_ms": max_latency_ms,
         "min_auroc_delta": min_auroc_delta,

@@ -67,6 +67,7 @@ SCHEMA: Final[dict[str, dict[str, Kind]]] = {
         "max_drift": _AT_LEAST_0,
         "max_flips": kinds.number(0, 1),
         "max_map_drift": _AT_LEAST_0,
+        "min_spearman": kinds.number(-1, 1),
         "min_speedup": _ABOVE_0,
         "max_latency_ms": _ABOVE_0,
         "min_auroc_delta": kinds.number(-1, 1),

@@ -41,11 +41,12 @@ input_layout = "nhwc"
 # IMAGES that neither training nor calibration has seen.
 # images = "images/test"
 
-# Of `vadexport verify`. The first three have defaults that depend on the precision.
+# Of `vadexport verify`. The first four have defaults that depend on the precision.
 [limits]
 # max_drift = 0.001        # of an image, in drift units
 # max_flips = 0.0          # fraction of decisions that differ
 # max_map_drift = 0.01     # of an anomaly map, as a fraction of the maps' range
+# min_spearman = 0.99      # rank correlation of raw scores
 # min_speedup = 3.0        # over the reference
 # max_latency_ms = 20.0    # of the median of one call
 # min_auroc_delta = -0.002 # image AUROC minus the reference's

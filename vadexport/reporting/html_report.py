@@ -7,35 +7,31 @@ from typing import Any, Final
 from vadexport import __version__
 from vadexport.errors import MissingPackageError
 from vadexport.reporting.distributions import distribution_plot
+from vadexport.reporting.notable import drift_of, notable_images
 from vadexport.reporting.pictures import ExhibitPictures, colour_scale, exhibit_pictures
 from vadexport.reporting.plots import drift_plot, latency_plot, score_plot
+from vadexport.reporting.timing import latency_rows
 from vadexport.reporting.wording import (
     FIGURES,
     MISSING,
     figure,
-    floor,
     kind,
     limit_rows,
+    loss,
     measured,
-    parts,
     percent,
-    quantile,
-    ratio,
     shown,
-    throughput,
     unchecked,
     verdict,
     warm_up,
 )
 from vadexport.verification.latency import LatencyFigures
-from vadexport.verification.parity import ImageRecord
+from vadexport.verification.losses import Compared
 from vadexport.verification.result import Exhibit, Verification
-from vadexport.verification.statistics import Compared
 
 _TEMPLATE: Final = "report.html.j2"
 #: Rows of the table of images: those that changed most; `parity.json` has all.
 _NOTABLE: Final = 30
-_LARGEST_DRIFTS: Final = 10
 
 
 @dataclass(frozen=True)
@@ -43,21 +39,6 @@ class _Headline:
     title: str
     value: str
     detail: str
-
-
-@dataclass(frozen=True)
-class _ImageRow:
-    """An image of a table.
-
-    Attributes:
-        record: its scores.
-        drift: in drift units, with sign.
-        why: it is in the table.
-    """
-
-    record: ImageRecord
-    drift: float
-    why: str
 
 
 def html_report(v: Verification) -> str:
@@ -98,7 +79,7 @@ def html_report(v: Verification) -> str:
         runs=_runs(v),
         exhibits=_exhibits(v),
         scale=colour_scale(),
-        notable=_notable(v),
+        notable=notable_images(v, _NOTABLE),
         ladder_titles=[title for _, title, _ in FIGURES],
         ladder=[_rung(found) for found in v.ladder],
         climbed=[_rung(found) for found in (v.diagnosis.ladder if v.diagnosis else ())],
@@ -114,7 +95,7 @@ def _headlines(v: Verification) -> list[_Headline]:
         _Headline(
             "largest drift",
             figure(found.drift_max),
-            f"drift units; 95% of the images at most {figure(found.drift_p95)}",
+            f"drift units; {_quantiles(v)}",
         ),
         _Headline(
             "mean drift",
@@ -202,13 +183,14 @@ def _flips_bound(v: Verification) -> str:
 
 
 def _loss(found: Compared | None) -> str:
-    if found is None:
-        return "reference → artifact"
-    loss = found.loss
-    return (
-        f"reference → artifact; loss {figure(loss.value)}, 95% interval {figure(loss.low)} to "
-        f"{figure(loss.high)}"
-    )
+    return "reference → artifact" + ("" if found is None else f"; {loss(found.loss)}")
+
+
+def _quantiles(v: Verification) -> str:
+    """Drift that so many of the images have at most."""
+    known = v.evidence.drift_quantiles if v.evidence else {"95": v.figures.drift_p95}
+    words = ", ".join(f"{share}% {figure(drift)}" for share, drift in known.items())
+    return f"of the images have at most: {words}"
 
 
 def _kendall(v: Verification) -> str:
@@ -217,8 +199,9 @@ def _kendall(v: Verification) -> str:
 
 
 def _masks(v: Verification) -> str:
-    found = v.evidence.mask_iou if v.evidence else None
-    return "" if found is None else f"; masks' mean IoU {figure(found, '.4f')}"
+    found, ranks = (v.evidence.mask_iou, v.evidence.map_spearman) if v.evidence else (None, None)
+    words = "" if ranks is None else f"; pixels' mean rank correlation {figure(ranks, '.5f')}"
+    return words + ("" if found is None else f"; masks' mean IoU {figure(found, '.4f')}")
 
 
 def _runs(v: Verification) -> list[tuple[str, str, str]]:
@@ -227,19 +210,7 @@ def _runs(v: Verification) -> list[tuple[str, str, str]]:
         return []
     facts = (_run(v.latency.reference), _run(v.latency.artifact))
     rows = [(name, value, facts[1][name]) for name, value in facts[0].items()]
-    pair = (v.latency.reference, v.latency.artifact)
-    first, second = (measured(one.images_per_s(v.latency.batch)) for one in pair)
-    rows.append(("images per second, call after call", first, second))
-    if v.latency.throughput is not None and v.latency.reference_throughput is not None:
-        first, second = map(throughput, (v.latency.reference_throughput, v.latency.throughput))
-        rows.append(("images per second, call beside call", first, second))
-    if v.latency.parts is not None:
-        rows += [(name, MISSING, words) for name, words in parts(v.latency.parts)]
-    if v.latency.compiled is not None and v.latency.over_compiled is not None:
-        compiled = f"{measured(v.latency.compiled.median_ms)} ms"
-        over = ratio(v.latency.over_compiled.ratio)
-        rows.append(("torch.compile: median, and speed-up over it", compiled, over))
-    return rows
+    return [*latency_rows(v.latency), *rows]
 
 
 def _run(found: LatencyFigures) -> dict[str, str]:
@@ -251,12 +222,8 @@ def _run(found: LatencyFigures) -> dict[str, str]:
         "device": execution.device,
         "threads": str(execution.threads),
         "executed layers": layers or "unknown",
-        "median of a call": f"{measured(found.median_ms)} ms",
-        "90% of the calls within": quantile(found, 0.9),
-        "99% of the calls within": quantile(found, 0.99),
         "timed calls": str(len(found.samples_ms)),
         "calls before, to warm up": warm_up(found),
-        "A/A floor [95% interval against itself]": floor(found),
         **_footprint(found),
         "of these, calls that waited for a processor": percent(found.disturbed_calls),
     }
@@ -276,25 +243,7 @@ def _footprint(found: LatencyFigures) -> dict[str, str]:
 
 
 def _exhibits(v: Verification) -> list[tuple[Exhibit, float, ExhibitPictures]]:
-    return [(one, _drift(one.record, v), exhibit_pictures(one)) for one in v.exhibits]
-
-
-def _notable(v: Verification) -> list[_ImageRow]:
-    """Images without a finite score, flips from the threshold on, and the largest drifts."""
-    rows = [_ImageRow(one, _drift(one, v), "not finite") for one in v.records if not one.finite]
-    finite = [one for one in v.records if one.finite]
-    finite.sort(key=lambda record: abs(_drift(record, v)), reverse=True)
-    flipped = [one for one in finite if one.flipped]
-    if v.threshold is not None:
-        flipped.sort(key=lambda record: abs(record.reference_raw - (v.threshold or 0.0)))
-    rows += [_ImageRow(one, _drift(one, v), "flip") for one in flipped]
-    steady = [one for one in finite if not one.flipped][:_LARGEST_DRIFTS]
-    rows += [_ImageRow(one, _drift(one, v), "large drift") for one in steady]
-    return rows[:_NOTABLE]
-
-
-def _drift(record: ImageRecord, v: Verification) -> float:
-    return (record.raw - record.reference_raw) / v.drift_unit
+    return [(one, drift_of(one.record, v), exhibit_pictures(one)) for one in v.exhibits]
 
 
 def _rung(found: Mapping[str, Any]) -> tuple[str, list[str], str]:

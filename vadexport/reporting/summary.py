@@ -3,23 +3,23 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from vadexport.reporting.notable import notable_images
+from vadexport.reporting.timing import latency_rows
 from vadexport.reporting.wording import (
     MISSING,
     figure,
     flips,
-    floor,
+    loss,
     measured,
-    parts,
     percent,
-    quantile,
-    ratio,
-    throughput,
     unchecked,
     verdict,
 )
 from vadexport.terminal import printable
 from vadexport.verification.result import Verification
 
+#: Rows of the table of images.
+_NOTABLE: Final = 10
 _MARKS: Final = {True: "✓", False: "✗"}
 
 
@@ -45,6 +45,11 @@ def summary_markdown(v: Verification) -> str:
         "|---|---|---|",
         *(f"| {name} | {first} | {second} |" for name, first, second in _figures(v)),
     ]
+    rows = list(_images(v))
+    if rows:
+        lines += ["", "**Images that changed most**", ""]
+        lines += ["| image | reference | artifact | drift | listed for |", "|---|---|---|---|---|"]
+        lines += rows
     if v.diagnosis is not None:
         lines += ["", "**Where it begins**", ""]
         lines += [f"- {_text(line)}" for line in v.diagnosis.lines]
@@ -59,11 +64,15 @@ def summary_markdown(v: Verification) -> str:
 def _figures(v: Verification) -> Iterator[tuple[str, str, str]]:
     found = v.figures
     yield "images", str(found.images), str(found.images)
-    yield "image AUROC", figure(found.auroc_reference, ".4f"), figure(found.auroc, ".4f")
+    auroc = v.evidence.auroc if v.evidence else None
+    if auroc is None:
+        yield "image AUROC", figure(found.auroc_reference, ".4f"), figure(found.auroc, ".4f")
     if v.evidence is not None:
-        for name, one in (("F1-max", v.evidence.f1_max), ("AUPRO", v.evidence.aupro)):
+        compared = {"image AUROC": auroc, "F1-max": v.evidence.f1_max, "AUPRO": v.evidence.aupro}
+        for name, one in compared.items():
             if one is not None:
-                yield name, figure(one.reference, ".4f"), figure(one.artifact, ".4f")
+                words = f"{figure(one.artifact, '.4f')} ({loss(one.loss)})"
+                yield name, figure(one.reference, ".4f"), words
     unit = f"{figure(found.drift_max)} at most, {figure(found.drift_mean)} mean"
     yield "drift, in drift units", MISSING, unit
     yield "Spearman of raw scores", MISSING, figure(found.spearman, ".5f")
@@ -73,28 +82,14 @@ def _figures(v: Verification) -> Iterator[tuple[str, str, str]]:
     yield "flipped decisions", MISSING, flips(found.flips, found.images) + bound
     yield "largest map difference", MISSING, percent(found.map_max)
     if v.latency is not None:
-        pair = (v.latency.reference, v.latency.artifact)
-        first, second = (
-            f"{measured(one.median_ms)} ms ({one.execution.precision})" for one in pair
-        )
-        yield "median latency", first, second
-        if v.latency.parts is not None:
-            yield from ((name, MISSING, words) for name, words in parts(v.latency.parts))
-        first, second = (measured(one.images_per_s(v.latency.batch)) for one in pair)
-        yield "images per second, call after call", first, second
-        if v.latency.throughput is not None and v.latency.reference_throughput is not None:
-            first, second = map(throughput, (v.latency.reference_throughput, v.latency.throughput))
-            yield "images per second, call beside call", first, second
-        for share, of in (("90%", 0.9), ("99%", 0.99)):
-            first, second = (quantile(one, of) for one in pair)
-            yield f"{share} of the calls within", first, second
-        yield "speed-up [95% interval]", MISSING, ratio(v.latency.speedup.ratio)
-        if v.latency.compiled is not None and v.latency.over_compiled is not None:
-            compiled = f"{measured(v.latency.compiled.median_ms)} ms"
-            words = ratio(v.latency.over_compiled.ratio)
-            yield "torch.compile: median, and speed-up over it", compiled, words
-        first, second = (floor(one) for one in pair)
-        yield "A/A floor [95% interval against itself]", first, second
+        yield from latency_rows(v.latency)
+
+
+def _images(v: Verification) -> Iterator[str]:
+    for one in notable_images(v, _NOTABLE):
+        record = one.record
+        scores = " | ".join(measured(score, 5) for score in (record.reference_raw, record.raw))
+        yield f"| {_text(record.name)} | {scores} | {measured(one.drift, 3, '+')} | {one.why} |"
 
 
 def _ladder(rungs: Sequence[Mapping[str, Any]]) -> Iterator[str]:

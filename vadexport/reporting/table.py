@@ -4,16 +4,13 @@ import textwrap
 from collections.abc import Sequence
 from typing import Final
 
+from vadexport.reporting.timing import MEDIAN, SPEEDUP, latency_rows
 from vadexport.reporting.wording import (
     MISSING,
     figure,
     flips,
-    floor,
     measured,
-    parts,
-    quantile,
     ratio,
-    throughput,
     unchecked,
     verdict,
 )
@@ -113,20 +110,11 @@ def _timing(v: Verification) -> list[str]:
     """What a latency figure must be read with."""
     if v.latency is None or v.latency.artifact.floor is None:
         return []
-    found = v.latency.artifact
-    within = f"90% of the calls within {quantile(found, 0.9)}, 99% {quantile(found, 0.99)}"
-    lines = [f"A/A floor {floor(found)}; {within}"]
-    if v.latency.parts is not None:
-        lines.append(", ".join(f"{name} {words}" for name, words in parts(v.latency.parts)))
-    if v.latency.throughput is not None and v.latency.reference_throughput is not None:
-        rates = map(throughput, (v.latency.throughput, v.latency.reference_throughput))
-        lines.append("images per second: {}, reference {}".format(*rates))
-    if v.latency.compiled is not None and v.latency.over_compiled is not None:
-        lines.append(
-            f"speed-up over torch.compile {ratio(v.latency.over_compiled.ratio)}, whose median is "
-            f"{measured(v.latency.compiled.median_ms)} ms"
-        )
-    return lines
+    return [
+        f"{name}: {artifact}" + ("" if reference == MISSING else f", reference {reference}")
+        for name, reference, artifact in latency_rows(v.latency)
+        if name not in (MEDIAN, SPEEDUP)
+    ]
 
 
 def _aligned(rows: Sequence[Row], gap: int) -> list[str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from vadexport.verification.latency import LatencyFigures
+from vadexport.verification.losses import Loss
 from vadexport.verification.parts import Parts
 from vadexport.verification.result import Verification
 from vadexport.verification.statistics import Interval, values_needed
@@ -64,6 +65,19 @@ def percent(fraction: float | None) -> str:
 def ratio(found: Interval) -> str:
     """A speed-up and its interval."""
     return f"{measured(found.value)} [{measured(found.low)}–{measured(found.high)}]"
+
+
+def loss(found: Loss) -> str:
+    """What a metric loses, with its interval, or why there is none."""
+    words = f"loss {figure(found.value)}"
+    if found.low is not None and found.high is not None:
+        return f"{words}, 95% interval {figure(found.low)} to {figure(found.high)}"
+    if found.enough is None:
+        return f"{words}, no interval: of one label, no image changes its place"
+    return (
+        f"{words}, no interval: too few images change their place, about {found.enough} of each "
+        "label would do"
+    )
 
 
 def quantile(found: LatencyFigures, of: float) -> str:

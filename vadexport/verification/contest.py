@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from vadexport.backends.base import Execution, RunnerOpener
+from vadexport.backends.base import Execution, RunnerOpener, outputs_of
 from vadexport.backends.child import Child
 from vadexport.backends.cuda import GpuState
 from vadexport.contract import Call, ImageInput, Outputs
@@ -168,7 +168,7 @@ def _again(name: str) -> str:
 
 
 def _infer(stopwatch: Stopwatch, image: Call) -> Outputs:
-    return stopwatch.runner.infer(image)
+    return outputs_of(stopwatch.runner, image)
 
 
 def _prepare(stopwatch: Stopwatch, image: Call) -> NDArray[np.float32]:

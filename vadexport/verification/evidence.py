@@ -6,16 +6,9 @@ from typing import Final
 
 import numpy as np
 
+from vadexport.verification.losses import Compared, compare_auroc, compare_f1_max
 from vadexport.verification.parity import ImageRecord
-from vadexport.verification.statistics import (
-    Compared,
-    Interval,
-    compared,
-    kendall,
-    proportion_interval,
-    weighted_auroc,
-    weighted_f1_max,
-)
+from vadexport.verification.statistics import Interval, kendall, proportion_interval
 
 _QUANTILES: Final = (0.5, 0.9, 0.95, 0.99)
 
@@ -76,7 +69,7 @@ def weigh_planted(records: Sequence[ImageRecord], drift_unit: float) -> PlantedE
     truth = np.array([record.anomalous is True for record in kept])
     reference = np.array([record.reference_raw for record in kept])
     raw = np.array([record.raw for record in kept])
-    found = compared(weighted_auroc, reference, raw, truth)
+    found = compare_auroc(reference, raw, truth)
     if found is None:
         return None
     planted = [record for record in kept if record.anomalous]
@@ -93,7 +86,7 @@ def weigh_planted(records: Sequence[ImageRecord], drift_unit: float) -> PlantedE
 def weigh(
     records: Sequence[ImageRecord], drift_unit: float, aupro: Compared | None = None
 ) -> Evidence:
-    """Sum up the records of one artifact; images that are not finite are left out.
+    """Sum up the records of one artifact; images that are not finite are left out of all but flips.
 
     At least one image must be finite, and the drift unit positive: `figures` sees to both.
 
@@ -108,14 +101,14 @@ def weigh(
     drift = np.abs(raw - reference) / drift_unit
     labelled = np.array([record.anomalous is not None for record in kept])
     truth = np.array([bool(record.anomalous) for record in kept])[labelled]
-    decided = any(record.reference_label is not None for record in kept)
-    flipped = sum(record.flipped for record in kept)
+    decided = any(record.reference_label is not None for record in records)
+    flipped = sum(record.flipped for record in records)
     return Evidence(
         drift_quantiles={f"{100 * q:g}": float(np.quantile(drift, q)) for q in _QUANTILES},
         kendall=kendall(reference, raw),
-        flips=proportion_interval(flipped, len(kept)) if decided else None,
-        auroc=compared(weighted_auroc, reference[labelled], raw[labelled], truth),
-        f1_max=compared(weighted_f1_max, reference[labelled], raw[labelled], truth),
+        flips=proportion_interval(flipped, len(records)) if decided else None,
+        auroc=compare_auroc(reference[labelled], raw[labelled], truth),
+        f1_max=compare_f1_max(reference[labelled], raw[labelled], truth),
         aupro=aupro,
         mask_iou=_mean([record.mask_iou for record in kept]),
         map_spearman=_mean([record.map_spearman for record in kept]),

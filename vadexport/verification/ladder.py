@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from vadexport.backends.base import Runner, RunnerOpener
+from vadexport.backends.base import RunnerOpener, outputs_of
 from vadexport.backends.child import Child
 from vadexport.contract import RAW_SCORE, Call, ImageArray, ImageInput, Outputs
 from vadexport.errors import InputError
@@ -146,16 +146,12 @@ class Ladder:
 
 def child_inference(child: Child) -> Callable[[Call], Outputs]:
     """Inference by the runner that `child` holds."""
-    return lambda image: child.apply(_infer, image)
+    return lambda image: child.apply(outputs_of, image)
 
 
 def child_preparation(child: Child) -> Callable[[Call], NDArray[np.float32]]:
     """Preprocessing by the reference that `child` holds."""
     return lambda image: child.apply(_prepare, image)
-
-
-def _infer(runner: Runner, image: Call) -> Outputs:
-    return runner.infer(image)
 
 
 def _prepare(runner: "PyTorchRunner", image: Call) -> NDArray[np.float32]:

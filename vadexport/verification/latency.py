@@ -21,7 +21,7 @@ from typing import Final
 
 import numpy as np
 
-from vadexport.backends.base import Execution, Runner, RunnerOpener
+from vadexport.backends.base import Execution, Runner, RunnerOpener, outputs_of
 from vadexport.backends.cuda import GpuState
 from vadexport.contract import Call
 from vadexport.machine import peak_megabytes, seconds_waited
@@ -108,7 +108,7 @@ class Stopwatch:
         start = time.perf_counter()
         self.runner: Runner = open_runner()
         loaded = time.perf_counter()
-        self.runner.infer(calls[0])
+        outputs_of(self.runner, calls[0])
         self._load_ms = 1e3 * (loaded - start)
         self._first_ms = 1e3 * (time.perf_counter() - loaded)
         self._calls = calls
@@ -116,7 +116,7 @@ class Stopwatch:
 
     def warm_up(self) -> WarmUp:
         """Make calls, in turn, until they get no faster."""
-        return warm_up(lambda number: self.runner.infer(self._call(number)), made=1)
+        return warm_up(lambda number: outputs_of(self.runner, self._call(number)), made=1)
 
     def footprint(self) -> Footprint:
         """What it has taken until now."""
@@ -125,10 +125,10 @@ class Stopwatch:
     def time(self, number: int) -> Timing:
         """Time one call, preprocessing included, right after another."""
         call = self._call(number)
-        self.runner.infer(call)
+        outputs_of(self.runner, call)
         before = seconds_waited()
         start = time.perf_counter()
-        self.runner.infer(call)
+        outputs_of(self.runner, call)
         seconds = time.perf_counter() - start
         after = seconds_waited()
         self._watch_gpu()

@@ -1,6 +1,7 @@
 """Limits that an artifact must hold, and the checks of one against them."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Self
 
@@ -8,7 +9,7 @@ import numpy as np
 
 from vadexport.verification.evidence import PlantedEvidence
 from vadexport.verification.latency import LatencyFigures, Speedup
-from vadexport.verification.parity import ParityFigures
+from vadexport.verification.parity import ROUNDING, ImageRecord, ParityFigures
 from vadexport.verification.statistics import median_interval, proportion_interval
 
 
@@ -27,6 +28,8 @@ class Limits:
         max_latency_ms: of the median.
         max_size_mb: of the artifact's files, in 10^6 bytes.
         max_memory_mb: largest resident memory of a process that runs the artifact, Python and all.
+        rounding: `ROUNDING`, the drift that counts as none where rank correlation and AUROC are
+            judged (else one broken tie of 20 images falls short), or None: all drift counts.
     """
 
     max_drift: float | None = None
@@ -38,6 +41,7 @@ class Limits:
     max_latency_ms: float | None = None
     max_size_mb: float | None = None
     max_memory_mb: float | None = None
+    rounding: float | None = None
 
     @classmethod
     def of_precision(cls, precision: str) -> Self:
@@ -61,11 +65,12 @@ class Limits:
 #: decisions and order.
 _DEFAULTS: dict[str, dict[str, float]] = {
     "fp32": {
-        "max_drift": 1e-3,
+        "max_drift": ROUNDING,
         "max_flips": 0.0,
         "min_spearman": 0.9999,
         "max_map_drift": 1e-2,
         "min_auroc_delta": -5e-5,
+        "rounding": ROUNDING,
     },
     "fp16": {
         "max_drift": 0.02,
@@ -106,6 +111,8 @@ class Check:
     line: str
 
 
+#: Images that a line names.
+_NAMED: Final = 5
 #: Of a measurement that a limit is held against: the interval of fewer covers too rarely.
 _FEWEST_ROUNDS: Final = 5
 #: A quarter of what an 8-bit camera can tell apart.
@@ -114,13 +121,23 @@ _PREPROCESSED: Final = 1e-3
 _REPEATABLE: Final = 1e-3
 
 
-def parity_checks(found: ParityFigures, limits: Limits) -> list[Check]:
-    """Judge figures; outputs that are not finite or contradict each other always fall short."""
+def parity_checks(
+    found: ParityFigures, limits: Limits, records: Sequence[ImageRecord] = ()
+) -> list[Check]:
+    """Judge figures; outputs that are not finite or contradict each other always fall short.
+
+    Args:
+        found: the figures.
+        limits: to hold.
+        records: whose names stand in the line on scores that are not finite.
+    """
+    named = [f"{one.name} ({one.not_finite_of})" for one in records if not one.finite]
+    names = f": {', '.join(named[:_NAMED])}{', …' if len(named) > _NAMED else ''}" if named else ""
     checks = [
         Check(
             "finite",
             found.not_finite == 0,
-            f"{found.not_finite} of {found.images} images have scores that are not finite",
+            f"{found.not_finite} of {found.images} images have scores that are not finite{names}",
         ),
         Check(
             "outputs",
@@ -141,12 +158,17 @@ def parity_checks(found: ParityFigures, limits: Limits) -> list[Check]:
                 f"limit {limits.max_flips:.1%}",
             )
         )
-    if limits.min_spearman is not None and found.spearman is not None:
+    ranks, area = found.spearman, found.auroc
+    if limits.rounding is not None:
+        ranks = found.settled_spearman if found.settled_spearman is not None else ranks
+        area = found.settled_auroc if found.settled_auroc is not None else area
+    if limits.min_spearman is not None and ranks is not None:
         checks.append(
             Check(
                 "spearman",
-                found.spearman >= limits.min_spearman,
-                f"Spearman {_rounded_down(found.spearman)}, limit {limits.min_spearman:g}",
+                ranks >= limits.min_spearman,
+                f"Spearman {_rounded_down(ranks)}{_settled(ranks, found.spearman)}, "
+                f"limit {limits.min_spearman:g}",
             )
         )
     if limits.max_map_drift is not None and found.map_max is not None:
@@ -160,16 +182,16 @@ def parity_checks(found: ParityFigures, limits: Limits) -> list[Check]:
         )
     if (
         limits.min_auroc_delta is not None
-        and found.auroc is not None
+        and area is not None
         and found.auroc_reference is not None
     ):
-        delta = found.auroc - found.auroc_reference
+        delta = area - found.auroc_reference
         checks.append(
             Check(
                 "auroc",
                 delta >= limits.min_auroc_delta,
-                f"AUROC {found.auroc:.4f}, reference {found.auroc_reference:.4f} ({delta:+.4f}), "
-                f"limit {limits.min_auroc_delta:+g}",
+                f"AUROC {area:.4f}{_settled(area, found.auroc)}, reference "
+                f"{found.auroc_reference:.4f} ({delta:+.4f}), limit {limits.min_auroc_delta:+g}",
             )
         )
     return checks
@@ -197,7 +219,7 @@ def planted_check(found: PlantedEvidence | None, limits: Limits) -> Check:
     """
     if found is None or found.not_finite:
         return Check("synthetic", held=False, line="scores of planted defects are not finite")
-    best = -found.auroc.loss.low
+    best = -found.auroc.loss.least
     words = f"AUROC on {found.images} planted defects {found.auroc.artifact:.4f}, "
     words += f"reference {found.auroc.reference:.4f} (at best {best:+.4f}"
     held = True
@@ -301,6 +323,13 @@ def _of_enough(check: Check, artifact: LatencyFigures) -> Check:
         return check
     few = f"of {rounds} where {_FEWEST_ROUNDS} rounds are needed"
     return Check(check.name, held=False, line=f"{check.line}; {few}")
+
+
+def _settled(value: float, plain: float | None) -> str:
+    """What a figure would be without forgiving rounding, where that makes a difference."""
+    if value == plain or plain is None:
+        return ""
+    return f" ({_rounded_down(plain)} with drift up to {ROUNDING:g}, which counts as none)"
 
 
 def _rounded_down(value: float) -> str:

@@ -81,7 +81,8 @@ def locate(before: Path, after: Path, call: Call) -> Divergence | None:
     beyond = [one for one in differences if not one.size <= _ROUNDING]
     if not beyond:
         return None
-    growth = np.diff([0.0, *(one.size for one in differences)])
+    with np.errstate(invalid="ignore"):  # from one that is infinite to the next
+        growth = np.diff([0.0, *(one.size for one in differences)])
     steepest = differences[int(np.nanargmax(np.where(np.isnan(growth), np.inf, growth)))]
     return Divergence(beyond[0], steepest)
 

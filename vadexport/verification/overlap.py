@@ -11,13 +11,9 @@ from typing import Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from vadexport.verification.losses import Compared, bootstrap_loss, drawn_images
 from vadexport.verification.segmentation import FPR_LIMIT, resized_map
-from vadexport.verification.statistics import (
-    Compared,
-    Float64Array,
-    Interval,
-    drawn_images,
-)
+from vadexport.verification.statistics import Float64Array
 
 #: False positive rates whose thresholds are tried: close together where the curve is steep.
 _RATES: Final = np.union1d(np.geomspace(1e-6, 1.0, 500), np.linspace(1e-3, 1.5 * FPR_LIMIT, 500))
@@ -93,9 +89,7 @@ class MapSpool:
         }
         found = {}
         for name in self._names:
-            losses = areas[reference] - areas[name]
-            low, high = np.quantile(losses[1:], [0.025, 0.975])
-            loss = Interval(float(losses[0]), float(low), float(high))
+            loss = bootstrap_loss(areas[reference] - areas[name], anomalous)
             found[name] = Compared(float(areas[reference][0]), float(areas[name][0]), loss)
         return {name: one for name, one in found.items() if name != reference}
 

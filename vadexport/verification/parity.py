@@ -1,6 +1,7 @@
 """Scores and maps of a candidate against the reference's, image by image."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,6 +18,8 @@ Infer = Callable[[ImageArray], Outputs]
 Watch = Callable[[str, Outputs, Mapping[str, Outputs]], None]
 
 _RANKED_PIXELS: Final = 4096
+#: Drift, in drift units, that rounding in float32 may leave.
+ROUNDING: Final = 1e-3
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class ImageRecord:
             none.
         map_spearman: rank correlation of the pixels of the two maps, of at most 4,096 spread over
             them; None where one is constant, or there is none.
+        reference_finite: whether the reference's score and map are numbers.
     """
 
     name: str
@@ -54,11 +58,17 @@ class ImageRecord:
     consistent: bool
     mask_iou: float | None = None
     map_spearman: float | None = None
+    reference_finite: bool = True
 
     @property
     def finite(self) -> bool:
         """Whether scores and maps of both are numbers."""
         return bool(np.isfinite([self.reference_raw, self.raw, self.map_max or 0.0]).all())
+
+    @property
+    def not_finite_of(self) -> str:
+        """Whose score or map is not a number, of an image that is not finite, for a reader."""
+        return "artifact" if self.reference_finite else "reference"
 
     @property
     def flipped(self) -> bool:
@@ -85,6 +95,9 @@ class ParityFigures:
         auroc: image AUROC of the candidate.
         not_finite: images with NaN or infinity on either side.
         inconsistent: images whose outputs contradict each other, see `ImageRecord.consistent`.
+        settled_spearman: as `spearman`, where a score within `ROUNDING` of the reference's counts
+            as the reference's: images that it scores alike stay alike.
+        settled_auroc: as `auroc`, likewise.
     """
 
     images: int
@@ -100,6 +113,8 @@ class ParityFigures:
     auroc: float | None
     not_finite: int
     inconsistent: int
+    settled_spearman: float | None = None
+    settled_auroc: float | None = None
 
 
 def compare_images(
@@ -111,6 +126,9 @@ def compare_images(
     watch: Watch | None = None,
 ) -> dict[str, list[ImageRecord]]:
     """Score images with the reference and each candidate, one call of the graph at a time.
+
+    While a call runs, the images of the next one are read, and the outputs of the one before are
+    compared: what takes part runs in processes of its own, and this one would only wait.
 
     Args:
         reference: the reference's inference.
@@ -127,28 +145,32 @@ def compare_images(
         BackendError: the reference or a candidate failed; the line names the image.
     """
     records: dict[str, list[ImageRecord]] = {name: [] for name in candidates}
-    for call in _calls(images, image_input.batch or 1):
-        names, labels, pixels = zip(*call, strict=True)
-        stacked = np.stack(pixels)
-        (filled, count), *_ = image_input.batches(stacked)
-        try:
-            expected = reference(filled)
-            found = {candidate: infer(filled) for candidate, infer in candidates.items()}
-        except BackendError as error:
-            raise BackendError(f"{error}, on {', '.join(names)}") from None
-        for n in range(count):
-            wanted = _one(expected, n)
-            given = {candidate: _one(outputs, n) for candidate, outputs in found.items()}
-            for candidate, outputs in given.items():
-                image = (names[n], labels[n])
-                records[candidate].append(_record(image, wanted, outputs, thresholds))
-            if watch is not None:
-                watch(names[n], wanted, given)
+    calls = _calls(images, image_input.batch or 1)
+    with ThreadPoolExecutor(1) as reading, ThreadPoolExecutor(1) as comparing:
+        compared: Future[None] | None = None
+        coming = reading.submit(next, calls, None)
+        while (call := coming.result()) is not None:
+            coming = reading.submit(next, calls, None)
+            (filled, _), *_ = image_input.batches(np.stack([image for _, _, image in call]))
+            try:
+                expected = reference(filled)
+                found = {candidate: infer(filled) for candidate, infer in candidates.items()}
+            except BackendError as error:
+                names = ", ".join(name for name, _, _ in call)
+                raise BackendError(f"{error}, on {names}") from None
+            if compared is not None:
+                compared.result()
+            named = [(name, label) for name, label, _ in call]
+            compared = comparing.submit(
+                _compare, records, named, expected, found, thresholds, watch
+            )
+        if compared is not None:
+            compared.result()
     return records
 
 
 def figures(records: Sequence[ImageRecord], drift_unit: float) -> ParityFigures:
-    """Sum up records; images that are not finite are counted, and left out of the rest.
+    """Sum up records; images that are not finite are counted, and left out of all but flips.
 
     Raises:
         InputError: there is no record, or the drift unit is not positive.
@@ -167,13 +189,14 @@ def figures(records: Sequence[ImageRecord], drift_unit: float) -> ParityFigures:
     reference = np.array([record.reference_raw for record in kept])
     raw = np.array([record.raw for record in kept])
     drift = np.abs(raw - reference) / drift_unit
+    settled = np.where(drift <= ROUNDING, reference, raw)
     labelled = np.array([record.anomalous is not None for record in kept])
     truth = np.array([bool(record.anomalous) for record in kept])[labelled]
     largest = [record.map_max for record in kept if record.map_max is not None]
     means = [record.map_mean for record in kept if record.map_mean is not None]
     ranges = [record.map_range for record in kept if record.map_range is not None]
     map_range = (float(np.mean(ranges)) if ranges else 0.0) or 1.0
-    decided = any(record.reference_label is not None for record in kept)
+    decided = any(record.reference_label is not None for record in records)
     return ParityFigures(
         images=len(records),
         drift_max=float(drift.max()),
@@ -181,14 +204,34 @@ def figures(records: Sequence[ImageRecord], drift_unit: float) -> ParityFigures:
         drift_median=float(np.quantile(drift, 0.5)),
         drift_p95=float(np.quantile(drift, 0.95)),
         spearman=spearman(reference, raw),
-        flips=sum(record.flipped for record in kept) if decided else None,
+        flips=sum(record.flipped for record in records) if decided else None,
         map_max=max(largest) / map_range if largest else None,
         map_mean=float(np.mean(means)) / map_range if means else None,
         auroc_reference=auroc(reference[labelled], truth),
         auroc=auroc(raw[labelled], truth),
         not_finite=len(records) - len(kept),
         inconsistent=sum(not record.consistent for record in kept),
+        settled_spearman=spearman(reference, settled),
+        settled_auroc=auroc(settled[labelled], truth),
     )
+
+
+def _compare(
+    records: Mapping[str, list[ImageRecord]],
+    images: Sequence[tuple[str, bool | None]],
+    expected: Outputs,
+    found: Mapping[str, Outputs],
+    thresholds: Thresholds | None,
+    watch: Watch | None,
+) -> None:
+    """Add a record of each image of a call, for each candidate."""
+    for n, image in enumerate(images):
+        wanted = _one(expected, n)
+        given = {candidate: _one(outputs, n) for candidate, outputs in found.items()}
+        for candidate, outputs in given.items():
+            records[candidate].append(_record(image, wanted, outputs, thresholds))
+        if watch is not None:
+            watch(image[0], wanted, given)
 
 
 def _one(outputs: Outputs, number: int) -> Outputs:
@@ -223,6 +266,11 @@ def _record(
         consistent=thresholds is None or not thresholds.contradicted_by(found),
         mask_iou=_mask_iou(expected, found),
         map_spearman=ranks,
+        reference_finite=all(
+            bool(np.isfinite(expected[each]).all())
+            for each in (contract.RAW_SCORE, contract.ANOMALY_MAP)
+            if each in expected
+        ),
     )
 
 
@@ -248,7 +296,7 @@ def _label(outputs: Outputs) -> bool | None:
 
 def _calls(
     images: Iterable[tuple[str, bool | None, ImageArray]], size: int
-) -> Iterable[list[tuple[str, bool | None, ImageArray]]]:
+) -> Iterator[list[tuple[str, bool | None, ImageArray]]]:
     call = []
     for image in images:
         call.append(image)

@@ -1,7 +1,6 @@
 """Rank statistics in float64, and intervals."""
 
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,51 +22,25 @@ class Interval:
     high: float
 
 
-#: Of scores `[images]`, labels `[images]` and weights `[n, images]`, one value a row.
-WeightedMetric = Callable[[Float64Array, NDArray[np.bool_], Float64Array], Float64Array]
-
-#: Numbers that a bootstrap holds at once.
-_MOST_VALUES: Final = 2_000_000
-
-
-@dataclass(frozen=True)
-class Compared:
-    """A metric of the reference and of an artifact, on the same images.
-
-    Attributes:
-        reference: of the reference.
-        artifact: of the artifact.
-        loss: the first minus the second, with a 95% bootstrap interval over the images.
-    """
-
-    reference: float
-    artifact: float
-    loss: Interval
-
-
 def auroc(scores: Float64Array, anomalous: NDArray[np.bool_]) -> float | None:
     """Area under the ROC curve by the rank-sum statistic, ties counted half.
 
     Ranks are exact; no sigmoid, no thresholds. None unless both classes are present.
     """
-    from scipy.stats import rankdata
-
     positives = int(anomalous.sum())
     negatives = len(scores) - positives
     if positives == 0 or negatives == 0:
         return None
-    ranks = rankdata(scores.astype(np.float64))
+    ranks = average_ranks(scores.astype(np.float64))
     rank_sum = float(ranks[anomalous].sum()) - positives * (positives + 1) / 2
     return rank_sum / (positives * negatives)
 
 
 def spearman(first: Float64Array, second: Float64Array) -> float | None:
     """Spearman's rank correlation, ties by average rank; None where one side is constant."""
-    from scipy.stats import rankdata
-
     if len(first) < 2:
         return None
-    a, b = rankdata(first), rankdata(second)
+    a, b = average_ranks(first), average_ranks(second)
     a, b = a - a.mean(), b - b.mean()
     norm = float(np.sqrt((a @ a) * (b @ b)))
     return float(a @ b) / norm if norm > 0 else None
@@ -75,11 +48,42 @@ def spearman(first: Float64Array, second: Float64Array) -> float | None:
 
 def kendall(first: Float64Array, second: Float64Array) -> float | None:
     """Kendall's tau-b (Kendall 1945); None where one side is constant or there is no pair."""
-    from scipy.stats import kendalltau
-
     if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
         return None
-    return float(kendalltau(first, second).statistic)
+    x, y = (np.unique(values, return_inverse=True)[1] for values in (first, second))
+    pairs = len(x) * (len(x) - 1) // 2
+    tied_x, tied_y, tied_both = (_tied_pairs(values) for values in (x, y, x * (y.max() + 1) + y))
+    discordant = _inversions(y[np.lexsort((y, x))])
+    surplus = pairs - tied_x - tied_y + tied_both - 2 * discordant
+    return surplus / (math.sqrt(pairs - tied_x) * math.sqrt(pairs - tied_y))
+
+
+def average_ranks(values: Float64Array) -> Float64Array:
+    """Rank of each value from 1 on, the mean of their ranks for those that are the same.
+
+    As `scipy.stats.rankdata`, whose import takes longer than all that `verify` computes with it.
+    """
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: Float64Array = (np.cumsum(counts) - (counts - 1) / 2)[places]
+    return ranks
+
+
+def _tied_pairs(values: NDArray[np.int64]) -> int:
+    _, counts = np.unique(values, return_counts=True)
+    return int((counts * (counts - 1) // 2).sum())
+
+
+def _inversions(values: NDArray[np.int64]) -> int:
+    """Pairs whose earlier value is the larger one; from the highest bit of the values down."""
+    total = 0
+    for bit in reversed(range(int(values.max()).bit_length())):
+        ones = (values >> bit) & 1
+        before = np.cumsum(ones) - ones
+        heads = values >> (bit + 1)  # ascending: what differs in a higher bit was counted there
+        starts = np.searchsorted(heads, heads)
+        total += int((before - before[starts])[ones == 0].sum())
+        values = values[np.argsort(values >> bit, kind="stable")]
+    return total
 
 
 def proportion_interval(count: int, total: int) -> Interval:
@@ -92,101 +96,11 @@ def proportion_interval(count: int, total: int) -> Interval:
         count: how many have the property.
         total: of how many; at least one.
     """
-    from scipy.stats import beta
+    from scipy.special import betaincinv
 
-    low = beta.ppf(0.025, count, total - count + 1) if count else 0.0
-    high = beta.ppf(0.975, count + 1, total - count) if count < total else 1.0
+    low = betaincinv(count, total - count + 1, 0.025) if count else 0.0
+    high = betaincinv(count + 1, total - count, 0.975) if count < total else 1.0
     return Interval(count / total, float(low), float(high))
-
-
-def compared(
-    metric: WeightedMetric,
-    reference: Float64Array,
-    found: Float64Array,
-    anomalous: NDArray[np.bool_],
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> Compared | None:
-    """A metric of two scores of the same images, with a bootstrap interval of what is lost.
-
-    Images are drawn with replacement, normal and anomalous ones apart, and both scores of an image
-    stay together (percentile interval, Efron 1979). None unless both classes are present.
-
-    Args:
-        metric: of scores, labels and how often each image was drawn.
-        reference: scores of the reference.
-        found: scores of what is compared with it.
-        anomalous: labels.
-        resamples: number of draws.
-        seed: of the draws.
-    """
-    if not 0 < anomalous.sum() < len(anomalous):
-        return None
-    parts = [
-        [metric(scores, anomalous, weights) for scores in (reference, found)]
-        for weights in _draws(anomalous, resamples, seed)
-    ]
-    before, after = np.concatenate(parts, axis=1)
-    low, high = np.quantile((before - after)[1:], [0.025, 0.975])
-    loss = Interval(float(before[0] - after[0]), float(low), float(high))
-    return Compared(float(before[0]), float(after[0]), loss)
-
-
-def drawn_images(
-    rng: np.random.Generator, anomalous: NDArray[np.bool_], resamples: int
-) -> Float64Array:
-    """How often each image is in each of so many resamples, `[resamples, images]`."""
-    drawn = np.zeros((resamples, len(anomalous)))
-    for kind in (anomalous, ~anomalous):
-        count = int(kind.sum())
-        if count:
-            drawn[:, kind] = rng.multinomial(count, np.full(count, 1 / count), resamples)
-    return drawn
-
-
-def _draws(anomalous: NDArray[np.bool_], resamples: int, seed: int) -> Iterator[Float64Array]:
-    """First all images once, then the resamples, in parts that fit into memory."""
-    rng = np.random.default_rng(seed)
-    yield np.ones((1, len(anomalous)))
-    part = max(1, _MOST_VALUES // len(anomalous))
-    for start in range(0, resamples, part):
-        yield drawn_images(rng, anomalous, min(part, resamples - start))
-
-
-def weighted_auroc(
-    scores: Float64Array, anomalous: NDArray[np.bool_], weights: Float64Array
-) -> Float64Array:
-    """Area under the ROC curve with ties counted half, for each row of weights `[n, images]`."""
-    positives, negatives = _by_score(scores, anomalous, weights)
-    below = np.cumsum(negatives, axis=1) - negatives / 2
-    area = (positives * below).sum(axis=1)
-    return np.asarray(area / (positives.sum(axis=1) * negatives.sum(axis=1)))
-
-
-def weighted_f1_max(
-    scores: Float64Array, anomalous: NDArray[np.bool_], weights: Float64Array
-) -> Float64Array:
-    """Largest F1 score of any threshold, for each row of weights `[n, images]`."""
-    positives, negatives = (part[:, ::-1] for part in _by_score(scores, anomalous, weights))
-    found = np.cumsum(positives, axis=1)
-    called = found + np.cumsum(negatives, axis=1)
-    return np.asarray((2 * found / (called + found[:, -1:])).max(axis=1))
-
-
-def _by_score(
-    scores: Float64Array, anomalous: NDArray[np.bool_], weights: Float64Array
-) -> tuple[Float64Array, Float64Array]:
-    """Weight of anomalous and of normal images at each distinct score, in ascending order."""
-    _, places = np.unique(scores, return_inverse=True)
-    order = np.argsort(places, kind="stable")
-    starts = np.flatnonzero(np.diff(places[order], prepend=-1))
-    ranked = weights[:, order]
-    kinds = anomalous[order]
-    positives, negatives = (
-        np.add.reduceat(ranked * kind, starts, axis=1) for kind in (kinds, ~kinds)
-    )
-    return positives, negatives
 
 
 def interquartile_range(values: Float64Array) -> float:
@@ -219,13 +133,13 @@ def median_interval(values: Float64Array, *, resamples: int = 2000, seed: int = 
     the median in 92% of all samples. The expanded one takes quantiles further out, by as much as
     Student's t lies beyond the normal distribution.
     """
-    from scipy.stats import norm, t
+    from scipy.special import ndtr, stdtrit
 
     count = len(values)
     middle = float(np.median(values))
     if count < 2:
         return Interval(middle, middle, middle)
-    tail = norm.cdf((count / (count - 1)) ** 0.5 * t.ppf(0.025, count - 1))
+    tail = ndtr((count / (count - 1)) ** 0.5 * stdtrit(count - 1, 0.025))
     rng = np.random.default_rng(seed)
     at_once = max(1, _DRAWN_AT_ONCE // count)
     medians = [

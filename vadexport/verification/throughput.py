@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from vadexport.backends.base import Runner, RunnerOpener
+from vadexport.backends.base import Runner, RunnerOpener, outputs_of
 from vadexport.backends.child import Child
 from vadexport.contract import Call
 from vadexport.errors import InputError
@@ -59,7 +59,7 @@ class Streams:
             done = made = 0
             while not made or time.perf_counter() - start < seconds:
                 call = self._calls[made % len(self._calls)]
-                runner.infer(call)
+                outputs_of(runner, call)
                 made += 1
                 done += len(call)
             return done

@@ -92,6 +92,11 @@ class Arena:
                 "a limit on speed or memory, --torch-compile or --streams needs a measurement, and "
                 "a proxy shows neither: verify where the artifact's GPU is"
             )
+        if proxied and options.limits_timing:
+            raise InputError(
+                f"a limit on speed or memory cannot be held against {', '.join(proxied)}, for a "
+                "proxy shows neither: verify the others without it, or where its GPU is"
+            )
         on_gpu = any(one.manifest.target.on_gpu for name, one in named.items() if not missing[name])
         reference = partial(reference_opener, spec, threads, on_gpu=on_gpu)
         openers = {REFERENCE: reference()}

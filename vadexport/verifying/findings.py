@@ -16,9 +16,9 @@ from vadexport.images.listing import is_category
 from vadexport.images.masks import find_masks, load_mask
 from vadexport.listening import Listener
 from vadexport.sources import Source
+from vadexport.verification.losses import Compared
 from vadexport.verification.overlap import MapSpool
 from vadexport.verification.parity import ImageRecord, compare_images
-from vadexport.verification.statistics import Compared
 from vadexport.verifying.arena import REFERENCE, Arena
 from vadexport.verifying.options import VerifyOptions
 from vadexport.verifying.planting import needs_defects, planted_records

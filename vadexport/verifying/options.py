@@ -46,11 +46,15 @@ class VerifyOptions:
     proxy: bool = False
 
     @property
+    def limits_timing(self) -> bool:
+        """Whether a limit is given that only a measurement of latency can be held against."""
+        names = ("min_speedup", "max_latency_ms", "max_memory_mb")
+        return any(self.limits.get(name) is not None for name in names)
+
+    @property
     def needs_timing(self) -> bool:
         """Whether a limit, or what else is asked for, needs latency to be measured."""
-        names = ("min_speedup", "max_latency_ms", "max_memory_mb")
-        asked = self.torch_compile or self.streams is not None
-        return asked or any(self.limits.get(name) is not None for name in names)
+        return self.torch_compile or self.streams is not None or self.limits_timing
 
 
 @dataclass(frozen=True)

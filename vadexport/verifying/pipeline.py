@@ -119,7 +119,7 @@ def _judge(
     limits = Limits.of_precision(manifest.target.precision).overridden(**options.limits)
     finite = any(record.finite for record in images.again)
     again = figures(images.again, unit.value) if finite else None
-    checks = [*parity_checks(found, limits), repeat_check(again)]
+    checks = [*parity_checks(found, limits, records), repeat_check(again)]
     planted = None
     if images.planted is not None:
         planted = weigh_planted(images.planted, unit.value)
