@@ -29,6 +29,8 @@ from vadexport.files import written_text
 #: Layers are judged in no more groups than this, each of neighbours.
 MOST_GROUPS: Final = 32
 _DEALS: Final = 200
+#: Of judging; another one makes what was kept void.
+_WAY: Final = 1
 
 Order = Literal["cost", "front"]
 
@@ -276,11 +278,15 @@ class _Judge:
     def digest(self, graph: Path) -> str:
         """Of all that figures hang on."""
         found = hashlib.sha256(graph.read_bytes())
-        found.update(repr((self._form, self._bounds, self.images, sorted(self._network))).encode())
+        found.update(
+            repr((_WAY, self._form, self._bounds, self.images, sorted(self._network))).encode()
+        )
         for name, reach in sorted(self._plan.reach.items()):
             found.update(f"{name} {reach!r}".encode())
         for name, weight in sorted(self._plan.weights.items()):
             found.update(name.encode() + weight.values.tobytes() + weight.scales.tobytes())
+        for name, shift in sorted(self._plan.shifts.items()):
+            found.update(name.encode() + np.asarray(shift, np.float64).tobytes())
         for call in self._calls:
             found.update(call.tobytes())
         return found.hexdigest()[:32]
