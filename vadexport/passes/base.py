@@ -56,9 +56,12 @@ class GraphView:
     """Lookups in a graph: producers, single consumers, constants, static shapes."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        inferred = onnx.shape_inference.infer_shapes(model).graph
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
         graph = model.graph
+        #: Of the default domain.
+        self.opset = next(each.version for each in model.opset_import if not each.domain)
         self._consumers: dict[str, list[onnx.NodeProto]] = {}
+        self._producers = {name: node for node in graph.node for name in node.output if name}
         for node in graph.node:
             for name in tensors_read(node):
                 self._consumers.setdefault(name, []).append(node)
@@ -82,6 +85,41 @@ class GraphView:
         reads_first = bool(node.input) and node.input[0] == name
         return node if node.op_type == op_type and reads_first else None
 
+    def consumers(self, name: str) -> list[onnx.NodeProto]:
+        """The nodes that read the tensor; one that reads it twice stands here twice."""
+        return self._consumers.get(name, [])
+
+    def producer(self, name: str) -> onnx.NodeProto | None:
+        """The node that computes the tensor; None for inputs and constants."""
+        return self._producers.get(name)
+
+    def is_output(self, name: str) -> bool:
+        """Whether the tensor is an output of the graph."""
+        return name in self._outputs
+
+    def filled(self, name: str) -> NDArray[np.generic] | None:
+        """The one value that all elements of a tensor have, whatever its shape; None if unknown."""
+        node = self.producer(name)
+        if node is None:
+            return None
+        if node.op_type == "ConstantOfShape":
+            value = attributes(node).get("value")
+            return np.zeros(1, np.float32) if value is None else onnx.numpy_helper.to_array(value)
+        value = self.constant(node.input[0]) if node.op_type == "Expand" else None
+        return value if value is not None and value.size == 1 else None
+
+    def axes(self, node: onnx.NodeProto) -> tuple[int, ...] | None:
+        """A node's axes, which are an attribute or, in newer opsets, an input; None if unknown."""
+        given = attributes(node).get("axes")
+        if given is None and len(node.input) > 1:
+            given = self.constant(node.input[1])
+        return None if given is None else tuple(int(axis) for axis in given)
+
+    def rank(self, name: str) -> int | None:
+        """Number of a tensor's axes; None where unknown."""
+        shape = self.shape(name)
+        return None if shape is None else len(shape)
+
     def constant(self, name: str) -> NDArray[np.generic] | None:
         """Value of an initializer that no caller can replace; None for anything else."""
         tensor = self._constants.get(name)
@@ -95,6 +133,8 @@ class GraphView:
     def shape(self, name: str) -> tuple[int | None, ...] | None:
         """Shape of a tensor, None for each size that is not static; None where unknown."""
         known = self._types.get(name)
+        if known is None and name in self._constants:
+            return tuple(self._constants[name].dims)
         if known is None or not known.HasField("shape"):
             return None
         return tuple(
