@@ -3,8 +3,15 @@
 from vadexport.passes.base import GraphPass, apply_passes
 from vadexport.passes.map_as_matrices import MapAsMatrices
 from vadexport.passes.nearest_neighbours import NearestNeighbours
+from vadexport.passes.search_tiles import SearchTiles
+from vadexport.passes.worst_neighbour import WorstNeighbour
 
 #: Applied by `build`, in this order.
-DEFAULT_PASSES: tuple[GraphPass, ...] = (MapAsMatrices(), NearestNeighbours())
+DEFAULT_PASSES: tuple[GraphPass, ...] = (
+    MapAsMatrices(),
+    NearestNeighbours(),
+    WorstNeighbour(),
+    SearchTiles(),
+)
 
 __all__ = ["DEFAULT_PASSES", "GraphPass", "apply_passes"]

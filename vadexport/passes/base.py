@@ -7,6 +7,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+#: A shape, with the names of sizes that are dynamic; None where there is no name either.
+Dimensions = tuple[int | str | None, ...]
+
 
 class GraphPass(Protocol):
     """A rewrite of an ONNX graph that changes no output beyond rounding."""
@@ -24,8 +27,11 @@ def apply_passes(
     """Apply passes to a copy of `model`; also gives in how many places each applied."""
     rewritten = onnx.ModelProto()
     rewritten.CopyFrom(model)
-    places = {each.name: each.apply(rewritten) for each in passes}
+    places = {}
     drop_unread(rewritten.graph)
+    for each in passes:
+        places[each.name] = each.apply(rewritten)
+        drop_unread(rewritten.graph)  # what nobody reads now would seem to be used elsewhere
     return rewritten, places
 
 
@@ -40,6 +46,24 @@ def drop_unread(graph: onnx.GraphProto) -> None:
     kept = [tensor for tensor in graph.initializer if tensor.name in read]
     del graph.initializer[:]
     graph.initializer.extend(kept)
+
+
+def sort_nodes(graph: onnx.GraphProto) -> None:
+    """Put nodes into order of computation; where that leaves a choice, they stay as they are."""
+    waiting = {name for node in graph.node for name in node.output if name}
+    left = [onnx.NodeProto.FromString(node.SerializeToString()) for node in graph.node]
+    del graph.node[:]
+    while left:
+        held = []
+        for node in left:
+            if waiting.isdisjoint(tensors_read(node)):
+                waiting.difference_update(node.output)
+                graph.node.append(node)
+            else:
+                held.append(node)
+        if len(held) == len(left):
+            raise ValueError("the graph has a cycle")
+        left = held
 
 
 def tensors_read(node: onnx.NodeProto) -> Iterator[str]:
@@ -132,13 +156,21 @@ class GraphView:
 
     def shape(self, name: str) -> tuple[int | None, ...] | None:
         """Shape of a tensor, None for each size that is not static; None where unknown."""
+        found = self.dimensions(name)
+        if found is None:
+            return None
+        return tuple(size if isinstance(size, int) else None for size in found)
+
+    def dimensions(self, name: str) -> Dimensions | None:
+        """Shape with the names of dynamic sizes: equal names are equal sizes."""
         known = self._types.get(name)
         if known is None and name in self._constants:
             return tuple(self._constants[name].dims)
         if known is None or not known.HasField("shape"):
             return None
         return tuple(
-            dim.dim_value if dim.HasField("dim_value") else None for dim in known.shape.dim
+            dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
+            for dim in known.shape.dim
         )
 
 
