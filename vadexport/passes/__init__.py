@@ -1,6 +1,7 @@
 """Graph rewrites: each a rule with its condition, one a file, exact up to rounding."""
 
 from vadexport.passes.base import GraphPass, apply_passes
+from vadexport.passes.mahalanobis import Mahalanobis
 from vadexport.passes.map_as_matrices import MapAsMatrices
 from vadexport.passes.nearest_neighbours import NearestNeighbours
 from vadexport.passes.search_tiles import SearchTiles
@@ -12,6 +13,7 @@ DEFAULT_PASSES: tuple[GraphPass, ...] = (
     NearestNeighbours(),
     WorstNeighbour(),
     SearchTiles(),
+    Mahalanobis(),
 )
 
 __all__ = ["DEFAULT_PASSES", "GraphPass", "apply_passes"]
