@@ -16,4 +16,7 @@ DEFAULT_PASSES: tuple[GraphPass, ...] = (
     Mahalanobis(),
 )
 
-__all__ = ["DEFAULT_PASSES", "GraphPass", "apply_passes"]
+#: What comes before `QuantisedSearch`, which takes the place of the others.
+BEFORE_INT8: tuple[GraphPass, ...] = (MapAsMatrices(), NearestNeighbours(), Mahalanobis())
+
+__all__ = ["BEFORE_INT8", "DEFAULT_PASSES", "GraphPass", "apply_passes"]
