@@ -18,6 +18,7 @@ def small_tiles():
     with pytest.MonkeyPatch.context() as patch:
         for module in (search_plan, quantised_search):
             patch.setattr(module, "TILE", 16)
+        patch.setattr(search_plan, "_BLOCKS", (16, 4))
         yield
 
 
@@ -81,7 +82,7 @@ def test_distances_grow_by_no_more_than_the_plan_says(search):
 @given(search=searches)
 @settings(deadline=None)
 def test_with_a_limit_of_nothing_distances_are_exact(search):
-    # Of no more than 16 tiles all are on the longest shortlist; a tile's own candidate may miss.
+    # Where no block's candidate is another than its nearest row.
     queries = search.queries()
     ((_, found),) = search_inputs(search.model()).items()
     if plan_search(found.bank, queries.reshape(-1, search.width), 0.0) is None:
@@ -139,10 +140,11 @@ class TestPlan:
         assert len(held) >= 2
         for plan, limit in zip(held, (1.0, 1e-2, 3e-3), strict=False):
             assert plan.error <= limit
-        assert held[0].shortlist < held[-1].shortlist
+        assert (held[0].shortlist, -held[0].block) < (held[-1].shortlist, -held[-1].block)
         assert held[0].recall < held[-1].recall
 
-    def test_a_limit_that_cannot_be_held(self):
+    def test_a_limit_that_cannot_be_held(self, monkeypatch):
+        monkeypatch.setattr(search_plan, "_SHORTLISTS", (1,))
         bank, queries = self.bank(2000, 2), self.queries(2000, 2)
         assert plan_search(bank, queries, 0.0) is None
 
@@ -165,7 +167,7 @@ class TestPlan:
 
 
 class TestLeftAlone:
-    plan = SearchPlan(0.1, 10.0, 1, 1, 1.0, 0.0)
+    plan = SearchPlan(0.1, 16, 10.0, 1, 1, 1.0, 0.0)
 
     @pytest.mark.parametrize("search", [Search(nearest=2), Search(nearest=1)])
     def test_several_neighbours(self, search):

@@ -6,7 +6,7 @@ images' queries. It belongs to INT8 targets.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import onnx
@@ -15,7 +15,10 @@ from onnx import helper, numpy_helper
 
 from vadexport.passes.base import GraphView, attributes, sort_nodes
 from vadexport.passes.nearest_neighbours import CentredBank, Search, find_searches
-from vadexport.passes.search_plan import TILE, QuantisedBank, SearchPlan
+from vadexport.passes.search_plan import TILE, Float32, QuantisedBank, SearchPlan
+
+#: Steps away from all queries that rows are which only fill a block.
+_FAR: Final = 1e30
 
 
 @dataclass(frozen=True)
@@ -44,14 +47,14 @@ class QuantisedSearch:
     """The nearest row of a bank, looked for in INT8, and its distance in float32.
 
     Queries and rows, both around the bank's mean, are rounded to int8: queries by one step for all,
-    each row by its own. That leaves the order of distances nearly as it was. So each tile of `TILE`
-    rows names the row that seems nearest, and for the `shortlist` best of them distances are
-    computed in float32 from differences: without cancellation, and never less than the true one but
-    for rounding. What can be wrong is that the nearest row is not on the list; `plan_search`
-    measures by how much distances grow for it.
+    each row by its own. That leaves the order of distances nearly as it was. So each block of rows
+    names the one that seems nearest, and for the `shortlist` best of them distances are computed in
+    float32 from differences: without cancellation, and never less than the true one but for
+    rounding. What can be wrong is that the nearest row is not on the list; `plan_search` measures
+    by how much distances grow for it.
 
-    A tile's smallest value and its place come from one `ReduceMin`. With `s` the INT8 distance in
-    whole steps, the smallest of `TILE·s + place` tells both: it is a whole number below 2²⁴, exact
+    A block's smallest value and its place come from one `ReduceMin`. With `s` the INT8 distance in
+    whole steps, the smallest of `block·s + place` tells both: it is a whole number below 2²⁴, exact
     in float32. An `ArgMin` over all pairs would take longer than the rest of the search.
 
     Must not apply where there is no plan, the rule of `NearestNeighbours` does not hold, or several
@@ -70,9 +73,9 @@ class QuantisedSearch:
         view = GraphView(model)
         count = 0
         for search in find_searches(model, view):
-            plan = self._plans.get(search.scores)
-            if plan is not None and _is_of_one_neighbour(search):
-                _Rewriting(model.graph, search, plan).apply()
+            plan, rank = self._plans.get(search.scores), view.rank(search.scores)
+            if plan is not None and rank is not None and _is_of_one_neighbour(search):
+                _Rewriting(model.graph, search, plan, rank=rank).apply()
                 count += 1
         if count:
             sort_nodes(model.graph)
@@ -87,10 +90,13 @@ def _is_of_one_neighbour(search: Search) -> bool:
 class _Rewriting:
     """Writes the nodes of one search."""
 
-    def __init__(self, graph: onnx.GraphProto, search: Search, plan: SearchPlan) -> None:
-        self.graph, self.search, self.plan = graph, search, plan
+    def __init__(
+        self, graph: onnx.GraphProto, search: Search, plan: SearchPlan, *, rank: int
+    ) -> None:
+        self.graph, self.search, self.plan, self.rank = graph, search, plan, rank
         self.prefix = f"{search.scores}/int8"
         self.bank = CentredBank.of(search.distances.bank)
+        self.blocks = -(-len(self.bank.rows) // plan.block)
         self.made: set[str] = set()
 
     def apply(self) -> None:
@@ -101,59 +107,69 @@ class _Rewriting:
         self.measure(centred, rows)
 
     def codes(self, centred: str) -> str:
-        """`TILE·s + place` of the row that seems nearest, of each tile: [..., N, tiles]."""
-        bank, levels = QuantisedBank.of(self.bank), self.plan.levels
-        step, zero = (
-            self.constant("step", np.float32(self.plan.step)),
-            self.constant("zero", np.int8(0)),
-        )
+        """`block·s + place` of the row that seems nearest, of each block: [..., N, blocks]."""
+        step = self.constant("step", np.float32(self.plan.step))
+        zero = self.constant("zero", np.int8(0))
         quantised = self.node("QuantizeLinear", [centred, step, zero], "quantised")
         queries = self.node("DequantizeLinear", [quantised, step, zero], "queries")
-        scales = 2 * levels * bank.steps.astype(np.float64)
-        norms = levels * bank.norms.astype(np.float64)
+        count = self.blocks * self.plan.block
+        rows, scales, norms = self.padded(count)
+        sizes = np.array([0] * (self.rank - 1) + [-1, self.plan.block])
         smallest = []
-        for number, start in enumerate(range(0, len(bank.rows), TILE)):
-            end = min(start + TILE, len(bank.rows))
-            named = f"tile{number}"
+        for number, start in enumerate(range(0, count, TILE)):
+            tile, part = f"tile{number}", slice(start, min(start + TILE, count))
+            width = part.stop - start
             weights = [
-                self.constant(f"{named}/rows", np.ascontiguousarray(-bank.rows[start:end].T)),
-                self.constant(f"{named}/scales", scales[start:end].astype(np.float32)),
-                self.constant(f"zeros{end - start}", np.zeros(end - start, np.int8)),
+                self.constant(f"{tile}/rows", np.ascontiguousarray(-rows[part].T)),
+                self.constant(f"{tile}/scales", scales[part]),
+                self.constant(f"zeros{width}", np.zeros(width, np.int8)),
             ]
-            offsets = self.constant(f"{named}/norms", norms[start:end].astype(np.float32))
-            places = np.arange(end - start, dtype=np.float32)
-            weighted = self.node("DequantizeLinear", weights, f"{named}/weights", axis=1)
-            product = self.node("MatMul", [queries, weighted], f"{named}/product")
-            summed = self.node("Add", [product, offsets], f"{named}/sum")
-            steps = self.node("Floor", [summed], f"{named}/steps")
-            tens = self.node("Mul", [steps, self.tile], f"{named}/tens")
-            ones = self.constant(f"places{end - start}", places)
-            code = self.node("Add", [tens, ones], f"{named}/codes")
-            smallest.append(self.smallest(code, f"{named}/smallest", keepdims=1))
+            weighted = self.node("DequantizeLinear", weights, f"{tile}/weights", axis=1)
+            product = self.node("MatMul", [queries, weighted], f"{tile}/product")
+            offsets = self.constant(f"{tile}/norms", norms[part])
+            summed = self.node("Add", [product, offsets], f"{tile}/sum")
+            tens = self.tens(self.node("Floor", [summed], f"{tile}/steps"), f"{tile}/tens")
+            places = np.arange(width, dtype=np.float32) % self.plan.block
+            ones = self.constant(f"places{width}", places)
+            code = self.node("Add", [tens, ones], f"{tile}/codes")
+            blocks = self.node("Reshape", [code, self.constant("sizes", sizes)], f"{tile}/blocks")
+            smallest.append(self.smallest(blocks, f"{tile}/smallest", keepdims=0))
         return self.node("Concat", smallest, "codes", axis=-1)
 
+    def padded(self, count: int) -> tuple[NDArray[np.int8], Float32, Float32]:
+        """Rows, scales of their products and norms, with rows that are never near up to `count`."""
+        bank, levels = QuantisedBank.of(self.bank), self.plan.levels
+        more = count - len(bank.rows)
+        rows = np.pad(bank.rows, ((0, more), (0, 0)))
+        scales = np.pad(2 * levels * bank.steps.astype(np.float64), (0, more), constant_values=1)
+        norms = np.pad(levels * bank.norms.astype(np.float64), (0, more), constant_values=_FAR)
+        return rows, scales.astype(np.float32), norms.astype(np.float32)
+
     def candidates(self, codes: str) -> str:
-        """Rows that the best tiles name, the best first: int64 [..., N, shortlist]."""
-        tiles = -(-len(self.bank.rows) // TILE)
-        count = min(self.plan.shortlist, tiles)
+        """Rows that the best blocks name, the best first: int64 [..., N, shortlist]."""
+        count = min(self.plan.shortlist, self.blocks)
         if count == 1:
             best = self.smallest(codes, "best", keepdims=1)
-            tile = self.node("ArgMin", [codes], "tile", axis=-1, keepdims=1)
+            block = self.node("ArgMin", [codes], "block", axis=-1, keepdims=1)
         else:
             wanted = self.constant("count", np.array([count]))
-            best, tile = f"{self.prefix}/best", f"{self.prefix}/tile"
+            best, block = f"{self.prefix}/best", f"{self.prefix}/block"
             name = f"{self.prefix}/shortlist"
             self.graph.node.append(
-                helper.make_node("TopK", [codes, wanted], [best, tile], name, axis=-1, largest=0)
+                helper.make_node("TopK", [codes, wanted], [best, block], name, axis=-1, largest=0)
             )
-        steps = self.node("Floor", [self.node("Div", [best, self.tile], "quotient")], "whole")
-        tens = self.node("Mul", [steps, self.tile], "tens")
-        place = self.node("Sub", [best, tens], "place")
-        start = self.node("Mul", [tile, self.constant("width", np.int64(TILE))], "start")
-        row = self.node("Add", [start, self.node("Cast", [place], "number", to=7)], "unbounded")
+        quotient = self.node("Div", [best, self.block], "quotient")
+        tens = self.tens(self.node("Floor", [quotient], "whole"), "tens")
+        place = self.node("Cast", [self.node("Sub", [best, tens], "place")], "number", to=7)
+        width = self.constant("rows_of_blocks", np.int64(self.plan.block))
+        row = self.node("Add", [self.node("Mul", [block, width], "start"), place], "unbounded")
         # A query much longer than all that were seen has codes that are not exact.
         last = self.constant("last", np.int64(len(self.bank.rows) - 1))
         return self.node("Min", [row, last], "candidates")
+
+    def tens(self, steps: str, output: str) -> str:
+        """Whole steps where a code has them."""
+        return self.node("Mul", [steps, self.block], output)
 
     def measure(self, centred: str, rows: str) -> None:
         """Distances to the candidates, and of these the smallest, under the names they had."""
@@ -189,9 +205,9 @@ class _Rewriting:
             self.add("Identity", [squared], name)
 
     @property
-    def tile(self) -> str:
-        """`TILE` as a float."""
-        return self.constant("rows_of_a_tile", np.float32(TILE))
+    def block(self) -> str:
+        """Rows of a block, as a float."""
+        return self.constant("rows_of_a_block", np.float32(self.plan.block))
 
     @property
     def axis(self) -> str:

@@ -11,8 +11,10 @@ from vadexport.passes.nearest_neighbours import CentredBank
 
 Float32 = NDArray[np.float32]
 
-#: Rows of a tile, each of which names one candidate: a power of two, so that codes divide exactly.
+#: Rows of a tile, whose distances are computed at once and stay in the cache.
 TILE: Final = 512
+#: Rows of a block, each of which names one candidate: powers of two, so that codes divide exactly.
+_BLOCKS: Final = (512, 128, 32)
 #: Whole numbers below it are exact in float32.
 _EXACT: Final = 2.0**24
 #: How much longer than any seen a query may be before its candidates are named less exactly.
@@ -52,6 +54,7 @@ class SearchPlan:
 
     Attributes:
         step: of the centred queries in int8.
+        block: rows of which one is named.
         levels: whole steps that a unit of squared distance is counted in.
         shortlist: candidates that are measured in float32.
         queries: that the figures below were measured on.
@@ -60,6 +63,7 @@ class SearchPlan:
     """
 
     step: float
+    block: int
     levels: float
     shortlist: int
     queries: int
@@ -68,7 +72,7 @@ class SearchPlan:
 
 
 def plan_search(bank: CentredBank, queries: Float32, limit: float) -> SearchPlan | None:
-    """Find the shortest shortlist that keeps distances.
+    """Find the shortest shortlist that keeps distances, and the largest blocks that do.
 
     Args:
         bank: what is searched.
@@ -77,52 +81,53 @@ def plan_search(bank: CentredBank, queries: Float32, limit: float) -> SearchPlan
         limit: that no distance (not squared) may grow beyond.
 
     Returns:
-        None where not even a shortlist of 16 keeps to the limit.
+        None where not even the longest shortlist of the smallest blocks keeps to the limit.
     """
     centred = queries - bank.mean
     step = float(np.abs(centred).max(initial=0.0)) / _LARGEST or 1.0
     rounded = _rounded(centred, step)
     longest = float(np.square(rounded.astype(np.float64)).sum(axis=1).max(initial=0.0)) or 1.0
-    levels = _EXACT / TILE / _HEADROOM / longest
+    levels = {block: _EXACT / block / _HEADROOM / longest for block in _BLOCKS}
     chosen = np.linspace(0, len(queries) - 1, min(len(queries), _MOST_QUERIES)).astype(int)
-    found = list(_grown(bank, centred[chosen], step, levels))
-    grown = np.concatenate([each for each, _ in found])
-    missed = np.concatenate([each for _, each in found])
+    grown = np.concatenate(list(_grown(bank, centred[chosen], step, levels)))
     for place, shortlist in enumerate(_SHORTLISTS):
-        error = float(grown[:, place].max())
-        if error <= limit:
-            recall = 1 - float(missed[:, place].mean())
-            return SearchPlan(step, levels, shortlist, len(chosen), recall, error)
+        for number, block in enumerate(_BLOCKS):
+            found = grown[:, number, place]
+            if found.max() <= limit:
+                recall, error = float((found == 0).mean()), float(found.max())
+                return SearchPlan(step, block, levels[block], shortlist, len(chosen), recall, error)
     return None
 
 
 def _grown(
-    bank: CentredBank, centred: Float32, step: float, levels: float
-) -> Iterator[tuple[NDArray[np.float64], NDArray[np.bool_]]]:
-    """By how much distances grow, and whether the nearest row is missed: [queries, shortlists]."""
+    bank: CentredBank, centred: Float32, step: float, levels: dict[int, float]
+) -> Iterator[NDArray[np.float64]]:
+    """By how much distances grow: [queries, blocks, shortlists]."""
     int8 = QuantisedBank.of(bank)
     weights = int8.rows.astype(np.float32).T * (2 * int8.steps)
     for start in range(0, len(centred), _AT_ONCE):
         part = centred[start : start + _AT_ONCE]
         seeming = int8.norms - _rounded(part, step) @ weights
-        candidates = shortlist(seeming, levels)[:, : max(_SHORTLISTS)]
         nearest = (bank.norms - part @ (2 * bank.rows.T)).argmin(axis=1)
         true = _distances(bank, part, nearest[:, None])
-        # Of candidates in the order in which they are taken, the nearest so far.
-        best = np.minimum.accumulate(_distances(bank, part, candidates), axis=1)
-        last = [min(count, best.shape[1]) - 1 for count in _SHORTLISTS]
-        grown = (best - true)[:, last]
-        yield grown, grown > 0
+        found = []
+        for block, level in levels.items():
+            candidates = named_rows(seeming, block, level)[:, : max(_SHORTLISTS)]
+            # Of candidates in the order in which they are taken, the nearest so far.
+            best = np.minimum.accumulate(_distances(bank, part, candidates), axis=1)
+            last = [min(count, best.shape[1]) - 1 for count in _SHORTLISTS]
+            found.append((best - true)[:, last])
+        yield np.stack(found, axis=1)
 
 
-def shortlist(seeming: Float32, levels: float) -> NDArray[np.int64]:
-    """Each tile's candidate of distances [n, M], the best tile's first: rows [n, tiles]."""
+def named_rows(seeming: Float32, block: int, levels: float) -> NDArray[np.int64]:
+    """Each block's candidate by distances [n, M], the best block's first: rows [n, blocks]."""
     queries, rows = seeming.shape
-    tiles = -(-rows // TILE)
-    codes = np.full((queries, tiles * TILE), np.inf)
-    codes[:, :rows] = np.floor(seeming * levels) * TILE + np.arange(rows) % TILE
-    codes = codes.reshape(queries, tiles, TILE)
-    named = codes.argmin(axis=2) + np.arange(tiles) * TILE
+    blocks = -(-rows // block)
+    codes = np.full((queries, blocks * block), np.inf)
+    codes[:, :rows] = np.floor(seeming * levels) * block + np.arange(rows) % block
+    codes = codes.reshape(queries, blocks, block)
+    named = codes.argmin(axis=2) + np.arange(blocks) * block
     order = codes.min(axis=2).argsort(axis=1, kind="stable")
     return np.take_along_axis(named, order, axis=1)
 
