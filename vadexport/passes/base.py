@@ -1,11 +1,15 @@
 """What a graph pass is, and the lookups that passes share."""
 
+import math
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+
+#: Elements of the largest constant that a shape may depend on.
+_MOST_INFERRED: Final = 1024
 
 #: A shape, with the names of sizes that are dynamic; None where there is no name either.
 Dimensions = tuple[int | str | None, ...]
@@ -76,11 +80,28 @@ def tensors_read(node: onnx.NodeProto) -> Iterator[str]:
                 yield from tensors_read(inner)
 
 
+def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy whose large constants are inputs, so that inferring shapes copies no weights."""
+    light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    light.functions.extend(model.functions)
+    for field in ("node", "input", "output", "value_info"):
+        getattr(light.graph, field).extend(getattr(model.graph, field))
+    given = {value.name for value in model.graph.input}
+    for tensor in model.graph.initializer:
+        if math.prod(tensor.dims) <= _MOST_INFERRED:
+            light.graph.initializer.append(tensor)
+        elif tensor.name not in given:
+            light.graph.input.append(
+                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            )
+    return light
+
+
 class GraphView:
     """Lookups in a graph: producers, single consumers, constants, static shapes."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+        inferred = onnx.shape_inference.infer_shapes(_without_weights(model), data_prop=True).graph
         graph = model.graph
         #: Of the default domain.
         self.opset = next(each.version for each in model.opset_import if not each.domain)

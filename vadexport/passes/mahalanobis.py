@@ -77,12 +77,12 @@ def _match(total: onnx.NodeProto, view: GraphView) -> _Match | None:
     matrices = view.constant(product.input[1])
     if view.axes(total) not in ((2,), (-1,)) or matrices is None or not _are_square(matrices):
         return None
-    values = matrices.astype(np.float32)
+    values = matrices.astype(np.float32, copy=False)
     if set(squares.input) != {product.output[0]} and squares.op_type == "Mul":
         factor = cholesky_factors(values)
         return None if factor is None else _Match(product, squares, total, factor, lower=True)
-    for lower, zeros in ((True, np.triu(values, 1)), (False, np.tril(values, -1))):
-        if not zeros.any():
+    for lower in (True, False):
+        if _are_triangular(values, lower=lower):
             return _Match(product, squares, total, values, lower)
     return None
 
@@ -107,6 +107,12 @@ def _are_square(matrices: NDArray[np.generic]) -> bool:
     shape = matrices.shape
     square = len(shape) == 3 and shape[1] == shape[2] >= _LEAST_CHANNELS
     return square and matrices.dtype == np.float32
+
+
+def _are_triangular(matrices: Float32, *, lower: bool) -> bool:
+    parts = (matrices[start : start + _AT_ONCE] for start in range(0, len(matrices), _AT_ONCE))
+    zeros = ((np.triu(part, 1) if lower else np.tril(part, -1)) for part in parts)
+    return not any(part.any() for part in zeros)
 
 
 def cholesky_factors(matrices: Float32) -> Float32 | None:
