@@ -41,8 +41,7 @@ class Mahalanobis:
 
         Lᵀδ = (L₁ᵀa + L₂ᵀb, L₃ᵀb),
 
-    which reads three quarters. More blocks read less (62% with four) but were slower for more than
-    one image (docs/passes.md).
+    which reads three quarters. More blocks read less, 62% with four, in smaller products.
 
     Must not apply where the matrices are no constant, not positive definite or, in the second form,
     not triangular, δ stands for two different tensors, the sum is over another axis, an

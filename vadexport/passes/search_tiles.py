@@ -12,9 +12,9 @@ from onnx import helper, numpy_helper
 
 from vadexport.passes.base import GraphView, attributes, sort_nodes
 
-#: Rows of a tile. Of 256, 512 and 1024 the fastest or next to it in ONNX Runtime and OpenVINO, from
-#: 784 to 6,272 queries (docs/passes.md); half as many nodes as 256.
-TILE: Final = 512
+#: Rows of a tile. Of 256, 512 and 1,024 the fastest in ONNX Runtime; OpenVINO does not mind
+#: (docs/passes.md).
+TILE: Final = 256
 _LAST_OPSET_WITHOUT_AXES: Final = 12
 
 
