@@ -27,22 +27,6 @@ def rewritten(model):
     return result, places["search-tiles"]
 
 
-def with_worst(search):
-    """The search, and the neighbour of each image's farthest patch, `w`."""
-    model = search.model()
-    graph = model.graph
-    values = search.values
-    graph.node.extend(
-        [
-            helper.make_node("ArgMax", [values], ["far"], "far", axis=1, keepdims=1),
-            helper.make_node("GatherElements", ["i", "far"], ["worst"], "worst", axis=1),
-        ]
-    )
-    graph.output.remove(next(output for output in graph.output if output.name == "i"))
-    graph.output.append(helper.make_tensor_value_info("worst", 7, [search.batch, 1]))
-    return model
-
-
 @given(
     rows=st.integers(64, 200),
     batch=st.sampled_from([None, 1, 3, "N"]),
@@ -65,55 +49,6 @@ def test_outputs_stay_the_same(rows, batch, keepdims, opset, form, seed):
         assert np.abs(found**2 - expected**2).max() <= search.tolerance(queries)
 
 
-@given(
-    rows=st.integers(64, 150),
-    batch=st.sampled_from([1, 3, "N"]),
-    form=st.sampled_from(["later", "euclidean"]),
-    seed=st.integers(0, 2**20),
-)
-@settings(deadline=None)
-def test_the_worst_neighbour_stays_the_same(rows, batch, form, seed):
-    search = Search(form, rows, batch=batch, patches=9, seed=seed)
-    model, queries = with_worst(search), search.queries()
-    result, places = rewritten(model)
-    assert places == 1
-    expected = search.distances(queries)
-    far = expected.min(axis=-1).argmax(axis=-1)
-    found = run(result, queries)["worst"]
-    nearest = np.array([one[patch].min() for one, patch in zip(expected, far, strict=True)])
-    chosen = [one[p, i] for one, p, (i,) in zip(expected, far, found, strict=True)]
-    np.testing.assert_allclose(chosen, nearest, rtol=1e-4)
-
-
-def test_flat_patches():
-    # As in anomalib: [images · patches, M], and a Reshape of what is found.
-    search = Search(rows=100, batch=None, patches=24)
-    model = search.model()
-    graph = model.graph
-    sizes = numpy_helper.from_array(np.array([2, 12]), "sizes")
-    graph.initializer.append(sizes)
-    graph.node.extend(
-        [
-            helper.make_node("Reshape", ["v", "sizes"], ["v2"], "v2"),
-            helper.make_node("Reshape", ["i", "sizes"], ["i2"], "i2"),
-            helper.make_node("ArgMax", ["v2"], ["far"], "far", axis=1, keepdims=1),
-            helper.make_node("GatherElements", ["i2", "far"], ["worst"], "worst", axis=1),
-        ]
-    )
-    graph.output.remove(next(output for output in graph.output if output.name == "i"))
-    graph.output.append(helper.make_tensor_value_info("worst", 7, [2, 1]))
-    queries = search.queries()
-    result, places = rewritten(model)
-    assert places == 1
-    assert "ArgMin" in [node.op_type for node in result.graph.node]
-    np.testing.assert_array_equal(run(result, queries)["worst"], run(model, queries)["worst"])
-    distances = search.distances(queries)
-    far = distances.min(axis=1).reshape(2, 12).argmax(axis=1) + np.array([0, 12])
-    np.testing.assert_array_equal(
-        run(result, queries)["worst"][:, 0], distances[far].argmin(axis=1)
-    )
-
-
 class TestLeftAlone:
     def check(self, model):
         model, _ = apply_passes(model, (NearestNeighbours(),))
@@ -126,6 +61,25 @@ class TestLeftAlone:
 
     def test_indices_of_all_patches(self):
         self.check(Search(rows=100).model())
+
+    def test_rows_that_the_worst_patch_takes_out(self):
+        search = Search(rows=100, patches=9)
+        model = search.model()
+        model.graph.node.extend(
+            [
+                helper.make_node("ArgMax", ["v"], ["far"], "far", axis=1, keepdims=1),
+                helper.make_node("GatherElements", ["i", "far"], ["worst"], "worst", axis=1),
+            ]
+        )
+        model.graph.output[1].CopyFrom(helper.make_tensor_value_info("worst", 7, [2, 1]))
+        model, places = apply_passes(model, (NearestNeighbours(), WorstNeighbour()))
+        assert places["worst-neighbour"] == 1
+        assert SearchTiles().apply(model) == 0
+        queries = search.queries()
+        distances = search.distances(queries)
+        far = distances.min(axis=2).argmax(axis=1)
+        nearest = distances[[0, 1], far].argmin(axis=1)
+        np.testing.assert_array_equal(run(model, queries)["worst"][:, 0], nearest)
 
     def test_several_neighbours(self):
         self.check(Search(rows=100, nearest=3).model())

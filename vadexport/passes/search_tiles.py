@@ -1,6 +1,5 @@
 """A search cut into tiles of the bank, whose distances stay in the cache until searched."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, Final, NamedTuple
@@ -18,20 +17,6 @@ TILE: Final = 256
 _LAST_OPSET_WITHOUT_AXES: Final = 12
 
 
-class _Row(NamedTuple):
-    """Nodes that take some patches' distances out of all.
-
-    Attributes:
-        nodes: `GatherND`, or before it a `Reshape`.
-        name: of what they give.
-        patches: of an image, where there is a `Reshape`.
-    """
-
-    nodes: tuple[onnx.NodeProto, ...]
-    name: str
-    patches: int | None
-
-
 class _Constants(NamedTuple):
     """Weights [D, M] and offsets [M]."""
 
@@ -44,7 +29,6 @@ class _Match:
     product: onnx.NodeProto
     added: onnx.NodeProto
     smallest: onnx.NodeProto
-    rows: tuple[_Row, ...]
     constants: _Constants
 
 
@@ -53,11 +37,11 @@ class SearchTiles:
 
     A matrix of N×M distances does not fit the cache: it is written to memory and read again to be
     searched. The columns of a product do not depend on each other, so it may be computed a tile of
-    columns at a time, each searched at once; the minimum of minima is the minimum. Rows of the
-    matrix that are taken out for `WorstNeighbour` are taken out of each tile, and joined.
+    columns at a time, each searched at once; the minimum of minima is the minimum.
 
-    Must not apply where anything else reads the product, its second factor or what is added is no
-    constant along the bank, or the bank has fewer than two tiles.
+    Must not apply where anything else reads the product or the sum (what `WorstNeighbour` takes out
+    of it would keep all tiles in memory: slower than one product), its second factor or what is
+    added is no constant along the bank, or the bank has fewer than two tiles.
     """
 
     name: ClassVar[str] = "search-tiles"
@@ -71,7 +55,8 @@ class SearchTiles:
         matches = [match for node in sums if (match := _match(node, view)) is not None]
         for match in matches:
             _rewrite(model.graph, match)
-        sort_nodes(model.graph)
+        if matches:
+            sort_nodes(model.graph)
         return len(matches)
 
 
@@ -83,18 +68,10 @@ def _match(added: onnx.NodeProto, view: GraphView) -> _Match | None:
     tensors = product.output[0], added.output[0]
     if any(map(view.is_output, tensors)) or len(view.consumers(tensors[0])) != 1:
         return None
-    smallest: list[onnx.NodeProto] = []
-    rows: list[_Row] = []
-    for reader in view.consumers(tensors[1]):
-        if reader.op_type == "ReduceMin" and _along_bank(reader, view):
-            smallest.append(reader)
-        elif (row := _row(reader, constants.offsets.size, view)) is not None:
-            rows.append(row)
-        else:
-            return None
-    if len(smallest) != 1:
+    readers = view.consumers(tensors[1])
+    if len(readers) != 1 or readers[0].op_type != "ReduceMin" or not _along_bank(readers[0], view):
         return None
-    return _Match(product, added, smallest[0], tuple(rows), constants)
+    return _Match(product, added, readers[0], constants)
 
 
 def _constants(
@@ -117,31 +94,10 @@ def _along_bank(node: onnx.NodeProto, view: GraphView) -> bool:
     return rank is not None and view.axes(node) in ((-1,), (rank - 1,))
 
 
-def _row(reader: onnx.NodeProto, rows: int, view: GraphView) -> _Row | None:
-    """Read `GatherND`, or a `Reshape` to [-1, patches, M] and `GatherND`, of whole rows."""
-    patches = None
-    last: onnx.NodeProto | None = reader
-    if reader.op_type == "Reshape":
-        sizes = view.constant(reader.input[1])
-        if sizes is None or sizes.shape != (3,) or (sizes[0], sizes[2]) != (-1, rows):
-            return None
-        patches = int(sizes[1])
-        last = view.only_consumer(reader.output[0], "GatherND")
-    if last is None or last.op_type != "GatherND" or attributes(last).get("batch_dims", 0) != 1:
-        return None
-    indices, source = view.shape(last.input[1]), view.rank(last.input[0])
-    if indices is None or len(indices) != 3 or indices[-1] != 1 or source != 3:
-        return None
-    nodes = (last,) if last is reader else (reader, last)
-    return _Row(nodes, last.output[0], patches)
-
-
 def _rewrite(graph: onnx.GraphProto, match: _Match) -> None:
     prefix = match.added.output[0]
-    queries, last = match.product.input[0], f"{prefix}/last"
-    graph.initializer.append(numpy_helper.from_array(np.array([-1]), last))
+    queries = match.product.input[0]
     minima: list[str] = []
-    taken: list[list[str]] = [[] for _ in match.rows]
     weights, offsets = match.constants
     for number, (start, end) in enumerate(pairwise(_edges(offsets.size))):
         tile = f"{prefix}/tile{number}"
@@ -160,28 +116,10 @@ def _rewrite(graph: onnx.GraphProto, match: _Match) -> None:
                 _node("ReduceMin", inputs, minima[-1], **options),
             ]
         )
-        for place, row in enumerate(match.rows):
-            taken[place].append(f"{tile}/rows{place}")
-            graph.node.extend(_taken(graph, row, tile, taken[place][-1], end - start))
     match.smallest.input[0] = f"{prefix}/minima"
     graph.node.append(_node("Concat", minima, f"{prefix}/minima", axis=-1))
-    for row, parts in zip(match.rows, taken, strict=True):
-        graph.node.append(_node("Concat", parts, row.name, axis=-1))
-    for node in (match.product, match.added, *(node for row in match.rows for node in row.nodes)):
+    for node in (match.product, match.added):
         graph.node.remove(node)
-
-
-def _taken(
-    graph: onnx.GraphProto, row: _Row, tile: str, name: str, width: int
-) -> Iterator[onnx.NodeProto]:
-    """The nodes of a row, of one tile."""
-    source = tile
-    if row.patches is not None:
-        sizes, source = f"{name}/sizes", f"{name}/grouped"
-        value = np.array([-1, row.patches, width])
-        graph.initializer.append(numpy_helper.from_array(value, sizes))
-        yield _node("Reshape", [tile, sizes], source)
-    yield _node("GatherND", [source, row.nodes[-1].input[1]], name, batch_dims=1)
 
 
 def _edges(rows: int) -> list[int]:
