@@ -1,24 +1,27 @@
-"""Tables of benchmarks in documents, between two markers."""
+"""Tables of benchmarks in documents, each between two markers."""
 
 from pathlib import Path
 
-_BEGIN, _END = "<!-- table: begin -->\n", "<!-- table: end -->\n"
 
-
-def replace_table(document: Path, table: str) -> None:
-    """Put `table` where the document's table is."""
-    before, _, after = _parts(document)
-    document.write_text(f"{before}{_BEGIN}{table}{_END}{after}", encoding="utf-8")
+def replace_table(document: Path, table: str, name: str = "table") -> None:
+    """Put `table` where the document's table of that name is."""
+    before, _, after = _parts(document, name)
+    text = f"{before}{_marker(name, 'begin')}{table}{_marker(name, 'end')}{after}"
+    document.write_text(text, encoding="utf-8")
 
 
 def table_rows(document: Path) -> dict[str, str]:
     """Lines of the document's table below its head, by their first cells."""
-    _, table, _ = _parts(document)
+    _, table, _ = _parts(document, "table")
     return {line.split("|")[1].strip(): line for line in table.splitlines()[2:]}
 
 
-def _parts(document: Path) -> tuple[str, str, str]:
+def _parts(document: Path, name: str) -> tuple[str, str, str]:
     """What stands before the table, the table, and what stands behind it."""
-    before, rest = document.read_text(encoding="utf-8").split(_BEGIN)
-    table, after = rest.split(_END)
+    before, rest = document.read_text(encoding="utf-8").split(_marker(name, "begin"))
+    table, after = rest.split(_marker(name, "end"))
     return before, table, after
+
+
+def _marker(name: str, end: str) -> str:
+    return f"<!-- {name}: {end} -->\n"

@@ -8,13 +8,19 @@ import onnx
 import onnxruntime
 import torch
 from onnx import helper, numpy_helper
-from scipy import ndimage
+from scipy import ndimage, signal
 from torch.nn import functional
 
 from vadexport.passes import DEFAULT_PASSES, apply_passes
 from vadexport.passes.map_as_matrices import MapAsMatrices
 
 TAPS = np.array([0.1, 0.2, 0.4, 0.2, 0.1], np.float32)
+#: How PyTorch exports `interpolate(mode="nearest")`.
+REPEATED = {
+    "mode": "nearest",
+    "coordinate_transformation_mode": "asymmetric",
+    "nearest_mode": "floor",
+}
 
 
 @dataclass
@@ -57,7 +63,7 @@ class Case:
         ]
         if self.pad:
             nodes[1] = helper.make_node("Pad", ["big", "pads"], ["padded"], "pad", **self.pad)
-        names = ["padded", "once", "y"]
+        names = ["padded", *["once", "twice"][: max(len(self.kernels) - 1, 0)], "y"]
         for number, (axis, taps) in enumerate(self.kernels):
             weights = np.asarray(taps, self.dtype)
             if weights.ndim == 1:
@@ -104,12 +110,16 @@ class Case:
 
     def expected(self, image):
         """In float64, with PyTorch's resize, numpy's padding and scipy's correlation."""
-        big = functional.interpolate(
-            torch.from_numpy(image).double(), self.target, mode="bilinear", align_corners=False
-        ).numpy()
+        repeated = self.resize.get("mode") == "nearest"
+        mode = {"mode": "nearest"} if repeated else {"mode": "bilinear", "align_corners": False}
+        big = functional.interpolate(torch.from_numpy(image).double(), self.target, **mode).numpy()
         top, left, bottom, right = self.margins
         result = np.pad(big, [(0, 0), (0, 0), (top, bottom), (left, right)], mode="reflect")
         for axis, taps in self.kernels:
+            if np.ndim(taps) == 2:
+                found = [signal.correlate2d(one[0], taps, mode="valid") for one in result]
+                result = np.stack(found)[:, None]
+                continue
             length = len(taps)
             full = ndimage.correlate1d(
                 result, np.asarray(taps, np.float64), axis=2 + axis, mode="constant"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from onnx import helper
 from torch.nn import functional
 
-from tests.passes.resized_maps import TAPS, Case, rewritten, run
+from tests.passes.resized_maps import REPEATED, TAPS, Case, rewritten, run
 from vadexport.passes.map_as_matrices import (
     correlation_matrix,
     linear_resize_matrix,
@@ -62,6 +62,35 @@ class TestRule:
         before, after = run(model, image)["y"], run(result, image)["y"]
         limit = 1e-5 * case.gain() * np.abs(image).max()
         assert after.shape == before.shape
+        assert np.abs(after - before).max() <= limit
+        assert np.abs(after - case.expected(image)).max() <= limit
+
+    @given(
+        factors=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+        lengths=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+        repeated=st.booleans(),
+        seed=st.integers(0, 2**32),
+    )
+    @settings(deadline=None)
+    def test_one_kernel_of_two_axes(self, factors, lengths, repeated, seed):
+        # As kornia, and anomalib with it, write a Gaussian blur.
+        rng = np.random.default_rng(seed)
+        down, along = (rng.normal(size=length).astype(np.float32) for length in lengths)
+        target = (4 * factors[0], 6 * factors[1])
+        case = Case(
+            (4, 6),
+            target,
+            kernels=((0, np.outer(down, along)),),
+            margins=(lengths[0] // 2, lengths[1] // 2) * 2,
+            resize=REPEATED if repeated else {},
+        )
+        assume(max(case.margins[0] - target[0], case.margins[1] - target[1]) < 0)
+        model, image = case.model(), case.image()
+        result, places = rewritten(model)
+        assert places == 1
+        assert [node.op_type for node in result.graph.node] == ["MatMul", "MatMul"]
+        before, after = run(model, image)["y"], run(result, image)["y"]
+        limit = 1e-5 * case.gain() * np.abs(image).max()
         assert np.abs(after - before).max() <= limit
         assert np.abs(after - case.expected(image)).max() <= limit
 

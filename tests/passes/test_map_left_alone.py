@@ -2,7 +2,10 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.passes.resized_maps import TAPS, Case, assert_left_alone
+from tests.passes.resized_maps import REPEATED, TAPS, Case, assert_left_alone
+
+NEARLY = np.outer(TAPS, TAPS)
+NEARLY[0, 0] *= 1.01
 
 
 class TestMustNotApply:
@@ -33,8 +36,16 @@ class TestMustNotApply:
             pytest.param(Case(convs={"dilations": [2, 2]}), id="dilation"),
             pytest.param(Case(convs={"pads": [0, 1, 0, 1]}), id="pads"),
             pytest.param(Case(convs={"auto_pad": "SAME_UPPER"}), id="auto pad"),
-            pytest.param(Case(pad={}, kernels=((0, TAPS), (1, np.ones((2, 2))))), id="2-D kernel"),
-            pytest.param(Case(kernels=((0, TAPS), (1, np.ones((1, 1))))), id="1×1 kernel"),
+            pytest.param(Case(kernels=((0, TAPS), (1, np.eye(2)))), id="not separable"),
+            pytest.param(Case(kernels=((0, np.eye(2)), (1, TAPS))), id="not separable, first"),
+            pytest.param(Case(kernels=((0, np.eye(3)),)), id="not separable, alone"),
+            pytest.param(Case(kernels=((0, NEARLY),)), id="nearly separable"),
+            pytest.param(Case(resize={**REPEATED, "nearest_mode": "ceil"}), id="ceil"),
+            pytest.param(Case(target=(28, 17), resize=REPEATED), id="no whole factor"),
+            pytest.param(
+                Case(resize={**REPEATED, "coordinate_transformation_mode": "half_pixel"}),
+                id="nearest, half pixel",
+            ),
             pytest.param(Case(pad={"mode": "constant"}), id="constant pad"),
             pytest.param(Case(pad={"mode": "edge"}), id="edge pad"),
             pytest.param(Case(pad={"mode": "wrap"}), id="wrap pad"),
@@ -96,18 +107,15 @@ class TestMustNotApply:
         model.graph.node[3].input[1] = "computed"
         assert_left_alone(model)
 
-    @pytest.mark.parametrize("missing", ["pad", "conv0", "conv1"])
-    def test_a_part_that_is_missing(self, missing):
+    def test_no_pad(self):
         model = Case().model()
-        graph = model.graph
-        (node,) = [node for node in graph.node if node.name == missing]
-        for reader in graph.node:
-            for number, name in enumerate(reader.input):
-                if name == node.output[0]:
-                    reader.input[number] = node.input[0]
-        if missing == "conv1":
-            graph.node[2].output[0] = "y"
-        graph.node.remove(node)
+        model.graph.node[2].input[0] = "big"
+        del model.graph.node[1]
+        assert_left_alone(model)
+
+    def test_no_convolution(self):
+        model = Case(kernels=()).model()
+        model.graph.node[1].output[0] = "y"
         assert_left_alone(model)
 
     def test_an_empty_graph(self):

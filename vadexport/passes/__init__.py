@@ -1,9 +1,22 @@
 """Graph rewrites: each a rule with its condition, one a file, exact up to rounding."""
 
 from vadexport.passes.base import GraphPass, apply_passes
+from vadexport.passes.mahalanobis import Mahalanobis
 from vadexport.passes.map_as_matrices import MapAsMatrices
+from vadexport.passes.nearest_neighbours import NearestNeighbours
+from vadexport.passes.search_tiles import SearchTiles
+from vadexport.passes.worst_neighbour import WorstNeighbour
 
 #: Applied by `build`, in this order.
-DEFAULT_PASSES: tuple[GraphPass, ...] = (MapAsMatrices(),)
+DEFAULT_PASSES: tuple[GraphPass, ...] = (
+    MapAsMatrices(),
+    NearestNeighbours(),
+    WorstNeighbour(),
+    SearchTiles(),
+    Mahalanobis(),
+)
 
-__all__ = ["DEFAULT_PASSES", "GraphPass", "apply_passes"]
+#: What comes before `QuantisedSearch`, which takes the place of the others.
+BEFORE_INT8: tuple[GraphPass, ...] = (MapAsMatrices(), NearestNeighbours(), Mahalanobis())
+
+__all__ = ["BEFORE_INT8", "DEFAULT_PASSES", "GraphPass", "apply_passes"]

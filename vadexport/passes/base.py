@@ -1,11 +1,18 @@
 """What a graph pass is, and the lookups that passes share."""
 
+import math
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+
+#: Elements of the largest constant that a shape may depend on.
+_MOST_INFERRED: Final = 1024
+
+#: A shape, with the names of sizes that are dynamic; None where there is no name either.
+Dimensions = tuple[int | str | None, ...]
 
 
 class GraphPass(Protocol):
@@ -24,8 +31,11 @@ def apply_passes(
     """Apply passes to a copy of `model`; also gives in how many places each applied."""
     rewritten = onnx.ModelProto()
     rewritten.CopyFrom(model)
-    places = {each.name: each.apply(rewritten) for each in passes}
+    places = {}
     drop_unread(rewritten.graph)
+    for each in passes:
+        places[each.name] = each.apply(rewritten)
+        drop_unread(rewritten.graph)  # what nobody reads now would seem to be used elsewhere
     return rewritten, places
 
 
@@ -42,6 +52,24 @@ def drop_unread(graph: onnx.GraphProto) -> None:
     graph.initializer.extend(kept)
 
 
+def sort_nodes(graph: onnx.GraphProto) -> None:
+    """Put nodes into order of computation; where that leaves a choice, they stay as they are."""
+    waiting = {name for node in graph.node for name in node.output if name}
+    left = [onnx.NodeProto.FromString(node.SerializeToString()) for node in graph.node]
+    del graph.node[:]
+    while left:
+        held = []
+        for node in left:
+            if waiting.isdisjoint(tensors_read(node)):
+                waiting.difference_update(node.output)
+                graph.node.append(node)
+            else:
+                held.append(node)
+        if len(held) == len(left):
+            raise ValueError("the graph has a cycle")
+        left = held
+
+
 def tensors_read(node: onnx.NodeProto) -> Iterator[str]:
     """Its inputs, and whatever the graphs inside it (the body of a Loop, say) may read outside."""
     yield from node.input
@@ -52,13 +80,33 @@ def tensors_read(node: onnx.NodeProto) -> Iterator[str]:
                 yield from tensors_read(inner)
 
 
+def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy whose large constants are inputs, so that inferring shapes copies no weights."""
+    light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    light.functions.extend(model.functions)
+    for field in ("node", "input", "output", "value_info"):
+        getattr(light.graph, field).extend(getattr(model.graph, field))
+    given = {value.name for value in model.graph.input}
+    for tensor in model.graph.initializer:
+        if math.prod(tensor.dims) <= _MOST_INFERRED:
+            light.graph.initializer.append(tensor)
+        elif tensor.name not in given:
+            light.graph.input.append(
+                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            )
+    return light
+
+
 class GraphView:
     """Lookups in a graph: producers, single consumers, constants, static shapes."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        inferred = onnx.shape_inference.infer_shapes(model).graph
+        inferred = onnx.shape_inference.infer_shapes(_without_weights(model), data_prop=True).graph
         graph = model.graph
+        #: Of the default domain.
+        self.opset = next(each.version for each in model.opset_import if not each.domain)
         self._consumers: dict[str, list[onnx.NodeProto]] = {}
+        self._producers = {name: node for node in graph.node for name in node.output if name}
         for node in graph.node:
             for name in tensors_read(node):
                 self._consumers.setdefault(name, []).append(node)
@@ -82,6 +130,41 @@ class GraphView:
         reads_first = bool(node.input) and node.input[0] == name
         return node if node.op_type == op_type and reads_first else None
 
+    def consumers(self, name: str) -> list[onnx.NodeProto]:
+        """The nodes that read the tensor; one that reads it twice stands here twice."""
+        return self._consumers.get(name, [])
+
+    def producer(self, name: str) -> onnx.NodeProto | None:
+        """The node that computes the tensor; None for inputs and constants."""
+        return self._producers.get(name)
+
+    def is_output(self, name: str) -> bool:
+        """Whether the tensor is an output of the graph."""
+        return name in self._outputs
+
+    def filled(self, name: str) -> NDArray[np.generic] | None:
+        """The one value that all elements of a tensor have, whatever its shape; None if unknown."""
+        node = self.producer(name)
+        if node is None:
+            return None
+        if node.op_type == "ConstantOfShape":
+            value = attributes(node).get("value")
+            return np.zeros(1, np.float32) if value is None else onnx.numpy_helper.to_array(value)
+        value = self.constant(node.input[0]) if node.op_type == "Expand" else None
+        return value if value is not None and value.size == 1 else None
+
+    def axes(self, node: onnx.NodeProto) -> tuple[int, ...] | None:
+        """A node's axes, which are an attribute or, in newer opsets, an input; None if unknown."""
+        given = attributes(node).get("axes")
+        if given is None and len(node.input) > 1:
+            given = self.constant(node.input[1])
+        return None if given is None else tuple(int(axis) for axis in given)
+
+    def rank(self, name: str) -> int | None:
+        """Number of a tensor's axes; None where unknown."""
+        shape = self.shape(name)
+        return None if shape is None else len(shape)
+
     def constant(self, name: str) -> NDArray[np.generic] | None:
         """Value of an initializer that no caller can replace; None for anything else."""
         tensor = self._constants.get(name)
@@ -94,11 +177,21 @@ class GraphView:
 
     def shape(self, name: str) -> tuple[int | None, ...] | None:
         """Shape of a tensor, None for each size that is not static; None where unknown."""
+        found = self.dimensions(name)
+        if found is None:
+            return None
+        return tuple(size if isinstance(size, int) else None for size in found)
+
+    def dimensions(self, name: str) -> Dimensions | None:
+        """Shape with the names of dynamic sizes: equal names are equal sizes."""
         known = self._types.get(name)
+        if known is None and name in self._constants:
+            return tuple(self._constants[name].dims)
         if known is None or not known.HasField("shape"):
             return None
         return tuple(
-            dim.dim_value if dim.HasField("dim_value") else None for dim in known.shape.dim
+            dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
+            for dim in known.shape.dim
         )
 
 

@@ -1,7 +1,8 @@
 """Upsampling and Gaussian blur of the anomaly map as two constant matrix products."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Self
+from typing import ClassVar, Final, NamedTuple, Self
 
 import numpy as np
 import onnx
@@ -10,21 +11,23 @@ from numpy.typing import NDArray
 from vadexport.passes.base import GraphView, attributes
 
 Float64Matrix = NDArray[np.float64]
+Float64Vector = NDArray[np.float64]
 
 
-class _Taps(NamedTuple):
-    """A one-dimensional kernel along the rows' axis (0) or the columns' (1)."""
+#: Smallest part of a kernel that counts as more than the rounding of an outer product.
+_SEPARABLE: Final = 1e-6
 
-    axis: int
-    values: Float64Matrix
+
+class _Kernel(NamedTuple):
+    """A separable kernel: the outer product of its taps down the rows and along the columns."""
+
+    down: Float64Vector
+    along: Float64Vector
 
 
 @dataclass(frozen=True)
 class _Match:
-    resize: onnx.NodeProto
-    pad: onnx.NodeProto
-    first: onnx.NodeProto
-    second: onnx.NodeProto
+    nodes: tuple[onnx.NodeProto, ...]
     rows: Float64Matrix
     columns: Float64Matrix
 
@@ -32,39 +35,37 @@ class _Match:
     def at(cls, resize: onnx.NodeProto, view: GraphView) -> Self | None:
         """The rule's nodes from `resize` on, or None where it does not hold."""
         pad = view.only_consumer(resize.output[0], "Pad")
-        first = view.only_consumer(pad.output[0], "Conv") if pad else None
-        second = view.only_consumer(first.output[0], "Conv") if first else None
-        if pad is None or first is None or second is None:
-            return None
-        margins = _reflected_margins(pad, view)
-        taps = [_taps(conv, view) for conv in (first, second)]
+        margins = _reflected_margins(pad, view) if pad else None
         sizes = _sizes(resize, view)
-        if margins is None or sizes is None or not _is_bilinear(resize, sizes, view):
+        if pad is None or margins is None or sizes is None:
+            return None
+        grow = _resize_matrix(resize, sizes, view)
+        convolutions = _convolutions(pad.output[0], view)
+        if grow is None or not convolutions:
             return None
         matrices = []
         for axis, (small, large) in enumerate(sizes):
             if max(margins[axis]) >= large:
                 return None
-            matrix = linear_resize_matrix(small, large)
-            matrix = reflect_pad_matrix(large, *margins[axis]) @ matrix
-            for each in taps:
-                if each is None:
-                    return None
-                if each.axis == axis:
-                    matrix = correlation_matrix(len(matrix), each.values) @ matrix
+            matrix = reflect_pad_matrix(large, *margins[axis]) @ grow(small, large)
+            for _, kernel in convolutions:
+                matrix = correlation_matrix(len(matrix), kernel[axis]) @ matrix
             matrices.append(matrix)
-        return cls(resize, pad, first, second, *matrices)
+        return cls((resize, pad, *(conv for conv, _ in convolutions)), *matrices)
 
 
 class MapAsMatrices:
-    """`Resize` → `Pad` → two one-dimensional `Conv`s becomes `A_h · M · A_wᵀ`.
+    """`Resize` → `Pad` → convolutions by separable kernels becomes `A_h · M · A_wᵀ`.
 
-    Bilinear upsampling, reflection and a separable blur are linear and act on each axis alone, so
-    all of them together are one constant matrix an axis.
+    Upsampling, bilinear or nearest, reflection and a separable blur are linear and act on each axis
+    alone, so all of them together are one constant matrix an axis. A Gaussian blur is separable
+    whether it is two convolutions by a row and a column of taps, or one by their outer product: a
+    matrix whose second singular value is no more than rounding.
 
     Must not apply where the map has more than one channel or is not float32, a size is dynamic (but
-    the batch), the resize is not plain half-pixel bilinear or its scales are not the sizes' ratios,
-    a convolution strides, pads, dilates or has a bias, or an intermediate result is used elsewhere.
+    the batch), the resize is not plain half-pixel bilinear, or nearest by a whole factor, its
+    scales are not the sizes' ratios, a convolution strides, pads, dilates, has a bias or a kernel
+    that is not separable, or an intermediate result is used elsewhere.
     """
 
     name: ClassVar[str] = "map-as-matrices"
@@ -91,6 +92,11 @@ def linear_resize_matrix(source: int, target: int) -> Float64Matrix:
     return matrix
 
 
+def nearest_resize_matrix(source: int, target: int) -> Float64Matrix:
+    """Each element repeated; `target` is a multiple of `source`: [target, source]."""
+    return np.repeat(np.eye(source), target // source, axis=0)
+
+
 def reflect_pad_matrix(size: int, before: int, after: int) -> Float64Matrix:
     """Reflection at both ends of one axis, edge not repeated, [before + size + after, size]."""
     index = np.pad(np.arange(size), (before, after), mode="reflect")
@@ -106,21 +112,31 @@ def correlation_matrix(size: int, taps: Float64Matrix) -> Float64Matrix:
     return matrix
 
 
-def _is_bilinear(resize: onnx.NodeProto, sizes: list[tuple[int, int]], view: GraphView) -> bool:
-    """Whether it does what `linear_resize_matrix` does from and to these sizes."""
+def _resize_matrix(
+    resize: onnx.NodeProto, sizes: list[tuple[int, int]], view: GraphView
+) -> Callable[[int, int], Float64Matrix] | None:
+    """The matrix that does from and to these sizes what the node does; None where none is known."""
     options = attributes(resize)
-    centres = [b"half_pixel"]
-    if min(large for _, large in sizes) > 1:  # of a single pixel it takes the first, not the middle
-        centres.append(b"pytorch_half_pixel")
-    return (
-        options.get("mode") == b"linear"
-        and options.get("coordinate_transformation_mode", b"half_pixel") in centres
-        and options.get("keep_aspect_ratio_policy", b"stretch") == b"stretch"
+    plain = (
+        options.get("keep_aspect_ratio_policy", b"stretch") == b"stretch"
         and not options.get("antialias", 0)
         and not options.get("exclude_outside", 0)
         and "axes" not in options
         and _scales_are_ratios(resize, sizes, view)
     )
+    mode = options.get("mode", b"nearest")
+    positions = options.get("coordinate_transformation_mode", b"half_pixel")
+    if plain and mode == b"linear":
+        centres = [b"half_pixel"]
+        if min(large for _, large in sizes) > 1:  # of one pixel it takes the first, not the middle
+            centres.append(b"pytorch_half_pixel")
+        return linear_resize_matrix if positions in centres else None
+    repeats = (
+        positions == b"asymmetric"
+        and options.get("nearest_mode", b"round_prefer_floor") == b"floor"
+        and all(large % small == 0 for small, large in sizes)
+    )
+    return nearest_resize_matrix if plain and mode == b"nearest" and repeats else None
 
 
 def _scales_are_ratios(
@@ -162,8 +178,20 @@ def _sizes(resize: onnx.NodeProto, view: GraphView) -> list[tuple[int, int]] | N
     return pairs
 
 
-def _taps(conv: onnx.NodeProto, view: GraphView) -> _Taps | None:
-    """Kernel of a plain float32 convolution along one axis of one channel; None for any other."""
+def _convolutions(name: str, view: GraphView) -> list[tuple[onnx.NodeProto, _Kernel]]:
+    """The convolutions behind a tensor, one after the other; none unless all of them are plain."""
+    found: list[tuple[onnx.NodeProto, _Kernel]] = []
+    while (conv := view.only_consumer(name, "Conv")) is not None:
+        kernel = _kernel(conv, view)
+        if kernel is None:
+            return []
+        found.append((conv, kernel))
+        name = conv.output[0]
+    return [] if any(node.op_type == "Conv" for node in view.consumers(name)) else found
+
+
+def _kernel(conv: onnx.NodeProto, view: GraphView) -> _Kernel | None:
+    """Kernel of a plain float32 convolution of one channel; None for any other."""
     weights = view.constant(conv.input[1])
     if weights is None or (len(conv.input) > 2 and conv.input[2]):
         return None
@@ -176,24 +204,25 @@ def _taps(conv: onnx.NodeProto, view: GraphView) -> _Taps | None:
         and set(options.get("pads", [0])) == {0}
         and options.get("auto_pad", b"NOTSET") in (b"NOTSET", b"VALID")
     )
-    long = [axis for axis in (0, 1) if weights.shape[2 + axis] > 1]
-    if not plain or len(long) != 1:
+    left, sizes, right = np.linalg.svd(weights[0, 0].astype(np.float64), full_matrices=False)
+    if not plain or (len(sizes) > 1 and sizes[1] > _SEPARABLE * sizes[0]):
         return None
-    return _Taps(long[0], weights.astype(np.float64).reshape(-1))
+    return _Kernel(left[:, 0] * sizes[0], right[0])
 
 
 def _replace(graph: onnx.GraphProto, match: _Match) -> None:
-    place = list(graph.node).index(match.resize)
-    prefix = match.second.output[0]
+    resize, *_, last = match.nodes
+    place = list(graph.node).index(resize)
+    prefix = last.output[0]
     rows = onnx.numpy_helper.from_array(match.rows.astype(np.float32), f"{prefix}_rows")
     columns = onnx.numpy_helper.from_array(match.columns.T.astype(np.float32), f"{prefix}_columns")
     graph.initializer.extend([rows, columns])
     tall = f"{prefix}_tall"
     products = [
-        onnx.helper.make_node("MatMul", [rows.name, match.resize.input[0]], [tall], f"{tall}_node"),
+        onnx.helper.make_node("MatMul", [rows.name, resize.input[0]], [tall], f"{tall}_node"),
         onnx.helper.make_node("MatMul", [tall, columns.name], [prefix], f"{prefix}_node"),
     ]
-    for node in (match.resize, match.pad, match.first, match.second):
+    for node in match.nodes:
         graph.node.remove(node)
     for offset, node in enumerate(products):
         graph.node.insert(place + offset, node)
