@@ -80,7 +80,7 @@ def search_section(found: FoundSearch | None) -> SearchSection | None:
 def frontier_plot(found: FoundSearch) -> Plot:
     """Largest drift of a normal image against the speed-up over float32.
 
-    A number at a point says how many groups of layers are in float32, a ring what was built.
+    A number at a point says how many layers are in float32, a ring what was built.
     """
     timed = [point for point in found.points if point.speedup is not None]
     places = list(_places(found))
@@ -97,9 +97,7 @@ def frontier_plot(found: FoundSearch) -> Plot:
     drifts = np.array([one.drift for one in places])
     lines = [] if limit is None else [limit]
     y = Axis.linear(drifts, (_BOTTOM, _TOP), origin=0, lines=lines)
-    drawing = svg.canvas(
-        _WIDTH, 328, "Drift against speed-up, by how many groups of layers stay float32"
-    )
+    drawing = svg.canvas(_WIDTH, 328, "Drift against speed-up, by how many layers stay in float32")
     svg.x_axis(drawing, x, "speed-up over float32, when built", (_TOP, y.start))
     svg.y_axis(drawing, y, "largest drift (drift units)", (_LEFT, _RIGHT))
     if limit is not None and y.holds(limit):
@@ -123,14 +121,14 @@ def frontier_plot(found: FoundSearch) -> Plot:
 def _places(found: FoundSearch) -> Iterator[_Place]:
     """Of the forms that were timed and have a place."""
     for point in found.points:
-        gain, count = point.speedup, point.float_groups
+        gain, count = point.speedup, found.float_layers(point.float_groups)
         if gain is None or not abs(point.cost.drift) <= LARGEST:
             continue
         words = (
-            f"{count} of {len(found.groups)} groups in float32: {ratio(gain)} times as fast, "
+            f"{count} of {found.layers} layers in float32: {ratio(gain)} times as fast, "
             f"largest drift {figure(point.cost.drift)}"
         )
-        built = found.in_int8 and count == found.chosen
+        built = found.in_int8 and point.float_groups == found.chosen
         ends = (gain.value, gain.low, gain.high)
         yield _Place(ends, point.cost.drift, "artifact", str(count), words, built)
 
@@ -190,12 +188,11 @@ def _judged(found: FoundSearch) -> str:
 
 
 def _point_row(point: FoundPoint, found: FoundSearch) -> tuple[str, ...]:
-    """Groups and layers in float32, speed-up, figures, and what became of it."""
+    """Layers in float32, speed-up, figures, and what became of it."""
     outcome = "fell short"
     if point.float_groups == found.chosen:
-        outcome = "held, and was built" if found.in_int8 else "held, but not surely faster"
+        outcome = "held, and was built" if found.in_int8 else "held, not surely faster"
     return (
-        str(point.float_groups),
         str(found.float_layers(point.float_groups)),
         MISSING if point.speedup is None else ratio(point.speedup),
         *_figures(point.cost, found),
