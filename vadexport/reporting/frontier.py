@@ -20,7 +20,7 @@ _RIGHT: Final = 464.0
 _TOP: Final = 34.0
 _BOTTOM: Final = 286.0
 #: Room of a mark to each side, and of a label: width of a digit, and height.
-_MARK: Final = 6.5
+_MARK: Final = 7.5
 _DIGIT: Final = 7.0
 _LINE: Final = 11.0
 #: Of a group of more layers, the first and the last are named.
