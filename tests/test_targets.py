@@ -12,7 +12,11 @@ ORDERED_GENERATIONS = [
     for chosen in range(2 ** len(COMPUTE_CAPABILITIES))
 ]
 VALID = [
-    *(Target(backend, p) for backend in ("openvino", "onnxruntime") for p in ("fp32", "int8")),
+    *(
+        Target(backend, p)
+        for backend in ("openvino", "onnxruntime")
+        for p in ("fp32", "int8", "auto")
+    ),
     *(Target("onnxruntime", p, "cuda") for p in ("fp32", "fp16", "int8")),
     *(Target("tensorrt", p) for p in ("fp32", "fp16", "int8", "auto")),
     *(
@@ -46,9 +50,20 @@ def test_folders_of_a_build_are_distinct_plain_names():
 
 def test_those_on_a_gpu():
     on_gpu = {str(target) for target in all_targets() if target.on_gpu}
-    on_processor = {"openvino:fp32", "openvino:int8", "onnxruntime:fp32", "onnxruntime:int8"}
+    on_processor = {
+        f"{backend}:{precision}"
+        for backend in ("openvino", "onnxruntime")
+        for precision in ("fp32", "int8", "auto")
+    }
     assert on_gpu == set(map(str, all_targets())) - on_processor
     assert Target.parse("tensorrt-rtx:auto@sm86").on_gpu
+
+
+def test_those_whose_layers_a_search_chooses():
+    mixed = {str(target) for target in VALID if target.mixed}
+    assert mixed == {"openvino:auto", "onnxruntime:auto"}
+    assert not Target.parse("tensorrt:auto").mixed  # one precision for all layers
+    assert Target.parse("openvino:auto").folder == "openvino-auto"
 
 
 class TestGenerations:
@@ -89,8 +104,7 @@ class TestGenerations:
         "onnxruntime:fp32@cpu",
         "onnxruntime:fp16",
         "onnxruntime:auto@cuda",
-        "onnxruntime:auto",
-        "openvino:auto",
+        "openvino:auto@cuda",
         "tensorrt-rtx:bf16",
     ],
 )

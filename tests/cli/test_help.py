@@ -29,6 +29,7 @@ def test_help_waits_for_nothing_heavy(command):
     )
     assert "Usage: vadexport" in done.stdout
     assert "Example" in done.stdout
+    assert ("--search-minutes" in done.stdout) == (command == "build")
     loaded = set(done.stderr.split())
     assert "vadexport.cli.main" in loaded
     assert not loaded & HEAVY

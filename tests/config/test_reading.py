@@ -44,6 +44,7 @@ targets = ["openvino:int8", "onnxruntime:fp32"]
 batch = "dynamic"
 input_layout = "float-nchw"
 threads = 3
+search_minutes = 2.5
 [build.tensorrt]
 batches = [1, 4, 16]
 workspace_mb = 512
@@ -92,6 +93,7 @@ def test_every_key(read, tmp_path):
     assert found.build.batch == "dynamic"
     assert found.build.input_layout == "float-nchw"
     assert found.build.threads == 3
+    assert found.build.search_minutes == 2.5
     assert found.tensorrt == {
         "batches": (1, 4, 16),
         "workspace_mb": 512,

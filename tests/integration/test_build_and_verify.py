@@ -19,6 +19,7 @@ def test_what_was_built_is_verified(vadexport, checkpoint, images, tmp_path):
     assert (tmp_path / "a" / "report" / "parity.json").is_file()
     found = json.loads(vadexport(*words, "--verify", images, "--json").out)
     assert [one["target"] for one in found["targets"]] == ["onnxruntime:fp32"]
+    assert found["targets"][0]["search"] is None
     (verified,) = found["verifications"]
     assert verified["parity"]["held"]
     assert verified["latency"]["speedup"]["ratio"] > 0

@@ -73,6 +73,40 @@ def test_a_map_that_drifts_within_a_given_limit(vadexport, sabotaged, plain_word
     assert "difference of a map" not in " ".join(verified.out.split())
 
 
+def test_what_the_builds_search_found_is_told(vadexport, artifacts, plain_words, tmp_path):
+    folder = tmp_path / "searched"
+    shutil.copytree(artifacts / "onnxruntime-fp32", folder)
+    told = folder / "report" / "build.json"
+    build = json.loads(told.read_text())
+    cost = {"drift": 0.25, "rms": 0.5, "spearman": 0.999, "flips": 0, "maps": 0.01}
+    search = {
+        "groups": [{"layers": ["one", "two"], "cost": cost}, {"layers": ["three"], "cost": cost}],
+        "points": [
+            {"float_groups": 0, "judged": cost, "speedup": None},
+            {"float_groups": 1, "judged": cost, "speedup": {"value": 1.5, "low": 1, "high": 2}},
+        ],
+        "chosen": 1,
+        "finished": True,
+        "images": [4, 8],
+        "layers": 3,
+        "drift_unit": 0.5,
+        "limits": {"drift": 0.5, "spearman": 0.999},
+        "share": 0.5,
+        "shipped": "int8",
+    }
+    words = "auto: INT8 but for 2 of 3 layers, 1.50 times as fast as float32 when built"
+    for found, line in ((search, words), ({**search, "chosen": "all"}, None)):
+        build["compiled"]["search"] = found
+        told.write_text(json.dumps(build))
+        verified = vadexport("verify", folder, *plain_words)
+        assert verified.status == 0, verified.err
+        parity = json.loads((told.parent / "parity.json").read_text())
+        assert (parity["search"] and parity["search"]["words"]) == line
+        for name in ("index.html", "summary.md"):
+            assert (words in (told.parent / name).read_text()) == (line is not None)
+        assert json.loads(told.read_text()) == build
+
+
 def test_a_reference_of_another_size(vadexport, artifacts, crops, images, tmp_path):
     half = [np.ascontiguousarray(crop[:64, :80]) for crop in crops]
     other = fit(half, PatchCoreConfig(), ImageInput(64, 80, 1))

@@ -8,6 +8,7 @@ from vadexport.verification.latency import LatencyFigures, Speedup
 from vadexport.verification.limits import Check, Limits
 from vadexport.verification.parity import ImageRecord, ParityFigures
 from vadexport.verification.result import Exhibit, Latency, Verification
+from vadexport.verification.searched import FoundCost, FoundGroup, FoundPoint, FoundSearch
 from vadexport.verification.statistics import Interval
 
 
@@ -43,6 +44,32 @@ def make_exhibit(shift=0.25, size=(24, 32)):
     ramp = np.linspace(0, 1, size[0] * size[1], dtype=np.float32).reshape(size)
     image = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
     return Exhibit(make_record(), "largest drift", image, ramp, ramp + np.float32(shift))
+
+
+def make_cost(drift, rms=None, spearman=0.999, flips=0, maps=0.05):
+    return FoundCost(drift, drift / 2 if rms is None else rms, spearman, flips, maps)
+
+
+def make_search(**changes):
+    """Four groups of five layers; the third form held and was built."""
+    names = ("net/a/node_Conv_1", "net/a/node_Conv_2", "net/b/node_Conv_3", "net/b/<b>", "net/c")
+    groups = (names[:2], names[2:3], names[3:4], names[4:])
+    costs = (make_cost(0.9), make_cost(0.5, flips=2), make_cost(0.1), make_cost(float("nan")))
+    given = FoundSearch(
+        groups=tuple(map(FoundGroup, groups, costs)),
+        points=(
+            FoundPoint(0, make_cost(1.25, flips=3), Interval(2.0, 1.9, 2.1)),
+            FoundPoint(1, make_cost(0.5), None),
+            FoundPoint(2, make_cost(0.125, spearman=0.9999), Interval(1.5, 1.25, 1.75)),
+        ),
+        chosen=2,
+        finished=True,
+        images=(16, 32),
+        in_int8=True,
+        max_drift=0.25,
+        least_spearman=0.9995,
+    )
+    return replace(given, **changes)
 
 
 def make_verification(**changes):
@@ -102,6 +129,8 @@ def make():
         record = staticmethod(make_record)
         latency = staticmethod(make_latency)
         exhibit = staticmethod(make_exhibit)
+        cost = staticmethod(make_cost)
+        search = staticmethod(make_search)
         verification = staticmethod(make_verification)
 
     return Make

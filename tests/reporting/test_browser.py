@@ -68,6 +68,7 @@ def document(make, tmp_path_factory):
         exhibits=(*exhibits, replace(broken, record=records[3])),
         warnings=("the file is <another>",),
         evidence=weigh(records, 0.5),
+        search=make.search(),
     )
     path = tmp_path_factory.mktemp("page") / "index.html"
     path.write_text(html_report(v), encoding="utf-8", errors="replace")
@@ -161,10 +162,11 @@ class TestForScreenReaders:
             "Distribution of the raw scores, by label",
             "Drift of the artifact against the reference's score",
             "Milliseconds of every timed call of reference and artifact",
+            "Drift against speed-up, by how many layers stay in float32",
         ):
             assert page.get_by_role("img", name=name, exact=True).count() == 1
         pictures = page.locator("img, svg").count()
-        assert pictures == page.get_by_role("img").count() == 4 + 4 * (4 + 3)
+        assert pictures == page.get_by_role("img").count() == 5 + 4 * (4 + 3)
         assert page.get_by_role("img", name=re.compile(r"\w")).count() == pictures
 
     def test_headings_are_in_order(self, opened):
@@ -178,7 +180,7 @@ class TestForScreenReaders:
     def test_tables_have_names_and_headers(self, opened):
         page = opened()
         tables = page.get_by_role("table").all()
-        assert len(tables) == 5
+        assert len(tables) == 7
         for table in tables:
             assert table.locator("caption").inner_text()
             rows = table.locator("tbody tr").count()

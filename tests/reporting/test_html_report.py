@@ -201,6 +201,29 @@ class TestFigures:
         assert "u8 1, 2" in text
 
 
+class TestSearch:
+    def test_stands_before_the_ladder(self, make):
+        found = page(make.verification(search=make.search()))
+        titles = found.texts["h2"]
+        assert titles.index("Search for INT8 layers") == titles.index("Parity ladder") - 1
+        assert len(found.all("svg")) == 5
+        assert all(drawing["aria-label"] for drawing in found.all("svg"))
+        assert len(found.all("table")) == len(found.all("caption")) == 7
+        assert "auto: INT8 but for 3 of 5 layers, 1.50 times as fast as float32" in found.text
+        assert "held, and was built" in found.texts["td"]
+
+    def test_names_of_layers_are_no_html(self, make):
+        assert "b/<b>" in page(make.verification(search=make.search())).texts["bdi"]
+
+    def test_without_layers_that_were_judged(self, make):
+        groups = tuple(replace(one, cost=None) for one in make.search().groups)
+        found = page(make.verification(search=make.search(groups=groups)))
+        assert len(found.all("table")) == 6
+
+    def test_nothing_of_it_where_there_was_none(self, make):
+        assert "INT8 layers" not in page(make.verification()).text
+
+
 class TestFactsOfTheRun:
     def test_all_that_can_be_measured(self, make):
         given = make.latency()

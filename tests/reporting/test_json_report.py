@@ -46,6 +46,20 @@ class TestParity:
         assert found["environment"] == v.environment
         assert found["warnings"] == ["one"]
 
+    def test_what_the_search_chose(self, make):
+        assert read(parity_json(make.verification()))["search"] is None
+        assert read(parity_json(make.verification(search=make.search())))["search"] == {
+            "words": "auto: INT8 but for 3 of 5 layers, 1.50 times as fast as float32 when built",
+            "shipped": "int8",
+            "layers": 5,
+            "float_layers": 3,
+            "speedup": {"value": 1.5, "low": 1.25, "high": 1.75},
+            "finished": True,
+        }
+        none = make.search(chosen=None, in_int8=False, points=(), finished=False)
+        found = read(parity_json(make.verification(search=none)))["search"]
+        assert (found["shipped"], found["float_layers"], found["speedup"]) == ("fp32", 5, None)
+
     def test_an_image(self, make):
         images = read(parity_json(make.verification()))["images"]
         assert len(images) == 4

@@ -121,6 +121,13 @@ def test_a_quantile_that_too_few_calls_tell_is_a_dash_with_the_reason(make):
     assert "| 99% of the calls within | – (299 calls tell, 3 were timed) | 7.25 ms |" in lines
 
 
+def test_what_the_search_chose(make):
+    assert "Search" not in summary_markdown(make.verification())
+    text = summary_markdown(make.verification(search=make.search()))
+    words = "auto: INT8 but for 3 of 5 layers, 1.50 times as fast as float32 when built"
+    assert f"Search of the build: {words}." in text.splitlines()
+
+
 def test_without_latency(make):
     assert "latency" not in summary_markdown(make.verification(latency=None))
 

@@ -1,6 +1,7 @@
 """The folder that `build` writes: model files and a manifest that accounts for each of them."""
 
 from vadexport.artifact.folder import (
+    BUILD_FILE,
     REPORT_FOLDER,
     Artifact,
     find_artifacts,
@@ -18,6 +19,7 @@ from vadexport.artifact.manifest import (
 from vadexport.artifact.writing import Staging, check_room, file_digest, written_atomically
 
 __all__ = [
+    "BUILD_FILE",
     "MANIFEST_FILE",
     "REPORT_FOLDER",
     "Artifact",

@@ -11,6 +11,8 @@ from vadexport.errors import InputError
 
 #: Figures of the build and of later verifications; not part of what is deployed.
 REPORT_FOLDER: Final = "report"
+#: In it, what the build noted; reports of verifications lie beside it.
+BUILD_FILE: Final = "build.json"
 _MANIFEST_LIMIT = 16 * 2**20
 
 

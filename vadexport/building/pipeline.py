@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from vadexport.artifact import (
+    BUILD_FILE,
     MANIFEST_FILE,
     REPORT_FOLDER,
     Manifest,
@@ -344,4 +345,4 @@ def _write_report(built: BuiltTarget, check_images: str) -> None:
     }
     folder = built.folder / REPORT_FOLDER
     folder.mkdir()
-    (folder / "build.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    (folder / BUILD_FILE).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -253,6 +253,7 @@ def _as_json(result: "BuildResult") -> dict[str, object]:
                 "target": str(one.target),
                 "artifact": str(one.folder) if one.folder else None,
                 "error": str(one.error) if one.error else None,
+                "search": one.facts.get("search"),
                 "ladder": [rung.to_json() for rung in one.rungs],
             }
             for one in result.targets

@@ -7,6 +7,7 @@ from typing import Any, Final
 from vadexport import __version__
 from vadexport.errors import MissingPackageError
 from vadexport.reporting.distributions import distribution_plot
+from vadexport.reporting.frontier import search_section
 from vadexport.reporting.notable import drift_of, notable_images
 from vadexport.reporting.pictures import ExhibitPictures, colour_scale, exhibit_pictures
 from vadexport.reporting.plots import drift_plot, latency_plot, score_plot
@@ -82,6 +83,7 @@ def html_report(v: Verification) -> str:
         notable=notable_images(v, _NOTABLE),
         ladder_titles=[title for _, title, _ in FIGURES],
         ladder=[_rung(found) for found in v.ladder],
+        search=search_section(v.search),
         climbed=[_rung(found) for found in (v.diagnosis.ladder if v.diagnosis else ())],
         limits=limit_rows(v),
         environment=[(key.replace("_", " "), _words(one)) for key, one in v.environment.items()],

@@ -16,6 +16,7 @@ from vadexport.verification.latency import Speedup
 from vadexport.verification.parity import ImageRecord
 from vadexport.verification.parts import Parts
 from vadexport.verification.result import Verification
+from vadexport.verification.searched import FoundSearch
 from vadexport.verification.throughput import Throughput
 
 SCHEMA_VERSION: Final = 1
@@ -43,6 +44,7 @@ def parity_json(v: Verification) -> dict[str, Any]:
             "images": [_image(record, v.drift_unit) for record in v.records],
             "ladder": v.ladder,
             "diagnosis": None if v.diagnosis is None else asdict(v.diagnosis),
+            "search": None if v.search is None else _search(v.search),
             "environment": v.environment,
             "warnings": v.warnings,
         }
@@ -84,6 +86,20 @@ def _which(v: Verification) -> dict[str, Any]:
         "artifact_name": v.artifact_name,
         "source_name": v.source_name,
         "proven_on": v.proven_on,
+    }
+
+
+def _search(found: FoundSearch) -> dict[str, Any]:
+    """What it chose; `build.json` has all that it tried."""
+    point = found.chosen_point
+    gain = None if point is None or point.speedup is None else point.speedup
+    return {
+        "words": found.words,
+        "shipped": "int8" if found.in_int8 else "fp32",
+        "layers": found.layers,
+        "float_layers": found.float_layers(found.float_groups),
+        "speedup": None if gain is None else asdict(gain),
+        "finished": found.finished,
     }
 
 

@@ -45,6 +45,8 @@ def summary_markdown(v: Verification) -> str:
         "|---|---|---|",
         *(f"| {name} | {first} | {second} |" for name, first, second in _figures(v)),
     ]
+    if v.search is not None:
+        lines += ["", f"Search of the build: {_text(v.search.words)}."]
     rows = list(_images(v))
     if rows:
         lines += ["", "**Images that changed most**", ""]

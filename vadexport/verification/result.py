@@ -13,6 +13,7 @@ from vadexport.verification.latency import LatencyFigures, Speedup
 from vadexport.verification.limits import Check, Limits
 from vadexport.verification.parity import ImageRecord, ParityFigures
 from vadexport.verification.parts import Parts
+from vadexport.verification.searched import FoundSearch
 from vadexport.verification.throughput import Throughput
 
 
@@ -101,6 +102,7 @@ class Verification:
         proven_on: `artifact`, or `graph` where its device is not here: the figures are then those
             of the ONNX graph behind it, run on the processor.
         planted: how it takes planted defects; None where images of both labels are given.
+        search: of the build for INT8 layers, from its report; None where there is none.
         diagnosis: of an artifact whose parity fell short; None where it held, or nothing was found.
     """
 
@@ -123,6 +125,7 @@ class Verification:
     proven_on: ProvenOn = "artifact"
     planted: PlantedEvidence | None = None
     diagnosis: Diagnosis | None = None
+    search: FoundSearch | None = None
 
     @property
     def held(self) -> bool:

@@ -7,7 +7,14 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from vadexport.artifact import REPORT_FOLDER, Artifact, Manifest, find_artifacts, open_artifact
+from vadexport.artifact import (
+    BUILD_FILE,
+    REPORT_FOLDER,
+    Artifact,
+    Manifest,
+    find_artifacts,
+    open_artifact,
+)
 from vadexport.contract import ImageInput
 from vadexport.errors import InputError
 from vadexport.images.listing import test_images as images_to_test
@@ -29,6 +36,7 @@ from vadexport.verification.limits import (
 )
 from vadexport.verification.parity import ImageRecord, figures
 from vadexport.verification.result import Latency, Verification
+from vadexport.verification.searched import read_search
 from vadexport.verification.throughput import Throughput
 from vadexport.verifying.arena import COMPILED, REFERENCE, Arena
 from vadexport.verifying.diagnosing import Subject, diagnose, explains
@@ -188,6 +196,7 @@ def _judge(
         warnings=tuple(warnings),
         evidence=weigh(records, unit.value, images.aupro),
         planted=planted,
+        search=read_search(artifact.folder / REPORT_FOLDER / BUILD_FILE),
     )
 
 

@@ -1,0 +1,245 @@
+"""What a build's search for INT8 layers found, as far as its report still says so.
+
+`report/build.json` is not covered by the manifest, so whatever it holds is only believed when all
+of it makes sense; a part that does not is as good as none.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, Final
+
+from vadexport.verification.statistics import Interval
+
+#: Larger files, or more of anything, no build writes.
+_MOST_BYTES: Final = 16 * 2**20
+_MOST: Final = 100_000
+_MOST_ROWS: Final = 1000
+_LONGEST_NAME: Final = 1000
+_FASTEST: Final = 1e6
+
+
+@dataclass(frozen=True)
+class FoundCost:
+    """What some INT8 layers do to scores. Values that are not finite are possible.
+
+    Attributes:
+        drift: largest of normal images, in drift units.
+        rms: drift of all images, root of the mean square, in drift units.
+        spearman: rank correlation of all raw scores with those of the float graph.
+        flips: decisions that changed, of all images.
+        maps: largest difference of a map, as a fraction of the maps' mean range.
+    """
+
+    drift: float
+    rms: float
+    spearman: float
+    flips: int
+    maps: float
+
+
+@dataclass(frozen=True)
+class FoundGroup:
+    """Neighbouring layers that the search moved together.
+
+    Attributes:
+        layers: names of their nodes.
+        cost: when they alone are INT8; None where it was not judged.
+    """
+
+    layers: tuple[str, ...]
+    cost: FoundCost | None
+
+
+@dataclass(frozen=True)
+class FoundPoint:
+    """A form that the search tried.
+
+    Attributes:
+        float_groups: how many of the costliest groups are in float32.
+        cost: of the others in INT8.
+        speedup: over the float graph, compiled for the target; None where it was not timed.
+    """
+
+    float_groups: int
+    cost: FoundCost
+    speedup: Interval | None
+
+
+@dataclass(frozen=True)
+class FoundSearch:
+    """A search, and what the build made of it.
+
+    Attributes:
+        groups: the costliest first.
+        points: from all INT8 on.
+        chosen: groups in float32 of the first point whose scores held; None where none did.
+        finished: whether there was time enough.
+        images: normal ones, and ones with planted defects, that were judged.
+        in_int8: whether the chosen point is what was built; else it is float32.
+        max_drift: the search's own limit of drift, in drift units; None without one.
+        least_spearman: likewise, of the rank correlation.
+    """
+
+    groups: tuple[FoundGroup, ...]
+    points: tuple[FoundPoint, ...]
+    chosen: int | None
+    finished: bool
+    images: tuple[int, int]
+    in_int8: bool
+    max_drift: float | None
+    least_spearman: float | None
+
+    @property
+    def layers(self) -> int:
+        """How many there are."""
+        return self.float_layers(len(self.groups))
+
+    @property
+    def float_groups(self) -> int:
+        """How many groups of what was built are in float32."""
+        return self.chosen if self.in_int8 and self.chosen is not None else len(self.groups)
+
+    @property
+    def chosen_point(self) -> FoundPoint | None:
+        """The point whose scores held."""
+        return next((one for one in self.points if one.float_groups == self.chosen), None)
+
+    def float_layers(self, groups: int) -> int:
+        """How many layers are in float32 at a point."""
+        return len(list(chain.from_iterable(group.layers for group in self.groups[:groups])))
+
+    @property
+    def words(self) -> str:
+        """What was chosen, in one sentence without a full stop."""
+        if self.chosen is None:
+            reason = "no layer of its network can be INT8 within the limits"
+            if not self.finished:
+                reason = "the search found no INT8 layers in time (--search-minutes)"
+            return f"auto: float32, as {reason}"
+        kept = self.float_layers(self.chosen)
+        form = f"INT8 but for {kept} of {self.layers} layers" if kept else "INT8"
+        point = self.chosen_point
+        if point is None or point.speedup is None:
+            return f"auto: {form if self.in_int8 else 'float32'}"
+        gain = point.speedup
+        if self.in_int8:
+            return f"auto: {form}, {gain.value:.2f} times as fast as float32 when built"
+        return (
+            f"auto: float32, as {form} was not surely faster when built: {gain.value:.2f} times as "
+            f"fast, 95% interval from {gain.low:.2f}, before the A/A floor"
+        )
+
+
+def read_search(path: Path) -> FoundSearch | None:
+    """The search that a build's report tells of.
+
+    Args:
+        path: of `build.json`.
+
+    Returns:
+        None where there is no such file, it tells of none, or it is damaged.
+    """
+    try:
+        if not path.is_file():  # a pipe would never end
+            return None
+        with path.open("rb") as file:
+            text = file.read(_MOST_BYTES + 1)
+        if len(text) > _MOST_BYTES:
+            return None
+        return _search(json.loads(text)["compiled"]["search"])
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return None
+
+
+def _search(value: Any) -> FoundSearch:
+    """Raises ValueError, TypeError, KeyError or OverflowError where anything is amiss."""
+    unit, share = _number(value["drift_unit"]), _number(value["share"])
+    _hold(0 < unit < math.inf and 0 < share <= 1)
+    groups = tuple(_group(one, unit) for one in _items(value["groups"]))
+    points = tuple(_point(one, unit) for one in _items(value["points"]))
+    chosen = None if value["chosen"] is None else _count(value["chosen"])
+    normal, planted = map(_count, _items(value["images"]))
+    names = list(chain.from_iterable(group.layers for group in groups))
+    tried = [point.float_groups for point in points]
+    shipped, finished = value["shipped"], value["finished"]
+    _hold(bool(groups) and len(names) == len(set(names)) == _count(value["layers"]))
+    _hold(max(len(groups), len(points)) <= _MOST_ROWS)
+    _hold(tried == sorted(set(tried)) and all(count < len(groups) for count in tried))
+    _hold(chosen is None or chosen in tried)
+    _hold(type(finished) is bool and (shipped == "fp32" or (shipped == "int8" and chosen in tried)))
+    drift, spearman = (
+        None if value["limits"][name] is None else _finite(value["limits"][name])
+        for name in ("drift", "spearman")
+    )
+    return FoundSearch(
+        groups=groups,
+        points=points,
+        chosen=chosen,
+        finished=finished,
+        images=(normal, planted),
+        in_int8=shipped == "int8",
+        max_drift=None if drift is None else share * drift,
+        least_spearman=None if spearman is None else 1 - share * (1 - spearman),
+    )
+
+
+def _group(value: Any, unit: float) -> FoundGroup:
+    layers = tuple(_name(one) for one in _items(value["layers"]))
+    _hold(bool(layers))
+    return FoundGroup(layers, None if value["cost"] is None else _cost(value["cost"], unit))
+
+
+def _point(value: Any, unit: float) -> FoundPoint:
+    gain = value["speedup"]
+    if gain is not None:
+        middle, low, high = (_number(gain[name]) for name in ("value", "low", "high"))
+        _hold(low <= high and all(1 / _FASTEST <= one <= _FASTEST for one in (middle, low, high)))
+        gain = Interval(middle, low, high)
+    return FoundPoint(_count(value["float_groups"]), _cost(value["judged"], unit), gain)
+
+
+def _cost(value: Any, unit: float) -> FoundCost:
+    return FoundCost(
+        drift=_number(value["drift"]) / unit,
+        rms=_number(value["rms"]) / unit,
+        spearman=_number(value["spearman"]),
+        flips=_count(value["flips"]),
+        maps=_number(value["maps"]),
+    )
+
+
+def _items(value: Any) -> Sequence[Any]:
+    _hold(type(value) is list and len(value) <= _MOST)
+    items: list[Any] = value
+    return items
+
+
+def _name(value: Any) -> str:
+    _hold(type(value) is str and 0 < len(value) <= _LONGEST_NAME)
+    return str(value)
+
+
+def _count(value: Any) -> int:
+    _hold(type(value) is int and 0 <= value <= _MOST)
+    return int(value)
+
+
+def _number(value: Any) -> float:
+    """A number that may be infinite or none: a graph that fails gives such."""
+    _hold(type(value) in (int, float))
+    return float(value)
+
+
+def _finite(value: Any) -> float:
+    found = _number(value)
+    _hold(math.isfinite(found))
+    return found
+
+
+def _hold(truth: bool) -> None:  # noqa: FBT001 (what must be true, no flag)
+    if not truth:
+        raise ValueError("the report of a search does not make sense")
