@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import onnx
 
 from vadexport.backends.child import Child
 from vadexport.backends.registry import get_backend, opener
 from vadexport.building.climbing import Climber, Graph
-from vadexport.calibration import Plan, plan_int8, quantised
+from vadexport.calibration import Plan, plan_int8
 from vadexport.calibration.qdq import Form
+from vadexport.calibration.repair import write_form
 from vadexport.calibration.search import Bounds, Frontier, search
 from vadexport.calibration.synthetic_defects import planted
 from vadexport.contract import Call, ImageArray, ImageInput
-from vadexport.images import ImageFile
+from vadexport.images import ImageFile, load_images
 from vadexport.listening import Listener
 from vadexport.targets import AUTO, Target
 from vadexport.thresholds import Thresholds
@@ -33,6 +33,8 @@ from vadexport.verification.statistics import Interval
 _SHARE: Final = 0.5
 #: Planted defects of each check image.
 _PLANTED: Final = 2
+#: Calibration images that biases are corrected by, at most.
+_CORRECTING: Final = 16
 #: INT8 that is not faster than this, by the lower end of the interval, is not worth its drift.
 _LEAST_SPEEDUP: Final = 1.02
 _ROUNDS: Final = 40
@@ -184,15 +186,22 @@ class Integers:
                 progress=lambda done, total: self.listener.step(f"search {target}", done, total),
             )
 
-    def _judged_calls(self) -> tuple[list[Call], int]:
-        """On check images, and on those with defects planted."""
+    @cached_property
+    def _correcting_calls(self) -> list[Call]:
+        """On a few of the images that set ranges, evenly chosen."""
+        files = self.calibration[:: -(-len(self.calibration) // _CORRECTING)]
+        images = np.stack([image for _, image in load_images(files, self.image_input)])
+        return [call for call, _ in self.image_input.batches(images)]
+
+    def _judged_calls(self) -> tuple[list[Call], int, list[Call]]:
+        """On check images, on those with defects planted, and those that correct biases."""
         normal = list(self.checks)
         spoiled = [
             image for seed in range(_PLANTED) for image in planted(normal, 1000 * (seed + 1))
         ]
         calls = [call for call, _ in self.image_input.batches(self.checks)]
         more = [call for call, _ in self.image_input.batches(np.stack(spoiled))]
-        return [*calls, *more], len(calls)
+        return [*calls, *more], len(calls), self._correcting_calls
 
     def _timed(
         self, target: Target, paths: Mapping[int, Path]
@@ -237,10 +246,19 @@ class Integers:
         }
 
     def _write(self, form: Form, float_nodes: frozenset[str], path: Path) -> None:
-        plan = self._plan
-        made = quantised(onnx.load(self._equalised), plan, self.network_nodes, form, float_nodes)
         path.parent.mkdir(exist_ok=True)
-        onnx.save(made, path)
+        plan = self._plan
+        with Child("INT8 calibration", timeout_s=_CHILD_TIMEOUT_S) as child:
+            child.run(
+                write_form,
+                self._equalised,
+                plan,
+                self.network_nodes,
+                self._correcting_calls,
+                form,
+                float_nodes,
+                path,
+            )
 
 
 def _folder(name: str, form: Form) -> str:

@@ -51,10 +51,13 @@ class Moments:
     Attributes:
         mean: float64 [G, D].
         covariance: float64 [G, D, D], about the mean.
+        rounded: float64 [2, G, D], the mean once the tensor is in integers: of an unsigned form,
+            then of a signed one.
     """
 
     mean: Array
     covariance: Array
+    rounded: Array
 
 
 def extremes(
@@ -111,7 +114,11 @@ def turns(layers: Sequence[Layer], columns: Mapping[str, int]) -> list[list[Laye
 
 
 def moments(
-    model: onnx.ModelProto, layers: Sequence[Layer], calls: Iterable[Call], of: int
+    model: onnx.ModelProto,
+    layers: Sequence[Layer],
+    steps: Mapping[str, tuple[float, float]],
+    calls: Iterable[Call],
+    of: int,
 ) -> dict[str, Moments]:
     """Moments of the columns that each layer reads, by the name of its weights.
 
@@ -121,6 +128,7 @@ def moments(
     Args:
         model: ONNX graph.
         layers: convolutions of two dimensions, and products with a matrix.
+        steps: of each tensor that they read, in an unsigned form and in a signed one.
         calls: of the graph.
         of: their number.
     """
@@ -136,6 +144,7 @@ def moments(
     random = np.random.Generator(np.random.PCG64(0))
     squares: dict[str, Array] = {}
     totals: dict[str, Array] = {}
+    errors: dict[str, Array] = {}
     counts: dict[str, int] = {}
     for values in run_graph(watched, calls):
         found = dict(zip(names, values, strict=True))
@@ -153,7 +162,9 @@ def moments(
             )
             square = np.matmul(columns.transpose(0, 2, 1), columns).astype(np.float64)
             total = columns.sum(axis=1, dtype=np.float64)
+            error = np.stack([_rounding(columns, step) for step in steps[layer.activation]])
             key = layer.weight
+            errors[key] = errors[key] + error if key in errors else error
             squares[key] = squares[key] + square if key in squares else square
             totals[key] = totals[key] + total if key in totals else total
             counts[key] = counts.get(key, 0) + columns.shape[1]
@@ -161,8 +172,15 @@ def moments(
     for key, count in counts.items():
         mean = totals[key] / count
         covariance = squares[key] / count - mean[:, :, None] * mean[:, None, :]
-        made[key] = Moments(mean, covariance)
+        made[key] = Moments(mean, covariance, mean + errors[key] / count)
     return made
+
+
+def _rounding(columns: NDArray[Any], step: float) -> Array:
+    """What rounding to whole steps adds to each column, summed over windows, [G, D]."""
+    whole = np.rint(columns / np.float32(step)) * np.float32(step)
+    found: Array = (whole - columns).sum(axis=1, dtype=np.float64)
+    return found
 
 
 def _columns(

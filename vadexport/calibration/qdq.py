@@ -55,8 +55,8 @@ class Plan:
         reach: by the name of a tensor that a quantiser may follow, the largest magnitude that INT8
             can still tell.
         weights: by name.
-        shifts: by the name of a layer's node, float64 [C]: what rounding its weights adds to its
-            output on average.
+        shifts: by the name of a layer's node, float64 [2, C]: what rounding its weights and what it
+            reads adds to its output on average, in an unsigned form and in a signed one.
         never_negative: tensors that come out of a ReLU.
     """
 
@@ -110,7 +110,7 @@ def quantised(
             if layer.weight not in done:
                 done.add(layer.weight)
                 nodes.append(_weight(graph, layer, plan.weights[layer.weight]))
-            _read_integers(graph, node, layer, plan, steps[layer.activation].size)
+            _read_integers(graph, node, layer, plan, form, steps[layer.activation].size)
         elif node.name in added:
             node.input[:] = [f"{n}/dequantised" if n in steps else n for n in node.input]
         nodes.append(node)
@@ -125,7 +125,12 @@ def quantised(
 
 
 def _read_integers(
-    graph: onnx.GraphProto, node: onnx.NodeProto, layer: Layer, plan: Plan, step: np.float32
+    graph: onnx.GraphProto,
+    node: onnx.NodeProto,
+    layer: Layer,
+    plan: Plan,
+    form: Form,
+    step: np.float32,
 ) -> None:
     """Let a layer read what quantisers give, and round its bias to steps of its products."""
     product = (step * plan.weights[layer.weight].scales).astype(np.float64)
@@ -135,7 +140,9 @@ def _read_integers(
         return
     known = next((each for each in graph.initializer if each.name == layer.bias), None)
     bias = np.zeros(len(product)) if known is None else numpy_helper.to_array(known)
-    steps = np.rint((bias - plan.shifts.get(layer.node, 0.0)) / product)
+    shifts = plan.shifts.get(layer.node)
+    shift = 0.0 if shifts is None else shifts[int(form.signed)]
+    steps = np.rint((bias - shift) / product)
     name = f"{layer.node}/bias"
     whole = (steps * product).astype(np.float32)
     graph.initializer.append(numpy_helper.from_array(whole, name))
@@ -179,6 +186,14 @@ class _Step:
 
     size: np.float32
     zero: NDArray[Any]
+
+
+def steps_of(reach: float, *, never_negative: bool) -> tuple[float, float]:
+    """Sizes of a step of a tensor, in an unsigned form and in a signed one."""
+    return (
+        float(_step(reach, unsigned=never_negative).size),
+        float(_step(reach, unsigned=False).size),
+    )
 
 
 def _step(reach: float, *, unsigned: bool) -> _Step:

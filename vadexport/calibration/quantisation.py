@@ -13,8 +13,7 @@ from onnx import numpy_helper
 from vadexport.calibration.equalisation import equalise
 from vadexport.calibration.network import Layer, find_layers, sums
 from vadexport.calibration.observing import MOST_COLUMNS, Extremes, extremes, moments, turns
-from vadexport.calibration.qdq import Plan, QuantisedWeight, least_scales
-from vadexport.calibration.repair import corrected
+from vadexport.calibration.qdq import Plan, QuantisedWeight, least_scales, steps_of
 from vadexport.calibration.rounding import LARGEST, importance, nearest, rounded
 from vadexport.calibration.synthetic_defects import with_defect
 from vadexport.contract import Call, ImageArray, ImageInput
@@ -34,14 +33,12 @@ class Choices:
         equalising: bring channels to like ranges.
         rounding: round weights by what they do on images, not to the nearest.
         planted: take ranges from images with planted defects as well.
-        correcting: bring what leaves the network back to its mean.
         headroom: of ranges, over what images reach.
     """
 
     equalising: bool = True
     rounding: bool = True
     planted: bool = True
-    correcting: bool = True
     headroom: float = 1.0
 
 
@@ -109,13 +106,7 @@ def plan_int8(  # noqa: PLR0913, PLR0917 - a call into a child process, which ta
         seen = _calls(few, image_input, told, planted=False)
         _round(graph, lot, reach, weights, shifts, seen, len(few), rounding=choices.rounding)
     onnx.save(graph, equalised)
-    plan = Plan(fit, reach, weights, shifts, _never_negative(graph, tuple(reach)))
-    if not choices.correcting:
-        return plan
-    silent = _Told(lambda _done, _all: None, 1)
-    return corrected(
-        graph, plan, network_nodes, lambda: _calls(few, image_input, silent, planted=False)
-    )
+    return Plan(fit, reach, weights, shifts, _never_negative(graph, tuple(reach)))
 
 
 class _Told:
@@ -225,7 +216,11 @@ def _round(  # noqa: PLR0913, PLR0917
     """Add to `weights` and `shifts` what becomes of some layers."""
     columns = _columns(model, layers)
     by_images = [layer for layer in layers if rounding and columns[layer.node]]
-    known = moments(model, by_images, calls, count) if by_images else {}
+    positive = _never_negative(model, tuple(reach))
+    steps_read = {
+        name: steps_of(most, never_negative=name in positive) for name, most in reach.items()
+    }
+    known = moments(model, by_images, steps_read, calls, count) if by_images else {}
     values = {tensor.name: tensor for tensor in model.graph.initializer}
     for layer in layers:
         weight = numpy_helper.to_array(values[layer.weight]).astype(np.float64)
@@ -245,9 +240,11 @@ def _round(  # noqa: PLR0913, PLR0917
                 integers = nearest(flat, steps)
             weights[layer.weight] = QuantisedWeight(_back(integers, weight, layer), stored)
         if layer.weight in known:
-            error = _flat(_dequantised(weights[layer.weight], layer) - weight, layer)
-            shift = np.einsum("god,gd->go", error, known[layer.weight].mean)
-            shifts[layer.node] = shift.reshape(-1)
+            found = known[layer.weight]
+            rough = _flat(_dequantised(weights[layer.weight], layer), layer)
+            meant = np.einsum("god,gd->go", _flat(weight, layer), found.mean)
+            computed = np.einsum("god,fgd->fgo", rough, found.rounded)
+            shifts[layer.node] = (computed - meant).reshape(2, -1)
 
 
 def _scales(weight: NDArray[np.float64], layer: Layer) -> NDArray[np.float64]:

@@ -5,8 +5,10 @@ leave the network. To scale features as well, to what regression finds, made sco
 regression shrinks what is noisy (docs/int8.md).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Final
 
 import numpy as np
 import onnx
@@ -19,39 +21,69 @@ from vadexport.calibration.qdq import Form, Plan, quantised
 from vadexport.contract import Call
 from vadexport.passes.base import tensors_read
 
-_CLIPS = ("Clip", "Relu")
+_CLIPS: Final = ("Clip", "Relu")
 
 
-def corrected(
-    model: onnx.ModelProto,
-    plan: Plan,
-    network_nodes: frozenset[str],
-    calls: Callable[[], Iterable[Call]],
-) -> Plan:
-    """The plan with biases that bring what leaves the network back to its mean on normal images.
+#: Tensors that are corrected one after the other; more of them all at once.
+_MOST_IN_TURN: Final = 6
 
-    Measured in the form of processors (`Form(signed=False)`), one tensor after the other, for each
-    correction moves what is computed from it.
+
+class Corrector:
+    """Finds the biases of any form of one plan.
 
     Args:
         model: float graph that the plan is for.
         plan: of its INT8 form.
         network_nodes: names of the network's nodes.
-        calls: gives calls on normal images, each time the same.
+        calls: on normal images.
     """
-    ends = {
-        name: layer for name, layer in leaving(model, plan, network_nodes).items() if layer.bias
-    }
-    if not ends:
-        return plan
-    expected = _means(model, list(ends), calls())
-    for number, (name, layer) in enumerate(ends.items()):
-        made = quantised(model, plan, network_nodes, Form(signed=False))
-        # Those before are right already, those behind still change.
-        found = _means(made, [name], calls())[0]
-        shift = plan.shifts.get(layer.node, 0.0) + found - expected[number]
-        plan = replace(plan, shifts={**plan.shifts, layer.node: shift})
-    return plan
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        plan: Plan,
+        network_nodes: frozenset[str],
+        calls: Sequence[Call],
+    ) -> None:
+        self._model, self._plan, self._network, self._calls = model, plan, network_nodes, calls
+        found = leaving(model, plan, network_nodes)
+        self._ends = {name: layer for name, layer in found.items() if layer.bias}
+        means = _means(model, list(self._ends), calls) if self._ends else []
+        self._expected = dict(zip(self._ends, means, strict=True))
+
+    def form(self, form: Form, float_nodes: frozenset[str] = frozenset()) -> onnx.ModelProto:
+        """The graph in a form, with what leaves its INT8 layers brought back to its mean.
+
+        One tensor after the other, for each correction moves what is computed from it.
+        """
+        plan, write = self._plan, int(form.signed)
+        ends = [name for name, layer in self._ends.items() if layer.node not in float_nodes]
+        turns = [[name] for name in ends] if len(ends) <= _MOST_IN_TURN else [ends]
+        for names in turns:
+            made = quantised(self._model, plan, self._network, form, float_nodes)
+            found = dict(zip(names, _means(made, names, self._calls), strict=True))
+            shifts = dict(plan.shifts)
+            for name in names:
+                node, mean = self._ends[name].node, self._expected[name]
+                shift = np.array(shifts.get(node, np.zeros((2, len(mean)))))
+                shift[write] += found[name] - mean
+                shifts[node] = shift
+            plan = replace(plan, shifts=shifts)
+        return quantised(self._model, plan, self._network, form, float_nodes)
+
+
+def write_form(  # noqa: PLR0913, PLR0917 - a call into a child process, which takes plain values
+    model: Path,
+    plan: Plan,
+    network_nodes: frozenset[str],
+    calls: Sequence[Call],
+    form: Form,
+    float_nodes: frozenset[str],
+    destination: Path,
+) -> None:
+    """Write a corrected form of the ONNX file `model`. To be run in a child process."""
+    corrector = Corrector(onnx.load(model), plan, network_nodes, calls)
+    onnx.save(corrector.form(form, float_nodes), destination)
 
 
 def leaving(model: onnx.ModelProto, plan: Plan, network_nodes: frozenset[str]) -> dict[str, Layer]:

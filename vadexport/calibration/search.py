@@ -21,7 +21,8 @@ import onnx
 from numpy.typing import NDArray
 
 from vadexport.calibration.observing import run_graph
-from vadexport.calibration.qdq import Form, Plan, quantised
+from vadexport.calibration.qdq import Form, Plan
+from vadexport.calibration.repair import Corrector
 from vadexport.contract import ANOMALY_MAP, RAW_SCORE, Call
 from vadexport.errors import InputError
 from vadexport.files import written_text
@@ -30,7 +31,7 @@ from vadexport.files import written_text
 MOST_GROUPS: Final = 32
 _DEALS: Final = 200
 #: Of judging; another one makes what was kept void.
-_WAY: Final = 1
+_WAY: Final = 2
 
 Order = Literal["cost", "front"]
 
@@ -144,7 +145,7 @@ def search(  # noqa: PLR0913, PLR0917 - a call into a child process, which takes
     plan: Plan,
     network_nodes: frozenset[str],
     form: Form,
-    calls: tuple[Sequence[Call], int],
+    calls: tuple[Sequence[Call], int, Sequence[Call]],
     bounds: Bounds,
     limits: tuple[float, Path],
     progress: Callable[[int, int], None],
@@ -159,8 +160,8 @@ def search(  # noqa: PLR0913, PLR0917 - a call into a child process, which takes
         plan: of its INT8 form.
         network_nodes: names of the network's nodes.
         form: that is judged, by ONNX Runtime.
-        calls: on images that calibrated nothing, and how many of them are of normal images; they
-            come first, the others have planted defects.
+        calls: on images that calibrated nothing; how many of them are of normal images, which come
+            first, the others have planted defects; and some that calibrated, for corrections.
         bounds: of what is held.
         limits: seconds that the search may take, and the folder that keeps what was judged.
         progress: told how many groups were judged, of how many.
@@ -264,11 +265,12 @@ class _Judge:
         plan: Plan,
         network_nodes: frozenset[str],
         form: Form,
-        calls: tuple[Sequence[Call], int],
+        calls: tuple[Sequence[Call], int, Sequence[Call]],
         bounds: Bounds,
     ) -> None:
-        self._model, self._plan, self._network = model, plan, network_nodes
+        self._plan, self._network = plan, network_nodes
         self._form, self._calls, self._bounds = form, calls[0], bounds
+        self._corrector = Corrector(model, plan, network_nodes, calls[2])
         there = {output.name for output in model.graph.output}
         self._names = [name for name in (RAW_SCORE, ANOMALY_MAP) if name in there]
         self._expected = self._run(model)
@@ -293,8 +295,7 @@ class _Judge:
 
     def judge(self, float_nodes: frozenset[str]) -> Judged:
         """Of the form whose other layers are INT8."""
-        made = quantised(self._model, self._plan, self._network, self._form, float_nodes)
-        found = self._run(made)
+        found = self._run(self._corrector.form(self._form, float_nodes))
         expected, scores = self._expected[RAW_SCORE], found[RAW_SCORE]
         normal = self.images[0]
         maps = 0.0
