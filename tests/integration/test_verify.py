@@ -79,11 +79,13 @@ def test_what_the_builds_search_found_is_told(vadexport, artifacts, plain_words,
     told = folder / "report" / "build.json"
     build = json.loads(told.read_text())
     cost = {"drift": 0.25, "rms": 0.5, "spearman": 0.999, "flips": 0, "maps": 0.01}
+    gain = {"value": 1.5, "low": 1, "high": 2}
+    point = {"order": "cost", "judged": cost}
     search = {
         "groups": [{"layers": ["one", "two"], "cost": cost}, {"layers": ["three"], "cost": cost}],
         "points": [
-            {"float_groups": 0, "judged": cost, "speedup": None},
-            {"float_groups": 1, "judged": cost, "speedup": {"value": 1.5, "low": 1, "high": 2}},
+            {**point, "float_layers": [], "holds": False, "speedup": None},
+            {**point, "float_layers": ["one", "two"], "holds": True, "speedup": gain},
         ],
         "chosen": 1,
         "finished": True,

@@ -51,21 +51,26 @@ def make_cost(drift, rms=None, spearman=0.999, flips=0, maps=0.05):
 
 
 def make_search(**changes):
-    """Four groups of five layers; the third form held and was built."""
+    """Four groups of five layers; the form with three of them in float32 was built."""
     names = ("net/a/node_Conv_1", "net/a/node_Conv_2", "net/b/node_Conv_3", "net/b/<b>", "net/c")
     groups = (names[:2], names[2:3], names[3:4], names[4:])
     costs = (make_cost(0.9), make_cost(0.5, flips=2), make_cost(0.1), make_cost(float("nan")))
+
+    def point(layers, cost, gain=None, *, order="cost", holds=False):
+        return FoundPoint(order, layers, cost, holds, None if gain is None else Interval(*gain))
+
+    best, front = make_cost(0.125, spearman=0.9999), make_cost(0.2)
     given = FoundSearch(
         groups=tuple(map(FoundGroup, groups, costs)),
         points=(
-            FoundPoint(0, make_cost(1.25, flips=3), Interval(2.0, 1.9, 2.1)),
-            FoundPoint(1, make_cost(0.5), None),
-            FoundPoint(2, make_cost(0.125, spearman=0.9999), Interval(1.5, 1.25, 1.75)),
+            point((), make_cost(1.25, flips=3), (2.0, 1.9, 2.1)),
+            point(names[:2], make_cost(0.5)),
+            point(names[:3], best, (1.5, 1.25, 1.75), holds=True),
+            point(names[1:], front, (1.25, 1.2, 1.3), order="front", holds=True),
         ),
         chosen=2,
         finished=True,
         images=(16, 32),
-        in_int8=True,
         max_drift=0.25,
         least_spearman=0.9995,
     )

@@ -56,7 +56,7 @@ class TestParity:
             "speedup": {"value": 1.5, "low": 1.25, "high": 1.75},
             "finished": True,
         }
-        none = make.search(chosen=None, in_int8=False, points=(), finished=False)
+        none = make.search(chosen=None, points=(), finished=False)
         found = read(parity_json(make.verification(search=none)))["search"]
         assert (found["shipped"], found["float_layers"], found["speedup"]) == ("fp32", 5, None)
 

@@ -1,6 +1,7 @@
 import copy
 import json
 import os
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -16,18 +17,22 @@ UNIT = 2.0
 COST = Judged(drift=3.0, rms=1.0, spearman=0.99, flips=1, maps=0.1)
 HELD = Judged(drift=0.25, rms=0.125, spearman=0.9999, flips=0, maps=0.01)
 GROUPS = (Group(("a", "b"), COST), Group(("c",), HELD), Group(("d",), None))
-FOUND = Frontier(GROUPS, (Point(0, COST), Point(1, HELD)), 1, True, (16, 32))  # noqa: FBT003
-GAINS = {0: Interval(2.0, 1.9, 2.1), 1: Interval(1.5, 1.25, 1.75)}
+ALL = Point("cost", 0, (), COST, holds=False)
+FEW = Point("cost", 1, ("a", "b"), HELD, holds=True)
+FRONT = Point("front", 2, ("a", "b", "c"), HELD, holds=True)
+FOUND = Frontier(GROUPS, (ALL, FEW, FRONT), finished=True, images=(16, 32))
+GAINS = {0: Interval(2.0, 1.9, 2.1), 1: Interval(1.5, 1.25, 1.75), 2: Interval(1.25, 1.2, 1.5)}
 
 
-def record(found=FOUND, gains=GAINS, shipped="int8"):
+def record(found=FOUND, gains=GAINS, chosen=1):
     """What a build writes of a search."""
     layers = [name for group in found.groups for name in group.layers]
     build = SimpleNamespace(
         _plan=SimpleNamespace(layers=layers),
         climber=SimpleNamespace(unit=SimpleNamespace(value=UNIT)),
     )
-    return {**Integers._record(build, found, gains), "shipped": shipped}
+    shipped = "fp32" if chosen is None else "int8"
+    return {**Integers._record(build, found, gains), "shipped": shipped, "chosen": chosen}
 
 
 @pytest.fixture
@@ -49,9 +54,12 @@ def test_what_a_build_writes_is_read(read):
     cost = found.groups[0].cost
     assert (cost.drift, cost.rms) == (1.5, 0.5)  # in drift units
     assert (cost.spearman, cost.flips, cost.maps) == (0.99, 1, 0.1)
-    assert [(one.float_groups, one.speedup) for one in found.points] == list(GAINS.items())
-    assert (found.chosen, found.finished, found.in_int8) == (1, True, True)
-    assert (found.images, found.layers, found.float_groups) == ((16, 32), 4, 1)
+    assert [one.speedup for one in found.points] == list(GAINS.values())
+    assert [one.float_layers for one in found.points] == [(), ("a", "b"), ("a", "b", "c")]
+    assert [(one.order, one.holds) for one in found.points[1:]] == [("cost", True), ("front", True)]
+    assert found.points[1].cost.drift == 0.125
+    assert (found.images, found.layers, found.finished) == ((16, 32), 4, True)
+    assert found.built is found.best is found.points[1]
     # Half of what the limits of auto leave: 0.5 drift units, and 0.001 from one.
     assert found.max_drift == pytest.approx(0.25)
     assert found.least_spearman == pytest.approx(0.9995)
@@ -59,7 +67,8 @@ def test_what_a_build_writes_is_read(read):
 
 def test_figures_that_are_not_finite_are_read(read):
     broken = Judged(float("nan"), float("inf"), float("nan"), 0, float("nan"))
-    found = read(record(Frontier(GROUPS, (Point(0, broken),), None, True, (1, 2)), {}, "fp32"))  # noqa: FBT003
+    point = Point("cost", 0, (), broken, holds=False)
+    found = read(record(replace(FOUND, points=(point,)), {}, None))
     assert found.points[0].cost.drift != found.points[0].cost.drift
     assert found.points[0].speedup is None
 
@@ -68,22 +77,29 @@ class TestWords:
     def test_int8(self, read):
         line = "auto: INT8 but for 2 of 4 layers, 1.50 times as fast as float32 when built"
         assert read(record()).words == line
-        every = Frontier(GROUPS, (Point(0, HELD),), 0, True, (16, 32))  # noqa: FBT003
-        assert read(record(every)).words == "auto: INT8, 2.00 times as fast as float32 when built"
+        every = replace(FOUND, points=(replace(ALL, holds=True),))
+        words = "auto: INT8, 2.00 times as fast as float32 when built"
+        assert read(record(every, chosen=0)).words == words
 
     def test_float32(self, read):
-        slow = read(record(shipped="fp32"))
+        slow = read(record(chosen=None))
+        assert slow.built is None
+        # The fastest of those that held.
         assert slow.words == (
             "auto: float32, as INT8 but for 2 of 4 layers was not surely faster when built: 1.50 "
             "times as fast, 95% interval from 1.25, before the A/A floor"
         )
-        assert slow.float_groups == 3
+        swapped = {**GAINS, 2: Interval(1.75, 0.5, 2.0)}
+        assert (
+            "but for 3 of 4 layers was not surely faster"
+            in read(record(FOUND, swapped, None)).words
+        )
         for finished, reason in (
             (True, "no layer of its network can be INT8 within the limits"),
             (False, "the search found no INT8 layers in time (--search-minutes)"),
         ):
-            none = Frontier(GROUPS, (Point(0, COST),), None, finished, (16, 32))
-            assert read(record(none, {}, "fp32")).words == f"auto: float32, as {reason}"
+            none = replace(FOUND, points=(ALL,), finished=finished)
+            assert read(record(none, {}, None)).words == f"auto: float32, as {reason}"
 
 
 class TestDamaged:
@@ -119,7 +135,8 @@ class TestDamaged:
             (("share",), None),
             (("layers",), 5),
             (("layers",), True),
-            (("chosen",), 2),  # which was not tried
+            (("chosen",), 0),  # which fell short
+            (("chosen",), 3),  # which was not tried
             (("chosen",), -1),
             (("chosen",), None),  # but INT8 was built
             (("finished",), 1),
@@ -136,8 +153,14 @@ class TestDamaged:
             (("groups", 0, "cost", "flips"), -1),
             (("groups", 0, "cost", "flips"), 1.5),
             (("groups", 0, "cost", "rms"), "0.1"),
-            (("points", 1, "float_groups"), 0),  # twice
-            (("points", 1, "float_groups"), 3),  # all of them
+            (("points", 1, "float_layers"), ["a", "a"]),
+            (("points", 1, "float_layers"), ["a", "x"]),  # which there is not
+            (("points", 1, "float_layers"), ["a", "b", "c", "d"]),  # all of them
+            (("points", 1, "float_layers"), "a"),
+            (("points", 1, "order"), "back"),
+            (("points", 1, "order"), ["cost"]),
+            (("points", 1, "holds"), 1),
+            (("points", 1, "speedup"), None),  # of what was built
             (("points", 0, "judged"), None),
             (("points", 0, "speedup"), 2),
             (("points", 0, "speedup", "low"), 3.0),  # above the upper end

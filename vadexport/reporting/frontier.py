@@ -26,6 +26,13 @@ _LINE: Final = 11.0
 #: Of a group of more layers, the first and the last are named.
 _NAMED: Final = 3
 _LONGEST: Final = 48
+_ORDERS: Final = {"cost": "costliest first", "front": "from the front"}
+#: Kinds of marks, in the legend's order.
+_KINDS: Final = {
+    "artifact": "costliest first",
+    "front": "from the front",
+    "reference": "float32",
+}
 #: Before the name that an operator has in PyTorch, torch.onnx writes this.
 _PREFIX: Final = "node_"
 
@@ -72,7 +79,7 @@ def search_section(found: FoundSearch | None) -> SearchSection | None:
         words=found.words,
         judged=_judged(found),
         plot=frontier_plot(found),
-        points=tuple(_point_row(point, found) for point in found.points),
+        points=tuple(_point_rows(found)),
         layers=tuple(_layer_rows(found)) if one_by_one else (),
     )
 
@@ -91,7 +98,8 @@ def frontier_plot(found: FoundSearch) -> Plot:
         notes.append(f"Left out, as their drift is not finite: {len(timed) - len(places)}.")
     if not places:
         return Plot("", ("There is no form that was timed and can be drawn.", *notes))
-    places.append(_Place((1, 1, 1), 0, "reference", "", "float32", not found.in_int8))
+    end = _Place((1, 1, 1), 0, "reference", "", "float32", found.built is None)
+    places.append(end)
     limit = found.max_drift
     x = Axis.linear(np.array([one.gain for one in places]).ravel(), (_LEFT, _RIGHT), origin=1)
     drifts = np.array([one.drift for one in places])
@@ -105,32 +113,36 @@ def frontier_plot(found: FoundSearch) -> Plot:
         svg.text(drawing, "limit of the search", x.end - 4, y.at(limit) - 4, "end", "tick")
     elif limit is not None:
         notes.append(f"The search's limit of drift, {measured(limit)}, lies outside the axes.")
-    short = [point for point in timed if point.float_groups != found.chosen]
-    if limit is not None and any(point.cost.drift <= limit for point in short):
+    if limit is not None and any(one.cost.drift <= limit for one in timed if not one.holds):
         notes.append("A form within the limit of drift may fall short of another: see the table.")
     outside = sum(not _inside(one, x, y) for one in places)
     if outside:
         notes.append(f"Far-off forms, drawn hollow on the border: {outside}.")
     _draw(drawing, places, x, y)
-    svg.legend(
-        drawing, [("artifact", "INT8"), ("reference", "float32"), ("ring", "built")], _LEFT, 16
-    )
+    kinds = {one.kind for one in places}
+    entries = [(kind, words) for kind, words in _KINDS.items() if kind in kinds]
+    svg.legend(drawing, [*entries, ("ring", "built")], _LEFT, 16)
     return Plot(svg.as_text(drawing), tuple(notes))
 
 
 def _places(found: FoundSearch) -> Iterator[_Place]:
     """Of the forms that were timed and have a place."""
     for point in found.points:
-        gain, count = point.speedup, found.float_layers(point.float_groups)
+        gain, count = point.speedup, len(point.float_layers)
         if gain is None or not abs(point.cost.drift) <= LARGEST:
             continue
         words = (
-            f"{count} of {found.layers} layers in float32: {ratio(gain)} times as fast, "
-            f"largest drift {figure(point.cost.drift)}"
+            f"{count} of {found.layers} layers in float32{_order(point)}: {ratio(gain)} times as "
+            f"fast, largest drift {figure(point.cost.drift)}"
         )
-        built = found.in_int8 and point.float_groups == found.chosen
         ends = (gain.value, gain.low, gain.high)
-        yield _Place(ends, point.cost.drift, "artifact", str(count), words, built)
+        kind = "front" if point.order == "front" else "artifact"
+        yield _Place(ends, point.cost.drift, kind, str(count), words, point is found.built)
+
+
+def _order(point: FoundPoint) -> str:
+    """How its layers went back to float32, in words that follow others."""
+    return f", {_ORDERS[point.order]}" if point.float_layers else ""
 
 
 def _inside(place: _Place, x: Axis, y: Axis) -> bool:
@@ -139,7 +151,15 @@ def _inside(place: _Place, x: Axis, y: Axis) -> bool:
 
 def _draw(drawing: svg.Drawing, places: Sequence[_Place], x: Axis, y: Axis) -> None:
     at = [(x.at(place.gain[0]), y.at(place.drift)) for place in places]
-    svg.polyline(drawing, at, "route")
+    for kind in ("artifact", "front"):
+        # Both begin at all INT8 and end at float32.
+        ways = [
+            point
+            for place, point in zip(places, at, strict=True)
+            if place.kind in {kind, "reference"} or place.label == "0"
+        ]
+        if any(place.kind == kind for place in places):
+            svg.polyline(drawing, ways, "route")
     taken = [(a - _MARK, b - _MARK, a + _MARK, b + _MARK) for a, b in at]
     for place, (across, up) in zip(places, at, strict=True):
         _, low, high = place.gain
@@ -175,40 +195,46 @@ def _judged(found: FoundSearch) -> str:
     normal, planted = found.images
     held = ["no decision flips"]
     if found.least_spearman is not None:
-        held.insert(0, f"Spearman at least {found.least_spearman:.7g}")
+        held.insert(0, f"Spearman to expect at least {found.least_spearman:.7g}")
     if found.max_drift is not None:
         held.insert(0, f"largest drift at most {measured(found.max_drift)}")
     ended = "" if found.finished else " Its time was over before it was done."
     return (
         f"The build judged forms of the network on {normal} normal images and {planted} with "
         "planted defects, against the float graph, and put groups of layers back to float32, the "
-        f"costliest first, until scores and maps held: {', '.join(held)}. Its limits are tighter "
-        f"than those below, for it has few images.{ended}"
+        "costliest first and from the front, until scores and maps held: "
+        f"{', '.join(held)}. Its limits are tighter than those below, for it has few images.{ended}"
     )
 
 
-def _point_row(point: FoundPoint, found: FoundSearch) -> tuple[str, ...]:
+def _point_rows(found: FoundSearch) -> Iterator[tuple[str, ...]]:
     """Layers in float32, speed-up, figures, and what became of it."""
-    outcome = "fell short"
-    if point.float_groups == found.chosen:
-        outcome = "held, and was built" if found.in_int8 else "held, not surely faster"
-    return (
-        str(found.float_layers(point.float_groups)),
-        MISSING if point.speedup is None else ratio(point.speedup),
-        *_figures(point.cost, found),
-        outcome,
-    )
+    for point in found.points:
+        outcome = "held" if point.holds else "fell short"
+        if point is found.built:
+            outcome = "held, and was built"
+        elif point is found.best:
+            outcome = "held, not surely faster"
+        yield (
+            f"{len(point.float_layers)}{_order(point)}",
+            MISSING if point.speedup is None else ratio(point.speedup),
+            *_figures(point.cost, found),
+            outcome,
+        )
 
 
 def _layer_rows(found: FoundSearch) -> Iterator[tuple[str, ...]]:
     """A group's layers, figures, and where they ended."""
-    shared = _shared([name for group in found.groups for name in group.layers])
-    for number, group in enumerate(found.groups):
+    every = [name for group in found.groups for name in group.layers]
+    shared = _shared(every)
+    in_float = set(every if found.built is None else found.built.float_layers)
+    for group in found.groups:
         names = [_short(name, shared) for name in group.layers]
         words = ", ".join(names)
         if len(names) > _NAMED:
             words = f"{names[0]} … {names[-1]} ({len(names)} layers)"
-        ended = "float32" if number < found.float_groups else "INT8"
+        kept = in_float.intersection(group.layers)
+        ended = "INT8" if not kept else "float32" if len(kept) == len(names) else "both"
         yield words, *_figures(group.cost, found), ended
 
 

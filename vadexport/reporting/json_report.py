@@ -90,14 +90,14 @@ def _which(v: Verification) -> dict[str, Any]:
 
 
 def _search(found: FoundSearch) -> dict[str, Any]:
-    """What it chose; `build.json` has all that it tried."""
-    point = found.chosen_point
-    gain = None if point is None or point.speedup is None else point.speedup
+    """What it chose, and the speed-up of that or of what was refused; `build.json` has the rest."""
+    built, best = found.built, found.best
+    gain = None if best is None else best.speedup
     return {
         "words": found.words,
-        "shipped": "int8" if found.in_int8 else "fp32",
+        "shipped": "fp32" if built is None else "int8",
         "layers": found.layers,
-        "float_layers": found.float_layers(found.float_groups),
+        "float_layers": found.layers if built is None else len(built.float_layers),
         "speedup": None if gain is None else asdict(gain),
         "finished": found.finished,
     }

@@ -20,6 +20,7 @@ SHAPES: Final = {
     "unknown": "square",
     "reference": "square",
     "artifact": "circle",
+    "front": "triangle",
 }
 _RADIUS: Final = 3.4
 _LETTER: Final = 6.2

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args
 
 from vadexport.verification.statistics import Interval
 
@@ -20,6 +20,8 @@ _MOST: Final = 100_000
 _MOST_ROWS: Final = 1000
 _LONGEST_NAME: Final = 1000
 _FASTEST: Final = 1e6
+
+Order = Literal["cost", "front"]
 
 
 @dataclass(frozen=True)
@@ -59,13 +61,17 @@ class FoundPoint:
     """A form that the search tried.
 
     Attributes:
-        float_groups: how many of the costliest groups are in float32.
+        order: in which groups went back to float32: `cost`, the costliest first, or `front`.
+        float_layers: names of the layers in float32.
         cost: of the others in INT8.
+        holds: whether its scores and maps were within the search's limits.
         speedup: over the float graph, compiled for the target; None where it was not timed.
     """
 
-    float_groups: int
+    order: Order
+    float_layers: tuple[str, ...]
     cost: FoundCost
+    holds: bool
     speedup: Interval | None
 
 
@@ -75,11 +81,10 @@ class FoundSearch:
 
     Attributes:
         groups: the costliest first.
-        points: from all INT8 on.
-        chosen: groups in float32 of the first point whose scores held; None where none did.
+        points: all in INT8 first, then more and more in float32, in one order after the other.
+        chosen: number of the point that was built; None where float32 was.
         finished: whether there was time enough.
         images: normal ones, and ones with planted defects, that were judged.
-        in_int8: whether the chosen point is what was built; else it is float32.
         max_drift: the search's own limit of drift, in drift units; None without one.
         least_spearman: likewise, of the rank correlation.
     """
@@ -89,44 +94,38 @@ class FoundSearch:
     chosen: int | None
     finished: bool
     images: tuple[int, int]
-    in_int8: bool
     max_drift: float | None
     least_spearman: float | None
 
     @property
     def layers(self) -> int:
         """How many there are."""
-        return self.float_layers(len(self.groups))
+        return sum(len(group.layers) for group in self.groups)
 
     @property
-    def float_groups(self) -> int:
-        """How many groups of what was built are in float32."""
-        return self.chosen if self.in_int8 and self.chosen is not None else len(self.groups)
+    def built(self) -> FoundPoint | None:
+        """The point that was built; None where float32 was."""
+        return None if self.chosen is None else self.points[self.chosen]
 
     @property
-    def chosen_point(self) -> FoundPoint | None:
-        """The point whose scores held."""
-        return next((one for one in self.points if one.float_groups == self.chosen), None)
-
-    def float_layers(self, groups: int) -> int:
-        """How many layers are in float32 at a point."""
-        return len(list(chain.from_iterable(group.layers for group in self.groups[:groups])))
+    def best(self) -> FoundPoint | None:
+        """What was built, else the fastest that held; None where none held and was timed."""
+        timed = [(one.speedup.value, one) for one in self.points if one.holds and one.speedup]
+        fastest = max(timed, key=lambda pair: pair[0], default=(0.0, None))[1]
+        return self.built or fastest
 
     @property
     def words(self) -> str:
         """What was chosen, in one sentence without a full stop."""
-        if self.chosen is None:
+        point = self.best
+        if point is None or point.speedup is None:
             reason = "no layer of its network can be INT8 within the limits"
             if not self.finished:
                 reason = "the search found no INT8 layers in time (--search-minutes)"
             return f"auto: float32, as {reason}"
-        kept = self.float_layers(self.chosen)
+        kept, gain = len(point.float_layers), point.speedup
         form = f"INT8 but for {kept} of {self.layers} layers" if kept else "INT8"
-        point = self.chosen_point
-        if point is None or point.speedup is None:
-            return f"auto: {form if self.in_int8 else 'float32'}"
-        gain = point.speedup
-        if self.in_int8:
+        if self.built is not None:
             return f"auto: {form}, {gain.value:.2f} times as fast as float32 when built"
         return (
             f"auto: float32, as {form} was not surely faster when built: {gain.value:.2f} times as "
@@ -159,18 +158,19 @@ def _search(value: Any) -> FoundSearch:
     """Raises ValueError, TypeError, KeyError or OverflowError where anything is amiss."""
     unit, share = _number(value["drift_unit"]), _number(value["share"])
     _hold(0 < unit < math.inf and 0 < share <= 1)
-    groups = tuple(_group(one, unit) for one in _items(value["groups"]))
-    points = tuple(_point(one, unit) for one in _items(value["points"]))
-    chosen = None if value["chosen"] is None else _count(value["chosen"])
+    groups = tuple(_group(one, unit) for one in _items(value["groups"], _MOST_ROWS))
+    points = tuple(_point(one, unit) for one in _items(value["points"], _MOST_ROWS))
     normal, planted = map(_count, _items(value["images"]))
     names = list(chain.from_iterable(group.layers for group in groups))
-    tried = [point.float_groups for point in points]
-    shipped, finished = value["shipped"], value["finished"]
-    _hold(bool(groups) and len(names) == len(set(names)) == _count(value["layers"]))
-    _hold(max(len(groups), len(points)) <= _MOST_ROWS)
-    _hold(tried == sorted(set(tried)) and all(count < len(groups) for count in tried))
-    _hold(chosen is None or chosen in tried)
-    _hold(type(finished) is bool and (shipped == "fp32" or (shipped == "int8" and chosen in tried)))
+    known = set(names)
+    _hold(bool(groups) and len(names) == len(known) == _count(value["layers"]))
+    for point in points:
+        kept = set(point.float_layers)
+        _hold(len(kept) == len(point.float_layers) and kept < known)
+    chosen = None if value["chosen"] is None else _count(value["chosen"])
+    _hold(value["shipped"] == ("fp32" if chosen is None else "int8"))
+    if chosen is not None:
+        _hold(chosen < len(points) and points[chosen].holds and bool(points[chosen].speedup))
     drift, spearman = (
         None if value["limits"][name] is None else _finite(value["limits"][name])
         for name in ("drift", "spearman")
@@ -179,16 +179,15 @@ def _search(value: Any) -> FoundSearch:
         groups=groups,
         points=points,
         chosen=chosen,
-        finished=finished,
+        finished=_truth(value["finished"]),
         images=(normal, planted),
-        in_int8=shipped == "int8",
         max_drift=None if drift is None else share * drift,
         least_spearman=None if spearman is None else 1 - share * (1 - spearman),
     )
 
 
 def _group(value: Any, unit: float) -> FoundGroup:
-    layers = tuple(_name(one) for one in _items(value["layers"]))
+    layers = _names(value["layers"])
     _hold(bool(layers))
     return FoundGroup(layers, None if value["cost"] is None else _cost(value["cost"], unit))
 
@@ -199,7 +198,14 @@ def _point(value: Any, unit: float) -> FoundPoint:
         middle, low, high = (_number(gain[name]) for name in ("value", "low", "high"))
         _hold(low <= high and all(1 / _FASTEST <= one <= _FASTEST for one in (middle, low, high)))
         gain = Interval(middle, low, high)
-    return FoundPoint(_count(value["float_groups"]), _cost(value["judged"], unit), gain)
+    _hold(value["order"] in get_args(Order))
+    return FoundPoint(
+        order=value["order"],
+        float_layers=_names(value["float_layers"]),
+        cost=_cost(value["judged"], unit),
+        holds=_truth(value["holds"]),
+        speedup=gain,
+    )
 
 
 def _cost(value: Any, unit: float) -> FoundCost:
@@ -212,15 +218,21 @@ def _cost(value: Any, unit: float) -> FoundCost:
     )
 
 
-def _items(value: Any) -> Sequence[Any]:
-    _hold(type(value) is list and len(value) <= _MOST)
+def _items(value: Any, most: int = _MOST) -> Sequence[Any]:
+    _hold(type(value) is list and len(value) <= most)
     items: list[Any] = value
     return items
 
 
-def _name(value: Any) -> str:
-    _hold(type(value) is str and 0 < len(value) <= _LONGEST_NAME)
-    return str(value)
+def _names(value: Any) -> tuple[str, ...]:
+    names = tuple(_items(value))
+    _hold(all(type(name) is str and 0 < len(name) <= _LONGEST_NAME for name in names))
+    return names
+
+
+def _truth(value: Any) -> bool:
+    _hold(type(value) is bool)
+    return bool(value)
 
 
 def _count(value: Any) -> int:
