@@ -30,8 +30,8 @@ def problems(draw):
     rank = draw(st.integers(0, columns + 2))  # 0: nothing varies
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     size = 10.0 ** draw(st.integers(-12, 12))
-    rows = size * random.normal(size=(groups, 20, rank)) @ random.normal(
-        size=(groups, rank, columns)
+    rows = (
+        size * random.normal(size=(groups, 20, rank)) @ random.normal(size=(groups, rank, columns))
     )
     rows += draw(st.sampled_from([0, 1, 100])) * size * random.normal(size=(groups, 1, columns))
     dead = random.random(columns) < draw(st.sampled_from([0, 0.3, 1]))
