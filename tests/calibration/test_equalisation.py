@@ -252,9 +252,9 @@ class TestLeftAlone:
         random = np.random.default_rng(8)
         ends = [("low", low), ("high", high)]
         bounds = {name: np.array(float(value)) for name, value in ends if value is not None}
+        given = ", ".join(name if name in bounds else "" for name, _ in ends)
         case = equalised(
-            f"c = Conv(image, w)\n x = Clip(c, {', '.join(n if n in bounds else '' for n, _ in ends)})"
-            "\n y = Conv(x, u)",
+            f"c = Conv(image, w)\n x = Clip(c, {given})\n y = Conv(x, u)",
             w=3 * uneven(random, 4, 3, 1, 1),
             u=uneven(random, 4, 4, 1, 1),
             **bounds,

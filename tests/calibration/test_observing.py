@@ -149,7 +149,7 @@ class TestMoments:
     def test_of_matrices_are_those_of_all_rows(self):
         model = graph(
             "float[2,6,4] image",
-            "y = MatMul(image, w)\n rows = Reshape(image, shape)\n z = Gemm<transB = 1>(rows, v, b)",
+            "y = MatMul(image, w)\n r = Reshape(image, shape)\n z = Gemm<transB = 1>(r, v, b)",
             "float[2,6,5] y, float[12,3] z",
             w=normal(4, 5),
             v=normal(3, 4),
