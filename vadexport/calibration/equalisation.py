@@ -41,7 +41,7 @@ class _Stream:
         makers: layers whose output they are, clipped or not.
         readers: layers that multiply them.
         outside: tensors that something beyond the network reads too.
-        clipped: whether all of them come out of a ReLU or a ReLU6.
+        clipped: whether they come out of a ReLU or a ReLU6; all of them do, or none.
         fits: whether scaling leaves the graph's meaning alone.
     """
 
@@ -49,7 +49,7 @@ class _Stream:
     makers: list[Layer] = field(default_factory=list)
     readers: list[Layer] = field(default_factory=list)
     outside: list[str] = field(default_factory=list)
-    clipped: bool = True
+    clipped: bool | None = None
     fits: bool = True
 
 
@@ -101,7 +101,8 @@ def equalise(
             weights[layer.weight] = weights[layer.weight] / found.reshape(shape)
             changed.add(layer.weight)
         factors.update(dict.fromkeys(stream.tensors, found))
-        _scale_back(made.graph, stream.outside, 1 / found, network_nodes)
+        shape = [1, -1, *[1] * (weights[stream.readers[0].weight].ndim - 2)]
+        _scale_back(made.graph, stream.outside, (1 / found).reshape(shape), network_nodes)
     for tensor in made.graph.initializer:
         if tensor.name in changed:
             new = weights[tensor.name].astype(np.float32)
@@ -121,6 +122,11 @@ def _streams(
             readers.setdefault(name, []).append(node)
     by_node = {layer.node: layer for layer in layers if layer.kind == "Conv"}
     constants = {tensor.name for tensor in graph.initializer}
+    zeros = {
+        tensor.name
+        for tensor in graph.initializer
+        if not tensor.dims and not numpy_helper.to_array(tensor).any()
+    }
     shared = {
         name
         for layer in layers
@@ -136,11 +142,13 @@ def _streams(
             stream = streams.setdefault(group.get(name, name), _Stream())
             stream.tensors.append(name)
             stream.fits &= name not in outputs
-            maker = _maker(node, producers, readers, outputs)
+            maker = _maker(node, producers, readers, outputs, zeros)
             layer = by_node.get(maker.name) if maker is not None else None
             if layer is not None:
                 stream.makers.append(layer)
-                stream.clipped &= node.op_type in _CLIPS
+                clips = node.op_type in _CLIPS
+                stream.fits &= stream.clipped in (clips, None)
+                stream.clipped = clips
                 stream.fits &= layer.weight not in shared and layer.bias not in shared
             else:
                 stream.fits &= node.op_type == "Add" and name in group
@@ -148,6 +156,7 @@ def _streams(
                 reads = by_node.get(reader.name)
                 if reader.name not in network_nodes:
                     stream.outside.append(name)
+                    stream.fits &= name in reader.input  # not in a graph inside it
                 elif reads is not None and reads.activation == name:
                     stream.readers.append(reads)
                     stream.fits &= reads.weight not in shared
@@ -162,11 +171,14 @@ def _maker(
     producers: Mapping[str, onnx.NodeProto],
     readers: Mapping[str, list[onnx.NodeProto]],
     outputs: set[str],
+    zeros: set[str],
 ) -> onnx.NodeProto | None:
-    """The layer behind a tensor, through a clip that alone reads it."""
+    """The layer behind a tensor, through a ReLU or ReLU6 that alone reads it."""
     if node.op_type not in _CLIPS:
         return node
     inner = node.input[0]
+    if node.op_type == "Clip" and (len(node.input) < 2 or node.input[1] not in zeros):
+        return None  # one that cuts below at another value is not the same at another scale
     if len(readers.get(inner, ())) != 1 or inner in outputs:
         return None
     return producers.get(inner)
@@ -202,7 +214,7 @@ def _factors(
 ) -> Array | None:
     """By how much each channel is made larger; None where that is not known."""
     known = [reached[name].magnitude for name in stream.tensors if name in reached]
-    if not known:
+    if len({len(each) for each in known}) != 1:  # none, or one that is added to all channels
         return None
     magnitude = np.maximum.reduce(known)
     largest = magnitude.max()
@@ -239,9 +251,7 @@ def _scale_back(
         for node in graph.node:
             if node.name not in network_nodes:
                 node.input[:] = [restored if each == name else each for each in node.input]
-        graph.initializer.append(
-            numpy_helper.from_array(factors.astype(np.float32).reshape(1, -1, 1, 1), constant)
-        )
+        graph.initializer.append(numpy_helper.from_array(factors.astype(np.float32), constant))
         made_by = next(n for n, node in enumerate(graph.node) if name in node.output)
         node = helper.make_node("Mul", [name, constant], [restored], name=f"{name}/restore")
         graph.node.insert(made_by + 1, node)

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from vadexport.passes.base import GraphView, attributes
 
@@ -42,8 +44,9 @@ class Layer:
 def find_layers(model: onnx.ModelProto, network_nodes: frozenset[str]) -> tuple[Layer, ...]:
     """Layers among the nodes of the network, in the order of computation.
 
-    Left out are those whose weights are no constant, products of two computed tensors (attention),
-    and transposed convolutions in groups, whose output channels lie on two axes.
+    Left out are those whose weights are no float32 constant, products of two computed tensors
+    (attention), transposed convolutions in groups, whose output channels lie on two axes, biases
+    that are not one value a channel, and weights that two layers read along different axes.
     """
     view = GraphView(model)
     found = []
@@ -52,7 +55,7 @@ def find_layers(model: onnx.ModelProto, network_nodes: frozenset[str]) -> tuple[
         if node.name not in network_nodes or axis is None:
             continue
         weight = view.constant(node.input[1])
-        if weight is None or weight.dtype.kind != "f" or view.constant(node.input[0]) is not None:
+        if weight is None or weight.dtype != np.float32 or view.constant(node.input[0]) is not None:
             continue
         values = attributes(node)
         groups = int(values.get("group", 1))
@@ -65,12 +68,20 @@ def find_layers(model: onnx.ModelProto, network_nodes: frozenset[str]) -> tuple[
         ):
             continue
         bias = node.input[2] if len(node.input) > 2 else ""
-        if bias and view.constant(bias) is None:
+        if bias and not _one_a_channel(view.constant(bias), weight.shape[axis]):
             continue
         found.append(
             Layer(node.name, node.op_type, node.input[0], node.input[1], bias, axis, groups)
         )
-    return tuple(found)
+    ways: dict[str, set[tuple[int, int]]] = {}
+    for layer in found:
+        ways.setdefault(layer.weight, set()).add((layer.axis, layer.groups))
+    return tuple(layer for layer in found if len(ways[layer.weight]) == 1)
+
+
+def _one_a_channel(bias: NDArray[np.generic] | None, channels: int) -> bool:
+    """Whether a bias is a constant that has a value for each channel, or one for all."""
+    return bias is not None and bias.size in (1, channels) and bias.shape[:-1] in ((), (1,))
 
 
 def sums(model: onnx.ModelProto, network_nodes: frozenset[str]) -> list[onnx.NodeProto]:

@@ -66,7 +66,7 @@ def extremes(
     """Extremes of tensors over calls of the graph, found by ONNX Runtime in float32.
 
     Tensors of rank 3 and more have channels, on axis 1; others are taken whole. What is not finite
-    shows as an extreme that is not.
+    shows as an extreme that is not: sums tell of NaN, which ONNX Runtime's extremes may leave out.
     """
     ranks = _ranks(model)
     watched = onnx.ModelProto()
@@ -79,7 +79,7 @@ def extremes(
         graph.initializer.append(
             numpy_helper.from_array(np.array(axes, np.int64), f"observed_axes_{number}")
         )
-        for kind in ("Min", "Max"):
+        for kind in ("Min", "Max", "Sum"):
             output = f"observed_{kind}_{number}"
             graph.node.append(
                 helper.make_node(
@@ -90,25 +90,28 @@ def extremes(
     low: list[Array] = []
     high: list[Array] = []
     for values in run_graph(watched, calls):
-        pairs = [np.atleast_1d(value).astype(np.float64) for value in values]
-        if not low:
-            low, high = pairs[::2], pairs[1::2]
-        else:
-            low = [np.minimum(*pair) for pair in zip(low, pairs[::2], strict=True)]
-            high = [np.maximum(*pair) for pair in zip(high, pairs[1::2], strict=True)]
+        found = [np.atleast_1d(value).astype(np.float64) for value in values]
+        unknown = [np.where(np.isnan(total), np.nan, 0.0) for total in found[2::3]]
+        least = [value + nan for value, nan in zip(found[::3], unknown, strict=True)]
+        most = [value + nan for value, nan in zip(found[1::3], unknown, strict=True)]
+        low = [np.minimum(*pair) for pair in zip(low, least, strict=True)] if low else least
+        high = [np.maximum(*pair) for pair in zip(high, most, strict=True)] if high else most
     return {name: Extremes(low[n], high[n]) for n, name in enumerate(tensors)}
 
 
 def turns(layers: Sequence[Layer], columns: Mapping[str, int]) -> list[list[Layer]]:
-    """Layers in lots whose moments fit into memory together."""
+    """Layers in lots whose moments fit into memory together; with all that share their weights."""
+    sharing: dict[str, list[Layer]] = {}
+    for layer in layers:
+        sharing.setdefault(layer.weight, []).append(layer)
     lots: list[list[Layer]] = []
     held = 0.0
-    for layer in layers:
-        size = 8 * layer.groups * columns[layer.node] ** 2
+    for alike in sharing.values():
+        size = 8 * alike[0].groups * columns[alike[0].node] ** 2
         if not lots or held + size > _MOST_BYTES:
             lots.append([])
             held = 0.0
-        lots[-1].append(layer)
+        lots[-1] += alike
         held += size
     return lots
 
@@ -198,11 +201,11 @@ def _columns(
             rows = rows[random.choice(len(rows), most, replace=False)]
         return rows[None]
     given = attributes(node)
-    top, left, bottom, right = given.get("pads", (0, 0, 0, 0))
     down, across = given.get("strides", (1, 1))
     tall, wide = given.get("dilations", (1, 1))
-    padded = np.pad(values, ((0, 0), (0, 0), (top, bottom), (left, right)))
     reach = ((shape[2] - 1) * tall + 1, (shape[3] - 1) * wide + 1)
+    tall_pads, wide_pads = _pads(given, values.shape[2:], reach, (down, across))
+    padded = np.pad(values, ((0, 0), (0, 0), tall_pads, wide_pads))
     windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=(2, 3))
     windows = windows[:, :, ::down, ::across, ::tall, ::wide]
     count, _, height, width = windows.shape[:4]
@@ -213,6 +216,27 @@ def _columns(
     found = windows[image, :, row, column]  # [P, C, kh, kw]
     grouped = found.reshape(len(drawn), layer.groups, -1)
     return np.ascontiguousarray(grouped.transpose(1, 0, 2))
+
+
+def _pads(
+    given: Mapping[str, Any],
+    sizes: Sequence[int],
+    reach: Sequence[int],
+    strides: Sequence[int],
+) -> list[tuple[int, int]]:
+    """Zeros before and after each axis of a convolution's input."""
+    automatic = given.get("auto_pad", b"NOTSET").decode()
+    if automatic == "VALID":
+        return [(0, 0)] * len(sizes)
+    if automatic == "NOTSET":
+        pads = given.get("pads", (0,) * 2 * len(sizes))
+        return list(zip(pads[: len(sizes)], pads[len(sizes) :], strict=True))
+    found = []
+    for size, window, stride in zip(sizes, reach, strides, strict=True):
+        total = max(0, (-(-size // stride) - 1) * stride + window - size)
+        less, more = total // 2, total - total // 2
+        found.append((less, more) if automatic == "SAME_UPPER" else (more, less))
+    return found
 
 
 def _ranks(model: onnx.ModelProto) -> dict[str, int]:

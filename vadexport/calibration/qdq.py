@@ -139,7 +139,7 @@ def _read_integers(
     if layer.kind == "MatMul":
         return
     known = next((each for each in graph.initializer if each.name == layer.bias), None)
-    bias = np.zeros(len(product)) if known is None else numpy_helper.to_array(known)
+    bias = np.zeros(len(product)) if known is None else numpy_helper.to_array(known).reshape(-1)
     shifts = plan.shifts.get(layer.node)
     shift = 0.0 if shifts is None else shifts[int(form.signed)]
     steps = np.rint((bias - shift) / product)
@@ -155,11 +155,13 @@ def least_scales(
     """Scales of weights, raised where the layer's bias would not fit into an int32.
 
     A channel whose weights are next to nothing has steps so small that its bias counts more of them
-    than an int32 can.
+    than an int32 can, or that a step of its products is none in float32.
     """
+    step = reach / _UNSIGNED_STEPS
+    scales = np.maximum(scales, np.finfo(np.float32).tiny / min(step, 1.0))
     if not layer.bias:
         return scales
-    least = np.abs(bias.astype(np.float64)) / (reach / _UNSIGNED_STEPS * _MOST_BIAS_STEPS)
+    least = np.abs(bias.reshape(-1).astype(np.float64)) / (step * _MOST_BIAS_STEPS)
     return np.maximum(scales, least)
 
 

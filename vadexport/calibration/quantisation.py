@@ -19,10 +19,12 @@ from vadexport.calibration.synthetic_defects import with_defect
 from vadexport.contract import Call, ImageArray, ImageInput
 from vadexport.errors import InputError, UnfitError
 from vadexport.images import ImageFile, load_images
+from vadexport.passes.base import GraphView
 
 #: Images whose inputs to each layer weights are rounded by.
 _MOST_ROUNDING_IMAGES: Final = 32
-_CLIPS: Final = ("Clip", "Relu")
+#: A tensor that reaches less is taken for one that is always 0.
+_LEAST_REACH: Final = 1e-18
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ def plan_int8(  # noqa: PLR0913, PLR0917 - a call into a child process, which ta
     layers = find_layers(graph, network_nodes)
     if not layers:
         raise UnfitError("there is nothing to quantise in the network of this detector")
+    _check_weights(graph, layers)
     few = images[:: -(-len(images) // _MOST_ROUNDING_IMAGES)]
     lots = turns(layers, _columns(graph, layers))
     told = _Told(progress, len(images) * (1 + choices.planted) + len(few) * len(lots))
@@ -104,7 +107,8 @@ def plan_int8(  # noqa: PLR0913, PLR0917 - a call into a child process, which ta
     shifts: dict[str, NDArray[np.float64]] = {}
     for lot in turns(fit, _columns(graph, fit)) if choices.rounding else [list(fit)]:
         seen = _calls(few, image_input, told, planted=False)
-        _round(graph, lot, reach, weights, shifts, seen, len(few), rounding=choices.rounding)
+        count = -(-len(few) // (image_input.batch or 1))
+        _round(graph, lot, reach, weights, shifts, seen, count, rounding=choices.rounding)
     onnx.save(graph, equalised)
     return Plan(fit, reach, weights, shifts, _never_negative(graph, tuple(reach)))
 
@@ -158,23 +162,25 @@ def _reach(
 ) -> dict[str, float]:
     """Largest magnitude that INT8 shall tell of each tensor; those that are always 0 left out.
 
-    What comes out of a ReLU6 cannot be more than 6.
+    What comes out of a ReLU6 cannot be more than 6; what is all but 0 has no steps in float32.
     """
     ceilings = dict(_ceilings(model))
     found = {}
     for name, each in reached.items():
         magnitude = each.magnitude * factors.get(name, 1.0)
         most = min(float(magnitude.max()) * headroom, ceilings.get(name, np.inf))
-        if most > np.finfo(np.float32).tiny * LARGEST**2:
+        if most > _LEAST_REACH:
             found[name] = most
     return found
 
 
 def _ceilings(model: onnx.ModelProto) -> Iterator[tuple[str, float]]:
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    view = GraphView(model)
     for node in model.graph.node:
-        if node.op_type == "Clip" and len(node.input) > 2 and node.input[2] in constants:
-            yield node.output[0], float(numpy_helper.to_array(constants[node.input[2]]))
+        if node.op_type == "Clip" and len(node.input) > 2:
+            ends = [view.constant(name) for name in node.input[1:3]]
+            if ends[0] is not None and ends[1] is not None:
+                yield node.output[0], float(max(abs(ends[0]), abs(ends[1])))
 
 
 def _never_negative(model: onnx.ModelProto, tensors: Sequence[str]) -> frozenset[str]:
@@ -230,7 +236,7 @@ def _round(  # noqa: PLR0913, PLR0917
             for each in sharing:
                 bias = numpy_helper.to_array(values[each.bias]) if each.bias else np.zeros(1)
                 scales = least_scales(each, bias, reach[each.activation], scales)
-            stored = scales.astype(np.float32)
+            stored = _stored(scales, layer, max(reach[each.activation] for each in sharing))
             flat = _flat(weight, layer)
             steps = stored.astype(np.float64).reshape(flat.shape[:2])
             if layer.weight in known:
@@ -247,10 +253,28 @@ def _round(  # noqa: PLR0913, PLR0917
             shifts[layer.node] = (computed - meant).reshape(2, -1)
 
 
+def _check_weights(model: onnx.ModelProto, layers: Sequence[Layer]) -> None:
+    values = {tensor.name: tensor for tensor in model.graph.initializer}
+    for name in dict.fromkeys(name for each in layers for name in (each.weight, each.bias) if name):
+        if not np.isfinite(numpy_helper.to_array(values[name])).all():
+            raise InputError(f"the weights {name} are not finite: the detector is damaged")
+
+
+def _stored(scales: NDArray[np.float64], layer: Layer, reach: float) -> NDArray[np.float32]:
+    """Scales as a graph holds them; their products with steps of activations fit as well."""
+    with np.errstate(over="ignore"):
+        stored = scales.astype(np.float32)
+        products = np.float32(reach) * stored
+    if not np.isfinite(products).all():
+        raise InputError(
+            f"the weights {layer.weight}, or their bias, are too large for INT8: a step of their "
+            "products overflows float32; the detector is damaged"
+        )
+    return stored
+
+
 def _scales(weight: NDArray[np.float64], layer: Layer) -> NDArray[np.float64]:
     """A step of each output channel: its largest weight in 127 steps."""
-    if not np.isfinite(weight).all():
-        raise InputError(f"the weights {layer.weight} are not finite: damaged")
     axes = tuple(axis for axis in range(weight.ndim) if axis != layer.axis)
     scales: NDArray[np.float64] = np.abs(weight).max(axis=axes) / LARGEST
     # Channels of zeros alone get a step like the others': it is their bias's as well.
