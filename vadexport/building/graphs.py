@@ -9,9 +9,10 @@ import numpy as np
 import onnx
 
 from vadexport.backends.child import Child
+from vadexport.building.bank_search import BankSearch
 from vadexport.building.climbing import Climber, Graph
 from vadexport.building.inputs import BuildImages
-from vadexport.building.integers import Integers, form_of
+from vadexport.building.integers import Integers
 from vadexport.calibration import halve
 from vadexport.contract import ImageInput
 from vadexport.errors import BackendError, UnfitError, VadexportError
@@ -158,10 +159,25 @@ class Graphs:
             work=self.work,
             listener=self.listener,
             notes=self.notes,
+            bank=self._bank,
+        )
+
+    @cached_property
+    def _bank(self) -> BankSearch | None:
+        """The search of the detector's memory bank; None where it has no large one."""
+        _, rungs = self._traced
+        if self.images.calibration is None or rungs[-1].name != "rewritten":
+            return None
+        return BankSearch.of(
+            self.work / "simplified" / GRAPH_FILE,
+            self.work / "before-search" / GRAPH_FILE,
+            self.images.calibration.calibrate,
+            self.image_input,
+            (self.climber.unit.value, self.listener, self.notes),
         )
 
     def _int8(self, target: Target) -> Graph:
-        graph = self._integers.graph(form_of(target))
+        graph = self._integers.graph(target)
         self._explain(graph.rungs[-1], "float", graph.path)
         return graph
 

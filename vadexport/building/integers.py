@@ -3,15 +3,17 @@
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import onnx
 
 from vadexport.backends.child import Child
 from vadexport.backends.registry import get_backend, opener
+from vadexport.building.bank_search import FLOAT_HEAD, INT8_SEARCH, BankSearch
 from vadexport.building.climbing import Climber, Graph
 from vadexport.calibration import Plan, plan_int8
 from vadexport.calibration.qdq import Form
@@ -24,6 +26,7 @@ from vadexport.listening import Listener
 from vadexport.targets import AUTO, Target
 from vadexport.thresholds import Thresholds
 from vadexport.verification.contest import Contest
+from vadexport.verification.ladder import Rung
 from vadexport.verification.latency import speedup
 from vadexport.verification.limits import Limits
 from vadexport.verification.proxy import GRAPH_FILE
@@ -69,6 +72,7 @@ class Integers:
         work: folder of the build's steps.
         listener: told of progress.
         notes: what else the user should know, added to.
+        bank: the search of the detector's memory bank; None where it has no large one.
     """
 
     base: Graph
@@ -81,6 +85,7 @@ class Integers:
     work: Path
     listener: Listener
     notes: list[str]
+    bank: BankSearch | None = None
 
     @cached_property
     def _plan(self) -> Plan:
@@ -88,53 +93,89 @@ class Integers:
         with Child("INT8 calibration", timeout_s=_CHILD_TIMEOUT_S) as child:
             plan = child.run(
                 plan_int8,
-                self.base.path,
-                self._equalised,
+                self.bank.path if self.bank else self.base.path,
+                self._planned,
                 self.network_nodes,
                 self.calibration,
                 self.image_input,
                 progress=lambda done, total: self.listener.step("calibrate", done, total),
             )
-        self.notes.append(
-            f"INT8: {len(plan.layers)} layers of the network; the score head stays float32"
-        )
+        rest = "" if self.bank else "; the score head stays float32"
+        self.notes.append(f"INT8: {len(plan.layers)} layers of the network{rest}")
+        if self.bank:
+            onnx.save(self.bank.written(onnx.load(self._planned), int8=False), self._equalised)
         return plan
 
     @property
+    def _planned(self) -> Path:
+        """The graph that the plan is for, before the search of a bank is written."""
+        return self._equalised.with_name("before-search.onnx") if self.bank else self._equalised
+
+    @property
     def _equalised(self) -> Path:
+        """The graph that the plan is for."""
         folder = self.work / "equalised"
         folder.mkdir(exist_ok=True)
         return folder / GRAPH_FILE
 
-    def graph(self, form: Form) -> Graph:
-        """All layers in INT8.
+    @cached_property
+    def _searching(self) -> Path:
+        """The graph that the plan is for, with its memory bank searched in INT8."""
+        path = self._equalised.with_name("searching.onnx")
+        if self.bank:
+            onnx.save(self.bank.written(onnx.load(self._planned), int8=True), path)
+        return path
+
+    def graph(self, target: Target) -> Graph:
+        """All layers in INT8, in the form that the target's backend runs best.
 
         Raises:
             InputError: an image or the network cannot be calibrated with.
             UnfitError: there is nothing to quantise.
             BackendError: calibration failed.
         """
-        name = _folder("quantised", form)
-        path = self.work / name / GRAPH_FILE
-        if not path.exists():
-            self._write(form, frozenset(), path)
-        rung = self.climber.climb_graph("quantised", path.parent, "int8")
-        return Graph(path, (*self.base.rungs, rung), {"network": "int8", "score head": "fp32"})
+        form = form_of(target)
+        for searched in self._searches(target):
+            path = self._written(_folder("quantised", form), form, frozenset(), searched=searched)
+            rung = self.climber.climb_graph("quantised", path.parent, "int8")
+            if rung.held:
+                break
+        return self._int8(target, path, rung, "int8", searched=searched)
+
+    def _searches(self, target: Target) -> tuple[bool, ...]:
+        """Whether a memory bank is searched in INT8: what is tried until scores hold."""
+        return self.bank.forms(target) if self.bank else (False,)
+
+    def _int8(
+        self, target: Target, path: Path, rung: Rung, network: str, *, searched: bool
+    ) -> Graph:
+        if self.bank and rung.held and searched != self._searches(target)[0]:
+            self.bank.given_up(target)
+        precision = {"network": network, "score head": INT8_SEARCH if searched else FLOAT_HEAD}
+        return Graph(path, (*self.base.rungs, rung), precision)
 
     def mixed(self, target: Target, minutes: float) -> Graph:
         """Layers in INT8 as far as scores hold and it is faster; else the float graph."""
-        form = form_of(target)
-        found = self._searched(form, target, minutes)
+        found = self._searched(form_of(target), target, minutes)
         if not found.holding:
             reason = "no layer of its network can be INT8 within the limits"
             if not found.finished:
                 reason = "the search found no INT8 layers in time (--search-minutes)"
             return self._in_float(target, reason, self._record(found, {}))
+        for searched in self._searches(target):
+            made = self._fastest(target, found, searched=searched)
+            if made.rungs == self.base.rungs or made.rungs[-1].held:
+                break
+        return made
+
+    def _fastest(self, target: Target, found: Frontier, *, searched: bool) -> Graph:
+        """Of the points that hold the fastest, if it is faster than the float graph."""
+        form = form_of(target)
         paths = {}
         for number in _timed_points(found):
-            paths[number] = self.work / f"{_folder('mixed', form)}-{number}" / GRAPH_FILE
-            if not paths[number].exists():
-                self._write(form, frozenset(found.points[number].float_layers), paths[number])
+            kept_float = frozenset(found.points[number].float_layers)
+            name = f"{_folder('mixed', form)}-{number}"
+            paths[number] = self._written(name, form, kept_float, searched=searched)
         gains, floor = self._timed(target, paths)
         record = self._record(found, gains)
         chosen = max(found.holding, key=lambda number: gains[number].value)
@@ -153,9 +194,9 @@ class Integers:
             f"{_FLOAT} ({gain.low:.2f}–{gain.high:.2f}), all INT8 would be {gains[0].value:.2f}"
         )
         rung = self.climber.climb_graph("quantised", paths[chosen].parent, AUTO)
-        precision = {"network": words, "score head": "fp32"}
         shipped = {**record, "shipped": "int8", "chosen": chosen}
-        return Graph(paths[chosen], (*self.base.rungs, rung), precision, shipped)
+        made = self._int8(target, paths[chosen], rung, words, searched=searched)
+        return replace(made, search=shipped)
 
     def _in_float(self, target: Target, reason: str, record: dict[str, Any]) -> Graph:
         self.notes.append(f"{target}: {_FLOAT}, for {reason}")
@@ -210,8 +251,8 @@ class Integers:
         named = {_FLOAT: self.base.path, **{_words(number): path for number, path in paths.items()}}
         backend = get_backend(target.backend)
         openers = {}
-        for number, (name, path) in enumerate(named.items()):
-            folder = self.work / f"timed-{target.folder}-{number}"
+        for name, path in named.items():
+            folder = self.work / f"timed-{target.folder}-{path.parent.name}"
             folder.mkdir(exist_ok=True)
             with Child(f"{target} ({name})", timeout_s=_CHILD_TIMEOUT_S) as child:
                 child.run(backend.compile_graph, path, folder, target)
@@ -245,13 +286,19 @@ class Integers:
             "share": _SHARE,
         }
 
-    def _write(self, form: Form, float_nodes: frozenset[str], path: Path) -> None:
+    def _written(
+        self, name: str, form: Form, float_nodes: frozenset[str], *, searched: bool
+    ) -> Path:
+        """A form in a folder of its own, with its memory bank searched in INT8 or not."""
+        path = self.work / f"{name}{'-bank' if searched else ''}" / GRAPH_FILE
+        if path.exists():
+            return path
         path.parent.mkdir(exist_ok=True)
         plan = self._plan
         with Child("INT8 calibration", timeout_s=_CHILD_TIMEOUT_S) as child:
             child.run(
                 write_form,
-                self._equalised,
+                self._searching if searched else self._equalised,
                 plan,
                 self.network_nodes,
                 self._correcting_calls,
@@ -259,6 +306,7 @@ class Integers:
                 float_nodes,
                 path,
             )
+        return path
 
 
 def _folder(name: str, form: Form) -> str:

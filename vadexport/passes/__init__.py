@@ -19,4 +19,7 @@ DEFAULT_PASSES: tuple[GraphPass, ...] = (
 #: What comes before `QuantisedSearch`, which takes the place of the others.
 BEFORE_INT8: tuple[GraphPass, ...] = (MapAsMatrices(), NearestNeighbours(), Mahalanobis())
 
-__all__ = ["BEFORE_INT8", "DEFAULT_PASSES", "GraphPass", "apply_passes"]
+#: The others: behind `BEFORE_INT8` they give what `DEFAULT_PASSES` do.
+FLOAT_SEARCH: tuple[GraphPass, ...] = (WorstNeighbour(), SearchTiles())
+
+__all__ = ["BEFORE_INT8", "DEFAULT_PASSES", "FLOAT_SEARCH", "GraphPass", "apply_passes"]

@@ -1,0 +1,140 @@
+"""INT8 targets of OpenVINO search a large memory bank in INT8, where distances keep to a limit."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from tests.passes.search_graphs import Search, run
+from vadexport import runtime
+from vadexport.building import BuildOptions, bank_search, build
+from vadexport.calibration.bank_search import large_searches, plan_searches
+from vadexport.contract import ImageInput
+from vadexport.detectors import padim
+from vadexport.detectors.checkpoint import save_detector
+from vadexport.detectors.patchcore import PatchCoreConfig, fit
+from vadexport.images import decode
+from vadexport.listening import Listener
+from vadexport.passes import BEFORE_INT8, DEFAULT_PASSES, FLOAT_SEARCH, apply_passes
+from vadexport.targets import Target
+
+WORDS = "fp32, memory bank searched in int8, measured again in fp32"
+INPUT = ImageInput(96, 96, 1)
+
+
+@pytest.fixture(scope="module")
+def detector(crops):
+    """PatchCore with a bank of 1,700 rows, of other pixels than those of the images."""
+    mirrored = [np.ascontiguousarray(crop[:, ::-1]) for crop in crops]
+    return fit(mirrored, PatchCoreConfig(coreset_ratio=0.99), INPUT).eval()
+
+
+@pytest.fixture
+def built(images, tmp_path):
+    """Build a detector for some targets."""
+
+    def go(detector, *targets):
+        save_detector(detector, tmp_path / "d.safetensors")
+        chosen = tuple(map(Target.parse, targets))
+        folder = tmp_path / f"a{len(list(tmp_path.iterdir()))}"
+        options = BuildOptions(tmp_path / "d.safetensors", folder, chosen, str(images / "good"))
+        return build(options, Listener())
+
+    return go
+
+
+def manifest_of(target):
+    return json.loads((target.folder / "manifest.json").read_text())
+
+
+def searches_in_int8(target):
+    """Whether the nodes of the rewrite stand in the compiled model."""
+    name = "model.xml" if target.target.backend == "openvino" else "model.onnx"
+    return b"/int8/candidates" in (target.folder / name).read_bytes()
+
+
+def drifts(target, detector, images):
+    """Of raw scores on normal and on scratched images, in drift units, with their signs."""
+    loaded = runtime.load(target.folder)
+    found = []
+    for path in sorted(images.rglob("*.png")):
+        with torch.inference_mode():
+            expected = detector(torch.from_numpy(decode(path, 1))[None])
+        score = loaded.predict(path).raw_score
+        found.append((score - float(expected["raw_score"])) / loaded.manifest.drift_unit)
+    return np.array(found)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_only_openvino_searches_in_int8(built, detector, images, monkeypatch):
+    assert detector.memory_bank.numel() >= 200_000
+    result = built(detector, "openvino:int8", "onnxruntime:int8")
+    ours, theirs = result.targets
+    assert searches_in_int8(ours)
+    assert not searches_in_int8(theirs)
+    assert manifest_of(ours)["precision"] == {"network": "int8", "score head": WORDS}
+    assert manifest_of(theirs)["precision"] == {"network": "int8", "score head": "fp32"}
+    assert all(rung.held for one in result.targets for rung in one.rungs)
+    (note,) = [line for line in result.notes if "memory bank" in line]
+    assert "found their nearest row" in note
+    assert "limit 0.05" in note
+    with monkeypatch.context() as patch:
+        patch.setattr(bank_search, "large_searches", lambda _: {})
+        plain = built(detector, "openvino:int8").targets[0]
+        assert not searches_in_int8(plain)
+        in_float = drifts(plain, detector, images)
+    in_int8 = drifts(ours, detector, images)
+    assert np.abs(in_int8 - in_float).max() <= 0.05
+
+
+@pytest.mark.usefixtures("in_process")
+def test_no_plan_leaves_the_search_in_float(built, detector, monkeypatch):
+    monkeypatch.setattr(bank_search, "_SHARE", -1.0)  # a distance that only shrinks is none
+    result = built(detector, "openvino:int8")
+    assert not searches_in_int8(result.targets[0])
+    assert manifest_of(result.targets[0])["precision"]["score head"] == "fp32"
+    assert "searched in float32, for in INT8 distances would grow" in " ".join(result.notes)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_scores_that_do_not_hold_with_it_bring_the_float_search_back(built, detector, monkeypatch):
+    def coarse(*arguments, **options):
+        """All queries become 0, whose nearest row is that of the smallest norm."""
+        plans = plan_searches(*arguments, **options)
+        return {name: replace(plan, step=1e6, shortlist=1) for name, plan in plans.items()}
+
+    monkeypatch.setattr(bank_search, "plan_searches", coarse)
+    result = built(detector, "openvino:int8")
+    assert not searches_in_int8(result.targets[0])
+    assert manifest_of(result.targets[0])["precision"]["score head"] == "fp32"
+    assert all(rung.held for rung in result.targets[0].rungs)
+    assert "scores do not hold in INT8" in " ".join(result.notes)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_detector_without_a_bank_is_left_alone(built, crops):
+    result = built(padim.fit(crops, padim.PaDiMConfig(), INPUT).eval(), "openvino:int8")
+    assert manifest_of(result.targets[0])["precision"]["score head"] == "fp32"
+    assert not [line for line in result.notes if "memory bank" in line]
+
+
+@pytest.mark.parametrize("index", [False, True])
+@pytest.mark.parametrize("rows", [40, 700])
+def test_passes_before_and_behind_the_search_give_what_all_do(rows, index):
+    search = Search(form="later", rows=rows, index=index)
+    queries = search.queries()
+    before, _ = apply_passes(search.model(), BEFORE_INT8)
+    found = run(apply_passes(before, FLOAT_SEARCH)[0], queries)
+    expected = run(apply_passes(search.model(), DEFAULT_PASSES)[0], queries)
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_array_equal(found[name], values)
+
+
+def test_small_banks_and_several_neighbours_are_not_searched_in_int8():
+    large = {"form": "later", "rows": 2000, "width": 100}
+    assert large_searches(Search(**large).model())
+    assert not large_searches(Search(**{**large, "rows": 1999}).model())
+    assert not large_searches(Search(**large, nearest=3).model())
