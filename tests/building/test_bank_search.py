@@ -9,7 +9,7 @@ import torch
 
 from tests.passes.search_graphs import Search, run
 from vadexport import runtime
-from vadexport.building import BuildOptions, bank_search, build
+from vadexport.building import BuildOptions, bank_search, build, integers
 from vadexport.calibration.bank_search import large_searches, plan_searches
 from vadexport.contract import ImageInput
 from vadexport.detectors import padim
@@ -67,6 +67,7 @@ def drifts(target, detector, images):
     return np.array(found)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_process")
 def test_only_openvino_searches_in_int8(built, detector, images, monkeypatch):
     assert detector.memory_bank.numel() >= 200_000
@@ -89,6 +90,7 @@ def test_only_openvino_searches_in_int8(built, detector, images, monkeypatch):
     assert np.abs(in_int8 - in_float).max() <= 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_process")
 def test_no_plan_leaves_the_search_in_float(built, detector, monkeypatch):
     monkeypatch.setattr(bank_search, "_SHARE", -1.0)  # a distance that only shrinks is none
@@ -98,6 +100,7 @@ def test_no_plan_leaves_the_search_in_float(built, detector, monkeypatch):
     assert "searched in float32, for in INT8 distances would grow" in " ".join(result.notes)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_process")
 def test_scores_that_do_not_hold_with_it_bring_the_float_search_back(built, detector, monkeypatch):
     def coarse(*arguments, **options):
@@ -113,6 +116,19 @@ def test_scores_that_do_not_hold_with_it_bring_the_float_search_back(built, dete
     assert "scores do not hold in INT8" in " ".join(result.notes)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
+def test_auto_ships_what_it_timed(built, detector, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(integers, "_LEAST_SPEEDUP", 0.0)
+    (target,) = built(detector, "openvino:auto").targets
+    assert target.facts["search"]["shipped"] == "int8"
+    assert searches_in_int8(target)
+    assert manifest_of(target)["precision"]["score head"] == WORDS
+    assert all(rung.held for rung in target.rungs)
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_process")
 def test_a_detector_without_a_bank_is_left_alone(built, crops):
     result = built(padim.fit(crops, padim.PaDiMConfig(), INPUT).eval(), "openvino:int8")
