@@ -332,7 +332,7 @@ class TestChoices:
         with torch.inference_mode():
             x = resizing.preprocessing(torch.from_numpy(np.stack(coloured[:4])))
         assert chosen.plan.reach["preprocessed"] == pytest.approx(float(x.abs().max()), rel=1e-3)
-        assert chosen.told[-1] == (4 + 4, 4 + 4)
+        assert chosen.told[-1] == (4, 4)
 
 
 class TestBatches:

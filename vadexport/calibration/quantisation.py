@@ -87,7 +87,7 @@ def plan_int8(  # noqa: PLR0913, PLR0917 - a call into a child process, which ta
         raise UnfitError("there is nothing to quantise in the network of this detector")
     _check_weights(graph, layers)
     few = images[:: -(-len(images) // _MOST_ROUNDING_IMAGES)]
-    lots = turns(layers, _columns(graph, layers))
+    lots = turns(layers, _columns(graph, layers)) if choices.rounding else []
     told = _Told(progress, len(images) * (1 + choices.planted) + len(few) * len(lots))
     named = dict.fromkeys(layer.activation for layer in layers)
     for node in sums(graph, network_nodes):
