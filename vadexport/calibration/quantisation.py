@@ -25,6 +25,8 @@ from vadexport.passes.base import GraphView
 _MOST_ROUNDING_IMAGES: Final = 32
 #: A tensor that reaches less is taken for one that is always 0.
 _LEAST_REACH: Final = 1e-18
+#: Sums of squares of more would overflow float32.
+_MOST_REACH: Final = 1e15
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def plan_int8(  # noqa: PLR0913, PLR0917 - a call into a child process, which ta
         raise UnfitError("there is nothing to quantise in the network of this detector")
     _check_weights(graph, layers)
     few = images[:: -(-len(images) // _MOST_ROUNDING_IMAGES)]
-    lots = turns(layers, _columns(graph, layers))
+    lots = turns(layers, _columns(graph, layers)) if choices.rounding else []
     told = _Told(progress, len(images) * (1 + choices.planted) + len(few) * len(lots))
     named = dict.fromkeys(layer.activation for layer in layers)
     for node in sums(graph, network_nodes):
@@ -147,10 +149,10 @@ def _wider(one: Extremes, other: Extremes) -> Extremes:
 
 def _check_finite(reached: dict[str, Extremes]) -> None:
     for name, each in reached.items():
-        if not np.isfinite(each.magnitude).all():
+        if not each.magnitude.max() <= _MOST_REACH:  # nor where it is NaN
             raise InputError(
-                f"the network's tensor {name} takes values that are not finite on calibration "
-                "images: its weights are damaged, or too large"
+                f"the network's tensor {name} takes values that are not finite, or beyond "
+                f"{_MOST_REACH:g}, on calibration images: its weights are damaged, or too large"
             )
 
 

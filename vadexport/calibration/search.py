@@ -20,6 +20,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from vadexport import __version__
 from vadexport.calibration.observing import run_graph
 from vadexport.calibration.qdq import Form, Plan
 from vadexport.calibration.repair import Corrector
@@ -274,21 +275,20 @@ class _Judge:
         there = {output.name for output in model.graph.output}
         self._names = [name for name in (RAW_SCORE, ANOMALY_MAP) if name in there]
         self._expected = self._run(model)
-        batch = len(self._calls[0])
-        self.images = (calls[1] * batch, (len(self._calls) - calls[1]) * batch)
+        counts = [len(call) for call in self._calls]  # of another size where it is left open
+        self.images = (sum(counts[: calls[1]]), sum(counts[calls[1] :]))
 
     def digest(self, graph: Path) -> str:
         """Of all that figures hang on."""
         found = hashlib.sha256(graph.read_bytes())
-        found.update(
-            repr((_WAY, self._form, self._bounds, self.images, sorted(self._network))).encode()
-        )
+        which = (__version__, _WAY, self._form, self._bounds, self.images, sorted(self._network))
+        found.update(repr(which).encode())
         for name, reach in sorted(self._plan.reach.items()):
             found.update(f"{name} {reach!r}".encode())
         for name, weight in sorted(self._plan.weights.items()):
             found.update(name.encode() + weight.values.tobytes() + weight.scales.tobytes())
         for name, shift in sorted(self._plan.shifts.items()):
-            found.update(name.encode() + np.asarray(shift, np.float64).tobytes())
+            found.update(name.encode() + shift.tobytes())
         for call in self._calls:
             found.update(call.tobytes())
         return found.hexdigest()[:32]
@@ -331,8 +331,8 @@ class _Memory:
         self._known: dict[str, Any] = {}
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
-            self._known = {key: asdict(Judged(**value)) for key, value in stored.items()}
-        except (OSError, ValueError, TypeError, AttributeError):
+            self._known = {key: asdict(_judged(value)) for key, value in stored.items()}
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
             pass  # nothing was kept, or something else: it is judged again
 
     def get(self, key: str) -> Judged | None:
@@ -347,6 +347,12 @@ class _Memory:
                 file.write(json.dumps(self._known))
         except (OSError, InputError):
             pass  # a full disk costs the memory, not the search
+
+
+def _judged(stored: dict[str, Any]) -> Judged:
+    """Raises KeyError, TypeError or ValueError where a value is missing or none."""
+    drift, rms, spearman, maps = (float(stored[n]) for n in ("drift", "rms", "spearman", "maps"))
+    return Judged(drift, rms, spearman, int(stored["flips"]), maps)
 
 
 def _weight(cost: Judged | None) -> float:
