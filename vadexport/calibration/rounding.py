@@ -20,6 +20,8 @@ LARGEST: Final = 127
 _RIDGE: Final = 1e-3
 #: Part of the squared mean that counts beside the variance: the mean differs between images.
 _MEAN_SHARE: Final = 0.02
+#: Steps that a weight may move beyond its two neighbours.
+_ROAM: Final = 1
 _MOST_SWEEPS: Final = 10
 #: Columns up to which single steps are tried: each costs a pass over all others.
 _MOST_STEPPED: Final = 576
@@ -71,6 +73,17 @@ def cost(weights: Array, scales: Array, matrix: Array, integers: Array) -> Array
     return found
 
 
+def _near(weights: Array, scales: Array) -> tuple[Array, Array]:
+    """Smallest and largest integer that a weight may become.
+
+    Columns that normal images hardly show could make up for all others' errors at no cost, and what
+    a defect excites would then be wrong.
+    """
+    exact = weights / scales[..., None]
+    low = np.clip(np.floor(exact) - _ROAM, -LARGEST, LARGEST)
+    return low, np.clip(np.ceil(exact) + _ROAM, -LARGEST, LARGEST)
+
+
 def _with_feedback(weights: Array, scales: Array, matrix: Array) -> Array:
     """One column after the other; the columns to come make up for its error."""
     spread = np.sqrt(np.einsum("gdd->gd", matrix))
@@ -80,8 +93,11 @@ def _with_feedback(weights: Array, scales: Array, matrix: Array) -> Array:
     upper = np.linalg.cholesky(inverse).transpose(0, 2, 1) / spread[:, None, :]
     left = weights.copy()
     made = np.empty_like(weights)
+    low, high = _near(weights, scales)
     for column in range(weights.shape[2]):
-        made[..., column] = np.clip(np.rint(left[..., column] / scales), -LARGEST, LARGEST)
+        made[..., column] = np.clip(
+            np.rint(left[..., column] / scales), low[..., column], high[..., column]
+        )
         error = left[..., column] - made[..., column] * scales
         error /= upper[:, column, column, None]
         left[..., column:] -= error[..., None] * upper[:, None, column, column:]
@@ -91,6 +107,7 @@ def _with_feedback(weights: Array, scales: Array, matrix: Array) -> Array:
 def _stepped(weights: Array, scales: Array, matrix: Array, integers: Array) -> Array:
     """Change one integer at a time for as long as that lowers the error."""
     made = integers.copy()
+    low, high = _near(weights, scales)
     slope = (made * scales[..., None] - weights) @ matrix
     own = np.einsum("gdd->gd", matrix)
     for _ in range(_MOST_SWEEPS):
@@ -98,7 +115,8 @@ def _stepped(weights: Array, scales: Array, matrix: Array, integers: Array) -> A
         for column in range(made.shape[2]):
             curve = own[:, column, None]
             step = np.rint(-slope[..., column] / (curve * scales))
-            step = np.clip(made[..., column] + step, -LARGEST, LARGEST) - made[..., column]
+            step = np.clip(made[..., column] + step, low[..., column], high[..., column])
+            step -= made[..., column]
             move = step * scales
             helps = 2 * move * slope[..., column] + move * move * curve < -1e-12 * curve * scales**2
             move = np.where(helps, move, 0.0)
