@@ -7,15 +7,15 @@ same Q/DQ graph is run by both backends, and given to TensorRT-RTX. Families tha
 after two minutes; ResNets are distilled, see benchmarks/distilled.py; what anomalib trained is in
 benchmarks/int8_anomalib.py.
 
-    python benchmarks/int8.py [--only "mono patchcore"] [--steps int8,search,speed,auto]
+    python benchmarks/int8.py [--only "mono patchcore"] [--steps int8,agreement,search,speed,auto]
         [--document docs/int8.md]
 
-A detector takes four steps, and only `speed` wants an idle machine: `int8` builds and verifies
-float32 and INT8, `search` builds `auto`, `speed` builds `auto` again (what was searched is kept,
-what is timed is timed anew) and times what was built, `auto` verifies it. What was measured is
-kept in benchmark-output/int8, a file a detector, so that a run which was stopped goes on; --again
-measures anew. Each row goes into the document's tables as far as it is measured; the rows of
-others stay as they are.
+A detector takes five steps, and only `speed` wants an idle machine: `int8` builds and verifies
+float32 and INT8, `agreement` runs one graph in both backends, `search` builds `auto`, `speed`
+builds `auto` again (what was searched is kept, what is timed is timed anew) and times what was
+built, `auto` verifies it. What was measured is kept in benchmark-output/int8, a file a detector, so
+that a run which was stopped goes on; --again measures the given steps anew. Each row goes into the
+document's tables as far as it is measured; the rows of others stay as they are.
 """
 
 import argparse
@@ -89,9 +89,10 @@ def main() -> None:
             for backend, line in lines(name, found).items():
                 print(line, flush=True)
                 put(options.document, "parity", HEAD, f"{name}, {backend}", line)
-            line = agreement_line(name, found)
-            print(line, flush=True)
-            put(options.document, "agreement", AGREEMENT_HEAD, name, line)
+            if "agreement" in found:
+                line = agreement_line(name, found)
+                print(line, flush=True)
+                put(options.document, "agreement", AGREEMENT_HEAD, name, line)
 
 
 def folder(name: str) -> Path:
@@ -121,9 +122,7 @@ def checkpoint_of(name: str) -> Path:
 
 
 def whole(name: str) -> dict[str, Any]:
-    """Build float32 and INT8, verify them, and let both backends run one graph."""
-    from int8_agreement import agreement
-
+    """Build float32 and INT8, and verify them."""
     artifacts = folder(name) / "artifacts"
     built = build(name, artifacts, *TARGETS, GPU)
     for path in artifacts.glob("tensorrt-rtx-*"):
@@ -132,8 +131,14 @@ def whole(name: str) -> dict[str, Any]:
         "notes": built["notes"],
         "failed": {one["target"]: one["error"] for one in built["targets"] if one["error"]},
         "targets": verified(name, artifacts),
-        "agreement": agreement(checkpoint_of(name), lay_out(data_of(name))),
     }
+
+
+def agreed(name: str) -> dict[str, Any]:
+    """Let both backends run one graph."""
+    from int8_agreement import agreement
+
+    return agreement(checkpoint_of(name), lay_out(data_of(name)))
 
 
 def searched(name: str) -> dict[str, Any]:
@@ -200,7 +205,7 @@ def run(*words: object) -> Any:
     return json.loads(done.stdout)
 
 
-STEPS = {"int8": whole, "search": searched, "speed": speeds, "auto": mixed}
+STEPS = {"int8": whole, "agreement": agreed, "search": searched, "speed": speeds, "auto": mixed}
 
 
 # ------------------------------------------------------------------------------ tables
@@ -318,7 +323,7 @@ def missed(name: str, found: dict[str, Any], backend: str) -> list[str]:
 
 def agreement_line(name: str, found: dict[str, Any]) -> str:
     """How far the two backends are apart, and whether TensorRT-RTX takes the graph."""
-    apart = found["int8"]["agreement"]
+    apart = found["agreement"]
     engine = found["int8"]["failed"].get(GPU, "yes")[:120].replace("|", "/")
     return f"| {name} | {apart['mean']:.4f} | {apart['max']:.4f} | {engine} |"
 
