@@ -10,9 +10,9 @@ def replace_table(document: Path, table: str, name: str = "table") -> None:
     document.write_text(text, encoding="utf-8")
 
 
-def table_rows(document: Path) -> dict[str, str]:
-    """Lines of the document's table below its head, by their first cells."""
-    _, table, _ = _parts(document, "table")
+def table_rows(document: Path, name: str = "table") -> dict[str, str]:
+    """Lines of the document's table of that name, below its head, by their first cells."""
+    _, table, _ = _parts(document, name)
     return {line.split("|")[1].strip(): line for line in table.splitlines()[2:]}
 
 
