@@ -14,8 +14,7 @@ from tests.passes.half_graphs import graph as small_graph
 from vadexport.backends.child import Child
 from vadexport.backends.registry import get_backend
 from vadexport.calibration import plan_int8
-from vadexport.calibration.qdq import quantised
-from vadexport.calibration.qdq import Form
+from vadexport.calibration.qdq import Form, quantised
 from vadexport.calibration.quantisation import DEFAULT_CHOICES, Choices
 from vadexport.calibration.synthetic_defects import with_defect
 from vadexport.contract import ImageInput

@@ -94,7 +94,7 @@ def searched(tmp_path):
             plan or plan_for(),
             frozenset(names(MODEL) - HEAD),
             form or Form(),
-            (calls, 4),
+            (calls, 4, calls[:2]),
             bounds,
             (seconds, folder or tmp_path / "memory"),
             lambda *counts: told.append(counts) if told is not None else None,
@@ -117,17 +117,19 @@ class TestSearch:
         told = []
         found = searched(bounds, told=told)
         assert found.groups[0].layers == (BAD,)
-        assert found.chosen == 1
-        assert found.float_nodes(1) == {BAD}
         assert found.finished
-        assert [point.float_groups for point in found.points] == [0, 1]
+        assert [point.float_groups for point in found.points if point.order == "cost"] == [0, 1]
+        assert found.points[1].float_layers == (BAD,)
         assert found.points[1].judged.holds(bounds)
         assert not found.points[0].judged.holds(bounds)
+        front = [point for point in found.points if point.order == "front"]
+        assert [point.holds for point in front] == [BAD in point.float_layers for point in front]
+        assert found.holding == (1, len(found.points) - 1)
         costs = [group.cost.rms for group in found.groups]
         assert costs == sorted(costs, reverse=True)
         assert costs[0] > 10 * costs[1]
         assert found.images == (8, 4)
-        assert told[-1] == (2 * LAYERS, 2 * LAYERS)
+        assert told[-1] == (3 * LAYERS, 3 * LAYERS)
         assert [done for done, _ in told] == sorted(done for done, _ in told)
 
     def test_costs_are_of_the_group_alone(self, searched, judged):
@@ -138,12 +140,13 @@ class TestSearch:
 
     def test_figures_are_those_of_scores_by_hand(self, searched):
         from vadexport.calibration.observing import run_graph
-        from vadexport.calibration.qdq import quantised
+        from vadexport.calibration.repair import Corrector
 
         calls = [*CALLS[:4], *(3 * call for call in CALLS[4:])]  # defects drift further
         found = searched(LOOSE, calls=calls).points[0].judged
 
-        made = quantised(MODEL, plan_for(), frozenset(names(MODEL) - HEAD), Form())
+        network = frozenset(names(MODEL) - HEAD)
+        made = Corrector(MODEL, plan_for(), network, calls[:2]).form(Form())
         pairs = [
             [np.concatenate(each) for each in zip(*run_graph(model, calls), strict=True)]
             for model in (MODEL, made)
@@ -151,7 +154,9 @@ class TestSearch:
         (expected, expected_map), (scores, maps) = pairs
         assert found.drift == pytest.approx(np.abs(scores - expected)[:8].max(), rel=1e-5)
         assert found.rms == pytest.approx(np.sqrt(np.mean((scores - expected) ** 2)), rel=1e-5)
-        assert found.spearman == pytest.approx(spearmanr(scores, expected).statistic)
+        drifts = (scores - expected).astype(np.float64)
+        known = module.expected_rank_correlation(expected.astype(np.float64), drifts, 8)
+        assert found.spearman == pytest.approx(known)
         spans = [np.ptp(each) for each in expected_map]
         assert found.maps == pytest.approx(np.abs(maps - expected_map).max() / np.mean(spans))
 
@@ -162,18 +167,20 @@ class TestSearch:
         bounds = replace(LOOSE, threshold=float(scores[5:7].mean()))
         found = searched(bounds)
         assert found.points[0].judged.flips > 0  # at half their magnitude scores are a quarter
-        assert found.chosen
-        assert found.points[-1].judged.flips == 0
+        assert found.holding
+        assert all(found.points[number].judged.flips == 0 for number in found.holding)
 
     def test_all_int8_where_that_holds(self, searched, judged):
         found = searched(LOOSE)
-        assert (found.chosen, found.finished, len(judged)) == (0, True, 1)
+        assert (found.holding, found.finished, len(judged)) == ((0,), True, 1)
         assert [group.cost for group in found.groups] == [None] * LAYERS
 
     def test_no_int8_where_nothing_holds(self, searched):
         found = searched(replace(LOOSE, drift=-1.0))
-        assert (found.chosen, found.finished) == (None, True)
-        assert [point.float_groups for point in found.points] == list(range(LAYERS))
+        assert (found.holding, found.finished) == ((), True)
+        for order in ("cost", "front"):
+            counts = [point.float_groups for point in found.points if point.order == order]
+            assert counts == list(range(LAYERS))[order == "front" :]
 
     def test_without_a_map(self, tmp_path):
         bare = onnx.ModelProto.FromString(MODEL.SerializeToString())
@@ -181,7 +188,7 @@ class TestSearch:
         onnx.save(bare, tmp_path / "model.onnx")
         network = frozenset(names(MODEL) - HEAD)
         found = search(
-            *(tmp_path / "model.onnx", plan_for(), network, Form(), (CALLS, 4), LOOSE),
+            *(tmp_path / "model.onnx", plan_for(), network, Form(), (CALLS, 4, CALLS[:2]), LOOSE),
             *((60.0, tmp_path / "memory"), lambda *_: None),
         )
         assert found.points[0].judged.maps == 0
@@ -194,7 +201,7 @@ class TestSearch:
 class TestTime:
     def test_none_chooses_nothing(self, searched, judged):
         found = searched(replace(LOOSE, drift=-1.0), seconds=0.0)
-        assert (found.chosen, found.finished, found.points, judged) == (None, False, (), [])
+        assert (found.holding, found.finished, found.points, judged) == ((), False, (), [])
         assert {group.cost for group in found.groups} == {None}
         assert sum(len(group.layers) for group in found.groups) == LAYERS
 
@@ -202,7 +209,7 @@ class TestTime:
         plan = plan_for()
         one = replace(plan, layers=plan.layers[:1])
         found = searched(replace(LOOSE, drift=-1.0), seconds=0.0, plan=one)
-        assert (found.chosen, found.finished, len(found.groups)) == (None, False, 1)
+        assert (found.holding, found.finished, len(found.groups)) == ((), False, 1)
 
     def test_that_runs_out_sends_what_was_not_judged_to_float_first(
         self, searched, judged, monkeypatch
@@ -213,7 +220,7 @@ class TestTime:
         del judged[:]
         found = searched(bounds, seconds=10.0, form=Form(sums=True))
         assert not found.finished
-        assert found.chosen is None
+        assert found.holding == ()
         assert len(judged) == 3
         known = [group.cost is not None for group in found.groups]
         assert known == sorted(known)
@@ -272,7 +279,7 @@ class TestMemory:
     def test_a_folder_that_cannot_be_written_costs_the_memory_alone(self, searched, tmp_path):
         (tmp_path / "file").write_text("in the way")
         found = searched(LOOSE, folder=tmp_path / "file" / "memory")
-        assert found.chosen == 0
+        assert found.holding == (0,)
 
     @pytest.mark.parametrize("what", ["reach", "weights", "shifts", "form", "bounds", "images"])
     def test_is_of_all_that_figures_hang_on(self, searched, judged, what):
@@ -341,10 +348,28 @@ class TestJudged:
         assert not replace(self.GOOD, **worse).holds(self.BOUNDS)
 
 
+class TestExpectedRankCorrelation:
+    def test_is_the_mean_over_ways_to_deal_drifts(self):
+        random = np.random.default_rng(5)
+        expected, drifts = random.normal(size=30), 0.2 * random.normal(size=30)
+        ways = []
+        for _ in range(4000):
+            dealt = np.concatenate(
+                [random.permutation(drifts[:10]), random.permutation(drifts[10:])]
+            )
+            ways.append(spearmanr(expected + dealt, expected).statistic)
+        found = module.expected_rank_correlation(expected, drifts, 10)
+        assert found == pytest.approx(np.mean(ways), abs=0.003)
+        assert found == module.expected_rank_correlation(expected, drifts, 10)
+
+    def test_of_what_all_drift_alike_is_one(self):
+        assert module.expected_rank_correlation(np.arange(9.0), np.full(9, 3.0), 4) == 1
+
+
 def test_a_frontier_is_plain_values(searched):
     found = searched(tight(searched))
     again = json.loads(json.dumps(found.to_json()))
-    assert again["chosen"] == 1
+    assert again["points"][1]["holds"]
     assert again["groups"][0]["layers"] == [BAD]
     assert Judged(**again["points"][1]["judged"]) == found.points[1].judged
     assert asdict(found)["images"] == (8, 4)
