@@ -1,8 +1,9 @@
-"""INT8 ranges of the network: vadexport's against NNCF's defaults, on solar cells.
+"""Parts of vadexport's INT8, one by one, and NNCF on the same layers, on solar cells.
 
 PatchCore with EfficientNet-Lite0 on intact monocrystalline cells of elpv-dataset (100 to fit, 64 to
 calibrate), judged on 150 other intact and 150 defective ones, run by OpenVINO in float32 but for
-what is quantised. All variants quantise the same layers, symmetric, score head in float32.
+what is quantised. All variants quantise the same layers, symmetric, score head in float32. Wants
+the extras demo and dev, which bring NNCF.
 
     python benchmarks/int8_ranges.py [--rows 1444,4000]
 """
@@ -20,7 +21,9 @@ from cells import DEFECTIVE, INTACT, shuffled_cells
 
 from vadexport.backends.base import available_threads
 from vadexport.backends.openvino import compile_graph, open_runner
-from vadexport.calibration import quantise
+from vadexport.calibration import plan_int8, quantised
+from vadexport.calibration.qdq import Form
+from vadexport.calibration.quantisation import Choices
 from vadexport.contract import RAW_SCORE, ImageInput
 from vadexport.detectors.patchcore import PatchCoreConfig, fit
 from vadexport.images import ImageFile, decode
@@ -76,9 +79,19 @@ def cells(probability: float) -> list[ImageFile]:
     return [ImageFile(path, path.name, None) for path in paths]
 
 
-def ours(model: Path, destination: Path, graph: TracedGraph, images: list[ImageFile]) -> None:
-    """What `vadexport build` does."""
-    quantise(model, destination, graph.network_nodes(), images, INPUT, lambda _done, _all: None)
+def ours(choices: Choices, form: Form = Form(signed=False)) -> Quantiser:  # noqa: B008 - frozen
+    """What `vadexport build` does, or parts of it."""
+
+    def quantiser(
+        model: Path, destination: Path, graph: TracedGraph, images: list[ImageFile]
+    ) -> None:
+        equalised, network = model.with_stem("equalised"), graph.network_nodes()
+        plan = plan_int8(
+            model, equalised, network, images, INPUT, lambda _done, _all: None, choices
+        )
+        onnx.save(quantised(onnx.load(equalised), plan, network, form), destination)
+
+    return quantiser
 
 
 def with_nncf(*, default_ranges: bool, bias_correction: bool) -> Quantiser:
@@ -95,7 +108,7 @@ def with_nncf(*, default_ranges: bool, bias_correction: bool) -> Quantiser:
         if not default_ranges:
             options["activations_range_estimator_params"] = RangeEstimatorParametersSet.MINMAX
         loaded, network = onnx.load(model), graph.network_nodes()
-        quantised = nncf.quantize(
+        found = nncf.quantize(
             loaded,
             nncf.Dataset(images, lambda file: {"image": decode(file.path, 1)[None]}),
             preset=nncf.QuantizationPreset.PERFORMANCE,
@@ -105,18 +118,25 @@ def with_nncf(*, default_ranges: bool, bias_correction: bool) -> Quantiser:
             ),
             advanced_parameters=AdvancedQuantizationParameters(**options),
         )
-        onnx.save(quantised, destination)
+        onnx.save(found, destination)
 
     return quantiser
 
 
 VARIANTS: dict[str, Quantiser | None] = {
     "float32, OpenVINO": None,
-    "vadexport: min-max, no correction": ours,
-    "the same, uint8 behind a ReLU6": with_nncf(default_ranges=False, bias_correction=False),
-    "min-max, bias correction": with_nncf(default_ranges=False, bias_correction=True),
-    "NNCF ranges, no correction": with_nncf(default_ranges=True, bias_correction=False),
-    "NNCF defaults": with_nncf(default_ranges=True, bias_correction=True),
+    "vadexport": ours(Choices()),
+    "vadexport, all int8": ours(Choices(), Form()),
+    "without equalised channels": ours(Choices(equalising=False)),
+    "weights to the nearest": ours(Choices(rounding=False)),
+    "ranges without planted defects": ours(Choices(planted=False)),
+    "min-max of normal images alone": ours(
+        Choices(equalising=False, rounding=False, planted=False)
+    ),
+    "NNCF, min-max, no correction": with_nncf(default_ranges=False, bias_correction=False),
+    "NNCF, min-max, bias correction": with_nncf(default_ranges=False, bias_correction=True),
+    "NNCF, its ranges, no correction": with_nncf(default_ranges=True, bias_correction=False),
+    "NNCF, its defaults": with_nncf(default_ranges=True, bias_correction=True),
 }
 
 

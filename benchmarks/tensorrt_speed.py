@@ -7,7 +7,7 @@ provider in fp16 where it is there. Rounds time each contestant once, in random 
 medians of paired ratios over eager float32, with a bootstrap 95% interval. The GPU's name, driver,
 clocks and temperature are printed before and after.
 
-Wants a GPU, PyTorch for CUDA and the extras tensorrt-rtx, int8, demo. It has not been run yet: no
+Wants a GPU, PyTorch for CUDA and the extras tensorrt-rtx, demo. It has not been run yet: no
 GPU was at hand. What it does was rehearsed on a processor, with an artifact of ONNX Runtime in the
 place of engines; what that prints are no figures.
 

@@ -10,7 +10,7 @@ import pytest
 
 from vadexport.telemetry import forbid_telemetry
 
-# Importing OpenVINO or NNCF with it would fork a process that sends usage data.
+# Importing OpenVINO with it would fork a process that sends usage data.
 forbid_telemetry()
 # PyTorch's threads wait for each other in busy loops: on a machine with other work to do, tests of
 # small tensors take ten times as long with two threads as with one. Set before torch is imported.

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 HEAVY = [
-    *("torch", "onnx", "matplotlib", "PIL", "openvino", "onnxruntime", "nncf", "scipy", "click"),
+    *("torch", "onnx", "matplotlib", "PIL", "openvino", "onnxruntime", "scipy", "click"),
     *("tensorrt", "tensorrt_rtx", "cuda.bindings", "pynvml"),
 ]
 

@@ -5,9 +5,9 @@ import sys
 
 
 def forbid_telemetry() -> None:
-    """Make `openvino_telemetry` look absent to OpenVINO and NNCF, which then report nothing.
+    """Make `openvino_telemetry` look absent to OpenVINO, which then reports nothing.
 
-    Both treat it as optional. With it, importing them forks a process that sends usage data, which
+    It is optional. With it, importing OpenVINO forks a process that sends usage data, which
     machines in factories must not do, and which breaks in a process whose standard input is used.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime's own, on by default

@@ -10,8 +10,6 @@ from vadexport.listening import Listener
 from vadexport.sources import SourceSpec
 from vadexport.targets import Target
 
-pytest.importorskip("nncf")
-
 WITHOUT_LAYERS = """
 import torch
 class Brightness(torch.nn.Module):

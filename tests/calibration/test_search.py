@@ -137,13 +137,15 @@ class TestSearch:
         assert sorted(map(tuple, alone)) == sorted((each,) for each in every)
 
     def test_figures_are_those_of_scores_by_hand(self, searched):
-        found = searched(LOOSE).points[0].judged
         from vadexport.calibration.observing import run_graph
         from vadexport.calibration.qdq import quantised
 
+        calls = [*CALLS[:4], *(3 * call for call in CALLS[4:])]  # defects drift further
+        found = searched(LOOSE, calls=calls).points[0].judged
+
         made = quantised(MODEL, plan_for(), frozenset(names(MODEL) - HEAD), Form())
         pairs = [
-            [np.concatenate(each) for each in zip(*run_graph(model, CALLS), strict=True)]
+            [np.concatenate(each) for each in zip(*run_graph(model, calls), strict=True)]
             for model in (MODEL, made)
         ]
         (expected, expected_map), (scores, maps) = pairs
@@ -195,6 +197,12 @@ class TestTime:
         assert (found.chosen, found.finished, found.points, judged) == (None, False, (), [])
         assert {group.cost for group in found.groups} == {None}
         assert sum(len(group.layers) for group in found.groups) == LAYERS
+
+    def test_none_for_a_single_layer_is_not_finished(self, searched):
+        plan = plan_for()
+        one = replace(plan, layers=plan.layers[:1])
+        found = searched(replace(LOOSE, drift=-1.0), seconds=0.0, plan=one)
+        assert (found.chosen, found.finished, len(found.groups)) == (None, False, 1)
 
     def test_that_runs_out_sends_what_was_not_judged_to_float_first(
         self, searched, judged, monkeypatch

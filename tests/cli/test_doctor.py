@@ -19,19 +19,19 @@ def broken(tmp_path):
 
 def test_a_package_that_works_and_one_that_does_not(run, broken):
     begin = time.monotonic()
-    done = run("doctor", PYTHONPATH=broken(nncf="raise ImportError('its library\\nis too old')"))
+    done = run("doctor", PYTHONPATH=broken(jinja2="raise ImportError('its library\\nis too old')"))
     assert time.monotonic() - begin < 30
     assert done.returncode == 0, done.stderr
     lines = dict(line.split(":  ", 1) for line in done.stdout.splitlines() if ":  " in line)
     assert (
-        lines["INT8"]
+        lines["HTML reports"]
         .strip()
-        .startswith("broken: import of nncf failed: ImportError: its library (log: ")
+        .startswith("broken: import of jinja2 failed: ImportError: its library (log: ")
     )
     assert lines["fit, build, verify"].strip().startswith("torch 2.")
     rows = {line.split()[0]: line for line in done.stdout.splitlines()}
-    assert "works, onnxruntime " in rows["onnxruntime:fp32"]
-    assert "to build it: broken: import of nncf failed" in rows["onnxruntime:int8"]
+    for precision in ("fp32", "int8", "auto"):
+        assert "works, onnxruntime " in rows[f"onnxruntime:{precision}"]
 
 
 def test_what_no_gpu_here_can_run(run):
@@ -72,12 +72,3 @@ def test_a_package_that_is_not_there(run, tmp_path):
     }
     shown = run("doctor", PYTHONPATH=str(tmp_path)).stdout
     assert "jinja2 is not installed here: pip install 'vadexport[report]'" in shown
-
-
-def test_what_runs_but_cannot_be_built(run, tmp_path):
-    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['nncf'] = None")
-    found = json.loads(run("doctor", "--json", PYTHONPATH=str(tmp_path)).stdout)
-    target = found["targets"]["onnxruntime:int8"]
-    assert (target["status"], target["runs"]) == ("missing", True)
-    assert target["version"] == found["targets"]["onnxruntime:fp32"]["version"]
-    assert target["reason"].startswith("nncf is not installed here")

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-HEAVY = {"torch", "onnx", "onnxruntime", "openvino", "nncf", "scipy", "safetensors", "PIL"}
+HEAVY = {"torch", "onnx", "onnxruntime", "openvino", "scipy", "safetensors", "PIL"}
 CODE = """
 import sys
 from vadexport.cli.main import main

@@ -1,6 +1,5 @@
 """Packages that are missing, disks that are full, builds that are stopped."""
 
-import importlib.util
 import math
 import signal
 import subprocess
@@ -30,11 +29,11 @@ def test_a_missing_backend_fails_that_target_only(vadexport, checkpoint, tmp_pat
 
 def test_doctor_names_what_is_missing(vadexport, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
-    monkeypatch.setitem(sys.modules, "nncf", None)
+    monkeypatch.setitem(sys.modules, "jinja2", None)
     result = vadexport("doctor")
     assert result.status == 0
     assert "vadexport[openvino]" in result.out
-    assert "vadexport[int8]" in result.out
+    assert "vadexport[report]" in result.out
 
 
 def test_a_destination_that_cannot_be_written(vadexport, checkpoint, tmp_path):
@@ -48,24 +47,6 @@ def test_a_folder_of_something_else_is_not_replaced(vadexport, checkpoint, tmp_p
     (tmp_path / "thesis.txt").write_text("years of work")
     assert_refused(vadexport("build", checkpoint, "-o", tmp_path), 2, "something else")
     assert (tmp_path / "thesis.txt").exists()
-
-
-def test_int8_without_nncf_is_missing_before_any_work(
-    vadexport, checkpoint, images, tmp_path, monkeypatch
-):
-    find = importlib.util.find_spec
-
-    def without_nncf(name, package=None):
-        return None if name == "nncf" else find(name, package)
-
-    monkeypatch.setattr(importlib.util, "find_spec", without_nncf)
-    words = ("build", checkpoint, "-o", tmp_path / "a", "--calibration", images / "good")
-    alone = vadexport(*words, "--target", "openvino:int8")
-    assert_refused(alone, 3, "nncf", "vadexport[int8]")
-    assert "reference" not in alone.err
-    both = vadexport(*words, "--target", "openvino:int8", "--target", "onnxruntime:fp32")
-    assert both.status == 3
-    assert (tmp_path / "a" / "onnxruntime-fp32" / "manifest.json").is_file()
 
 
 @pytest.fixture
