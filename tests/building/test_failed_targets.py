@@ -59,3 +59,14 @@ def test_other_targets_are_built(built):
     assert result.targets[0].error.exit_status == 2
     (line,) = (line for line in told.warnings if "convolution" in line)
     assert line.startswith("onnxruntime:int8 was not built: ")
+
+
+@pytest.mark.parametrize("target", ["openvino:auto", "onnxruntime:auto"])
+def test_auto_is_float_where_there_is_nothing_to_quantise(built, target):
+    result = built(Told(), target)
+    (one,) = result.targets
+    assert one.error is None
+    assert one.precision == {"network": "fp32", "score head": "fp32"}
+    assert str(one.resolved) == target
+    (note,) = (note for note in result.notes if note.startswith(f"{target}: float32, for "))
+    assert "no convolution" in note

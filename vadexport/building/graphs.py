@@ -184,11 +184,17 @@ class Graphs:
     def mixed(self, target: Target, minutes: float) -> Graph:
         """The fastest graph for a target whose scores hold, found by a search.
 
+        The float graph, where the network has no layer that INT8 suits.
+
         Raises:
             InputError: as `of` does.
             BackendError: as `of` does.
         """
-        return self._integers.mixed(target, minutes)
+        try:
+            return self._integers.mixed(target, minutes)
+        except UnfitError as error:
+            self.notes.append(f"{target}: float32, for {error}")
+            return self._float
 
     def _explain(self, rung: Rung, before: str, after: Path | None = None) -> None:
         """Note where in the graph a rung that fell short parts from the step before it."""
