@@ -87,17 +87,18 @@ def judged(monkeypatch):
 def searched(tmp_path):
     """Search the chain's plan."""
 
-    def go(bounds, *, seconds=60.0, plan=None, form=None, folder=None, calls=CALLS, told=None):
+    def go(bounds, *, seconds=60.0, plan=None, form=None, folder=None, calls=CALLS, **more):
+        correcting = more.get("correcting", CALLS[:2])
         onnx.save(MODEL, tmp_path / "model.onnx")
         return search(
             tmp_path / "model.onnx",
             plan or plan_for(),
             frozenset(names(MODEL) - HEAD),
             form or Form(),
-            (calls, 4),
+            (calls, 4, correcting),
             bounds,
             (seconds, folder or tmp_path / "memory"),
-            lambda *counts: told.append(counts) if told is not None else None,
+            lambda *counts: more["told"].append(counts) if "told" in more else None,
         )
 
     return go
@@ -117,17 +118,21 @@ class TestSearch:
         told = []
         found = searched(bounds, told=told)
         assert found.groups[0].layers == (BAD,)
-        assert found.chosen == 1
-        assert found.float_nodes(1) == {BAD}
         assert found.finished
-        assert [point.float_groups for point in found.points] == [0, 1]
-        assert found.points[1].judged.holds(bounds)
+        # The costliest first, and, for layers at the front are the usual suspects, from there.
+        reached = [(point.order, point.float_groups) for point in found.points]
+        assert reached == [("cost", 0), ("cost", 1), *(("front", n) for n in range(1, 5))]
+        assert found.points[1].float_layers == (BAD,)
+        assert found.points[-1].float_layers == ("c0", "c1", "c2", BAD)
+        assert found.holding == (1, 5)
+        for number, point in enumerate(found.points):
+            assert point.holds == point.judged.holds(bounds) == (number in found.holding)
         assert not found.points[0].judged.holds(bounds)
         costs = [group.cost.rms for group in found.groups]
         assert costs == sorted(costs, reverse=True)
         assert costs[0] > 10 * costs[1]
         assert found.images == (8, 4)
-        assert told[-1] == (2 * LAYERS, 2 * LAYERS)
+        assert told[-1] == (3 * LAYERS, 3 * LAYERS)
         assert [done for done, _ in told] == sorted(done for done, _ in told)
 
     def test_costs_are_of_the_group_alone(self, searched, judged):
@@ -151,7 +156,17 @@ class TestSearch:
         (expected, expected_map), (scores, maps) = pairs
         assert found.drift == pytest.approx(np.abs(scores - expected)[:8].max(), rel=1e-5)
         assert found.rms == pytest.approx(np.sqrt(np.mean((scores - expected) ** 2)), rel=1e-5)
-        assert found.spearman == pytest.approx(spearmanr(scores, expected).statistic)
+        # Drifts dealt anew among normal images, and among the others, as often as it takes.
+        drifts, random = scores - expected, np.random.default_rng(99)
+        dealt = [
+            spearmanr(
+                expected
+                + np.concatenate([random.permutation(drifts[:8]), random.permutation(drifts[8:])]),
+                expected,
+            ).statistic
+            for _ in range(2000)
+        ]
+        assert found.spearman == pytest.approx(np.mean(dealt), abs=0.02)
         spans = [np.ptp(each) for each in expected_map]
         assert found.maps == pytest.approx(np.abs(maps - expected_map).max() / np.mean(spans))
 
@@ -162,18 +177,20 @@ class TestSearch:
         bounds = replace(LOOSE, threshold=float(scores[5:7].mean()))
         found = searched(bounds)
         assert found.points[0].judged.flips > 0  # at half their magnitude scores are a quarter
-        assert found.chosen
-        assert found.points[-1].judged.flips == 0
+        assert found.points[0].holds is False
+        assert found.holding
+        assert all(found.points[number].judged.flips == 0 for number in found.holding)
 
     def test_all_int8_where_that_holds(self, searched, judged):
         found = searched(LOOSE)
-        assert (found.chosen, found.finished, len(judged)) == (0, True, 1)
+        assert (found.holding, found.finished, len(judged)) == ((0,), True, 1)
         assert [group.cost for group in found.groups] == [None] * LAYERS
 
     def test_no_int8_where_nothing_holds(self, searched):
         found = searched(replace(LOOSE, drift=-1.0))
-        assert (found.chosen, found.finished) == (None, True)
-        assert [point.float_groups for point in found.points] == list(range(LAYERS))
+        assert (found.holding, found.finished) == ((), True)
+        counts = [point.float_groups for point in found.points]
+        assert counts == [*range(LAYERS), *range(1, LAYERS)]
 
     def test_without_a_map(self, tmp_path):
         bare = onnx.ModelProto.FromString(MODEL.SerializeToString())
@@ -181,7 +198,7 @@ class TestSearch:
         onnx.save(bare, tmp_path / "model.onnx")
         network = frozenset(names(MODEL) - HEAD)
         found = search(
-            *(tmp_path / "model.onnx", plan_for(), network, Form(), (CALLS, 4), LOOSE),
+            *(tmp_path / "model.onnx", plan_for(), network, Form(), (CALLS, 4, []), LOOSE),
             *((60.0, tmp_path / "memory"), lambda *_: None),
         )
         assert found.points[0].judged.maps == 0
@@ -194,7 +211,7 @@ class TestSearch:
 class TestTime:
     def test_none_chooses_nothing(self, searched, judged):
         found = searched(replace(LOOSE, drift=-1.0), seconds=0.0)
-        assert (found.chosen, found.finished, found.points, judged) == (None, False, (), [])
+        assert (found.holding, found.finished, found.points, judged) == ((), False, (), [])
         assert {group.cost for group in found.groups} == {None}
         assert sum(len(group.layers) for group in found.groups) == LAYERS
 
@@ -202,7 +219,7 @@ class TestTime:
         plan = plan_for()
         one = replace(plan, layers=plan.layers[:1])
         found = searched(replace(LOOSE, drift=-1.0), seconds=0.0, plan=one)
-        assert (found.chosen, found.finished, len(found.groups)) == (None, False, 1)
+        assert (found.holding, found.finished, len(found.groups)) == ((), False, 1)
 
     def test_that_runs_out_sends_what_was_not_judged_to_float_first(
         self, searched, judged, monkeypatch
@@ -213,7 +230,7 @@ class TestTime:
         del judged[:]
         found = searched(bounds, seconds=10.0, form=Form(sums=True))
         assert not found.finished
-        assert found.chosen is None
+        assert found.holding == ()
         assert len(judged) == 3
         known = [group.cost is not None for group in found.groups]
         assert known == sorted(known)
@@ -272,9 +289,11 @@ class TestMemory:
     def test_a_folder_that_cannot_be_written_costs_the_memory_alone(self, searched, tmp_path):
         (tmp_path / "file").write_text("in the way")
         found = searched(LOOSE, folder=tmp_path / "file" / "memory")
-        assert found.chosen == 0
+        assert found.holding == (0,)
 
-    @pytest.mark.parametrize("what", ["reach", "weights", "shifts", "form", "bounds", "images"])
+    @pytest.mark.parametrize(
+        "what", ["reach", "weights", "shifts", "form", "bounds", "correcting", "images"]
+    )
     def test_is_of_all_that_figures_hang_on(self, searched, judged, what):
         searched(LOOSE)
         plan = plan_for()
@@ -284,11 +303,13 @@ class TestMemory:
         elif what == "weights":
             more["plan"] = plan_for(bad="c1")
         elif what == "shifts":
-            more["plan"] = replace(plan, shifts={"c1": np.full(4, 0.1)})
+            more["plan"] = replace(plan, shifts={"c1": np.full((2, 4), 0.1)})
         elif what == "form":
             more["form"] = Form(sums=True)
         elif what == "bounds":
             given = replace(LOOSE, threshold=0.5)
+        elif what == "correcting":
+            more["correcting"] = CALLS[:1]
         else:
             more["calls"] = [*CALLS[:5], CALLS[5] + 1]
         del judged[:]
@@ -344,7 +365,8 @@ class TestJudged:
 def test_a_frontier_is_plain_values(searched):
     found = searched(tight(searched))
     again = json.loads(json.dumps(found.to_json()))
-    assert again["chosen"] == 1
+    assert again["finished"]
+    assert again["points"][1]["float_layers"] == [BAD]
     assert again["groups"][0]["layers"] == [BAD]
     assert Judged(**again["points"][1]["judged"]) == found.points[1].judged
     assert asdict(found)["images"] == (8, 4)
