@@ -21,8 +21,8 @@ from cells import DEFECTIVE, INTACT, shuffled_cells
 
 from vadexport.backends.base import available_threads
 from vadexport.backends.openvino import compile_graph, open_runner
-from vadexport.calibration import plan_int8, quantised
-from vadexport.calibration.qdq import Form
+from vadexport.calibration import plan_int8
+from vadexport.calibration.qdq import Form, quantised
 from vadexport.calibration.quantisation import Choices
 from vadexport.contract import RAW_SCORE, ImageInput
 from vadexport.detectors.patchcore import PatchCoreConfig, fit

@@ -395,6 +395,73 @@ def plan(model, files, image_input, folder, choices=DEFAULT_CHOICES):
     )
 
 
+CLIPPED = """
+    floats = Cast<to = 1>(image)
+    grey = Transpose<perm = [0,3,1,2]>(floats)
+    x = Div(grey, white)
+    c = Conv<strides = [2,2]>(x, w, b)
+    r = Clip(c, low, six)
+    y = Conv(r, u)
+    raw_score = ReduceMax<keepdims = 0>(y, axes)
+"""
+
+
+class TestPlans:
+    """What a plan says, against the graph that it is for, run on the images that it was made of."""
+
+    def made(self, files, tmp_path, low, gain=1.0, **choices):
+        weights = {**WEIGHTS, "low": np.array(low), "six": np.array(6.0)}
+        weights["w"] = gain * WEIGHTS["w"]
+        model = small_graph("uint8[1,96,96,1] image", CLIPPED, OUTPUT, **weights)
+        image_input = ImageInput(96, 96, 1)
+        chosen = Choices(planted=False, **choices)
+        found = plan(model, files["plain"][:3], image_input, tmp_path, choices=chosen)
+        return found, onnx.load(tmp_path / "equalised.onnx")
+
+    def values(self, model, crops, name):
+        marked = onnx.ModelProto.FromString(model.SerializeToString())
+        marked.graph.output.append(onnx.ValueInfoProto(name=name))
+        session = onnxruntime.InferenceSession(
+            marked.SerializeToString(), providers=["CPUExecutionProvider"]
+        )
+        return np.stack([session.run([name], {"image": crop[None]})[0] for crop in crops[:3]])
+
+    def test_ranges_are_of_the_equalised_graph(self, files, crops, tmp_path):
+        found, equalised = self.made(files, tmp_path, 0.0)
+        assert not np.array_equal(tensors(equalised)["u"], WEIGHTS["u"].astype(np.float32))
+        for name in ("x", "r"):
+            reached = float(np.abs(self.values(equalised, crops, name)).max())
+            assert found.reach[name] == pytest.approx(reached, rel=1e-4)
+
+    def test_ranges_end_where_a_clip_does(self, files, tmp_path):
+        found, _ = self.made(files, tmp_path, 0.0, gain=20.0, headroom=2.0)
+        assert found.reach["r"] == 6
+
+    def test_a_clip_whose_lower_end_is_further_does_not_cut_the_range(self, files, crops, tmp_path):
+        found, equalised = self.made(files, tmp_path, -50.0, gain=20.0)
+        values = self.values(equalised, crops, "r")
+        assert values.max() <= 6 < -values.min()
+        assert found.reach["r"] == pytest.approx(-values.min(), rel=1e-4)
+        assert found.never_negative == frozenset()
+
+    def test_shifts_are_what_rounding_adds_on_average(self, files, crops, tmp_path):
+        found, equalised = self.made(files, tmp_path, 0.0)
+        for form in (Form(), Form(signed=False)):
+            bare = replace(found, shifts={})
+            for name in ("c", "y"):
+                layer = next(each for each in found.layers if each.node == name)
+                before = self.values(equalised, crops, name)
+                # Of this layer alone: what stands before it is in float.
+                others = frozenset(NETWORK) - {name}
+                made = quantised(equalised, bare, frozenset(NETWORK), form, others)
+                after = self.values(made, crops, name)
+                expected = (after - before).astype(np.float64).mean(axis=(0, 1, 3, 4))
+                shift = found.shifts[layer.node][int(form.signed)]
+                assert np.abs(expected).max() > 1e-5
+                # Of windows that were drawn, and biases are rounded as well.
+                assert np.abs(shift - expected).max() < 0.3 * np.abs(expected).max(), name
+
+
 class TestBadNetworks:
     """A plan, or a refusal, for weights that are not as they should be."""
 

@@ -87,17 +87,18 @@ def judged(monkeypatch):
 def searched(tmp_path):
     """Search the chain's plan."""
 
-    def go(bounds, *, seconds=60.0, plan=None, form=None, folder=None, calls=CALLS, told=None):
+    def go(bounds, *, seconds=60.0, plan=None, form=None, folder=None, calls=CALLS, **more):
+        correcting = more.get("correcting", CALLS[:2])
         onnx.save(MODEL, tmp_path / "model.onnx")
         return search(
             tmp_path / "model.onnx",
             plan or plan_for(),
             frozenset(names(MODEL) - HEAD),
             form or Form(),
-            (calls, 4, calls[:2]),
+            (calls, 4, correcting),
             bounds,
             (seconds, folder or tmp_path / "memory"),
-            lambda *counts: told.append(counts) if told is not None else None,
+            lambda *counts: more["told"].append(counts) if "told" in more else None,
         )
 
     return go
@@ -118,13 +119,15 @@ class TestSearch:
         found = searched(bounds, told=told)
         assert found.groups[0].layers == (BAD,)
         assert found.finished
-        assert [point.float_groups for point in found.points if point.order == "cost"] == [0, 1]
+        # The costliest first, and, for layers at the front are the usual suspects, from there.
+        reached = [(point.order, point.float_groups) for point in found.points]
+        assert reached == [("cost", 0), ("cost", 1), *(("front", n) for n in range(1, 5))]
         assert found.points[1].float_layers == (BAD,)
-        assert found.points[1].judged.holds(bounds)
+        assert found.points[-1].float_layers == ("c0", "c1", "c2", BAD)
+        assert found.holding == (1, 5)
+        for number, point in enumerate(found.points):
+            assert point.holds == point.judged.holds(bounds) == (number in found.holding)
         assert not found.points[0].judged.holds(bounds)
-        front = [point for point in found.points if point.order == "front"]
-        assert [point.holds for point in front] == [BAD in point.float_layers for point in front]
-        assert found.holding == (1, len(found.points) - 1)
         costs = [group.cost.rms for group in found.groups]
         assert costs == sorted(costs, reverse=True)
         assert costs[0] > 10 * costs[1]
@@ -140,13 +143,12 @@ class TestSearch:
 
     def test_figures_are_those_of_scores_by_hand(self, searched):
         from vadexport.calibration.observing import run_graph
-        from vadexport.calibration.repair import Corrector
+        from vadexport.calibration.qdq import quantised
 
         calls = [*CALLS[:4], *(3 * call for call in CALLS[4:])]  # defects drift further
         found = searched(LOOSE, calls=calls).points[0].judged
 
-        network = frozenset(names(MODEL) - HEAD)
-        made = Corrector(MODEL, plan_for(), network, calls[:2]).form(Form())
+        made = quantised(MODEL, plan_for(), frozenset(names(MODEL) - HEAD), Form())
         pairs = [
             [np.concatenate(each) for each in zip(*run_graph(model, calls), strict=True)]
             for model in (MODEL, made)
@@ -154,9 +156,17 @@ class TestSearch:
         (expected, expected_map), (scores, maps) = pairs
         assert found.drift == pytest.approx(np.abs(scores - expected)[:8].max(), rel=1e-5)
         assert found.rms == pytest.approx(np.sqrt(np.mean((scores - expected) ** 2)), rel=1e-5)
-        drifts = (scores - expected).astype(np.float64)
-        known = module.expected_rank_correlation(expected.astype(np.float64), drifts, 8)
-        assert found.spearman == pytest.approx(known)
+        # Drifts dealt anew among normal images, and among the others, as often as it takes.
+        drifts, random = scores - expected, np.random.default_rng(99)
+        dealt = [
+            spearmanr(
+                expected
+                + np.concatenate([random.permutation(drifts[:8]), random.permutation(drifts[8:])]),
+                expected,
+            ).statistic
+            for _ in range(2000)
+        ]
+        assert found.spearman == pytest.approx(np.mean(dealt), abs=0.02)
         spans = [np.ptp(each) for each in expected_map]
         assert found.maps == pytest.approx(np.abs(maps - expected_map).max() / np.mean(spans))
 
@@ -167,6 +177,7 @@ class TestSearch:
         bounds = replace(LOOSE, threshold=float(scores[5:7].mean()))
         found = searched(bounds)
         assert found.points[0].judged.flips > 0  # at half their magnitude scores are a quarter
+        assert found.points[0].holds is False
         assert found.holding
         assert all(found.points[number].judged.flips == 0 for number in found.holding)
 
@@ -178,9 +189,8 @@ class TestSearch:
     def test_no_int8_where_nothing_holds(self, searched):
         found = searched(replace(LOOSE, drift=-1.0))
         assert (found.holding, found.finished) == ((), True)
-        for order in ("cost", "front"):
-            counts = [point.float_groups for point in found.points if point.order == order]
-            assert counts == list(range(LAYERS))[order == "front" :]
+        counts = [point.float_groups for point in found.points]
+        assert counts == [*range(LAYERS), *range(1, LAYERS)]
 
     def test_without_a_map(self, tmp_path):
         bare = onnx.ModelProto.FromString(MODEL.SerializeToString())
@@ -188,7 +198,7 @@ class TestSearch:
         onnx.save(bare, tmp_path / "model.onnx")
         network = frozenset(names(MODEL) - HEAD)
         found = search(
-            *(tmp_path / "model.onnx", plan_for(), network, Form(), (CALLS, 4, CALLS[:2]), LOOSE),
+            *(tmp_path / "model.onnx", plan_for(), network, Form(), (CALLS, 4, []), LOOSE),
             *((60.0, tmp_path / "memory"), lambda *_: None),
         )
         assert found.points[0].judged.maps == 0
@@ -281,7 +291,9 @@ class TestMemory:
         found = searched(LOOSE, folder=tmp_path / "file" / "memory")
         assert found.holding == (0,)
 
-    @pytest.mark.parametrize("what", ["reach", "weights", "shifts", "form", "bounds", "images"])
+    @pytest.mark.parametrize(
+        "what", ["reach", "weights", "shifts", "form", "bounds", "correcting", "images"]
+    )
     def test_is_of_all_that_figures_hang_on(self, searched, judged, what):
         searched(LOOSE)
         plan = plan_for()
@@ -291,11 +303,13 @@ class TestMemory:
         elif what == "weights":
             more["plan"] = plan_for(bad="c1")
         elif what == "shifts":
-            more["plan"] = replace(plan, shifts={"c1": np.full(4, 0.1)})
+            more["plan"] = replace(plan, shifts={"c1": np.full((2, 4), 0.1)})
         elif what == "form":
             more["form"] = Form(sums=True)
         elif what == "bounds":
             given = replace(LOOSE, threshold=0.5)
+        elif what == "correcting":
+            more["correcting"] = CALLS[:1]
         else:
             more["calls"] = [*CALLS[:5], CALLS[5] + 1]
         del judged[:]
@@ -369,7 +383,8 @@ class TestExpectedRankCorrelation:
 def test_a_frontier_is_plain_values(searched):
     found = searched(tight(searched))
     again = json.loads(json.dumps(found.to_json()))
-    assert again["points"][1]["holds"]
+    assert again["finished"]
+    assert again["points"][1]["float_layers"] == [BAD]
     assert again["groups"][0]["layers"] == [BAD]
     assert Judged(**again["points"][1]["judged"]) == found.points[1].judged
     assert asdict(found)["images"] == (8, 4)

@@ -77,9 +77,11 @@ def test_int8_that_is_faster_is_kept_and_held_to_the_limits_of_auto(
         assert search["shipped"] == "int8"
         assert search["chosen"] is not None
         assert manifest["precision"]["network"].startswith("int8")
-        assert manifest["precision"]["score head"] == "fp32"
+        assert "fp32" in manifest["precision"]["score head"]
         assert manifest["calibration"] is not None
-        kept = sum(len(group["layers"]) for group in search["groups"][: search["chosen"]])
+        point = search["points"][search["chosen"]]
+        assert point["holds"]
+        kept = len(point["float_layers"])
         words = f"int8, {search['layers'] - kept} of {search['layers']} layers"
         assert manifest["precision"]["network"] == (words if kept else "int8")
         assert [rung["rung"] for rung in manifest["parity"]][-2:] == ["quantised", "compiled"]
@@ -97,9 +99,8 @@ def test_int8_that_is_faster_is_kept_and_held_to_the_limits_of_auto(
         assert lines["spearman"].endswith("limit 0.999")
     assert {target for target, _ in asked} == set(TARGETS)
     for target, counts in asked:
-        chosen = found[target][1]["compiled"]["search"]["chosen"]
         assert counts[0] == 0
-        assert counts[-1] == chosen
+        assert found[target][1]["compiled"]["search"]["chosen"] in counts
 
 
 @pytest.mark.slow
@@ -149,8 +150,9 @@ def test_layers_that_cost_scores_stay_in_float(built, timed, monkeypatch):
     else:
         assert search["chosen"] > 0
         assert " of " in manifest["precision"]["network"]
+    assert not search["points"][0]["holds"]
     drifts = [point["judged"]["drift"] for point in search["points"]]
-    assert drifts[-1] < drifts[0]
+    assert min(drifts[1:]) < drifts[0]
 
 
 @pytest.mark.slow

@@ -271,6 +271,7 @@ class _Judge:
     ) -> None:
         self._plan, self._network = plan, network_nodes
         self._form, self._calls, self._bounds = form, calls[0], bounds
+        self._correcting = calls[2]
         self._corrector = Corrector(model, plan, network_nodes, calls[2])
         there = {output.name for output in model.graph.output}
         self._names = [name for name in (RAW_SCORE, ANOMALY_MAP) if name in there]
@@ -289,7 +290,7 @@ class _Judge:
             found.update(name.encode() + weight.values.tobytes() + weight.scales.tobytes())
         for name, shift in sorted(self._plan.shifts.items()):
             found.update(name.encode() + shift.tobytes())
-        for call in self._calls:
+        for call in (*self._calls, *self._correcting):
             found.update(call.tobytes())
         return found.hexdigest()[:32]
 
