@@ -103,8 +103,11 @@ class GraphView:
     def __init__(self, model: onnx.ModelProto) -> None:
         inferred = onnx.shape_inference.infer_shapes(_without_weights(model), data_prop=True).graph
         graph = model.graph
-        #: Of the default domain.
-        self.opset = next(each.version for each in model.opset_import if not each.domain)
+        #: Of the default domain, which has two names; 0 where a graph uses none of it.
+        self.opset = max(
+            (each.version for each in model.opset_import if each.domain in ("", "ai.onnx")),
+            default=0,
+        )
         self._consumers: dict[str, list[onnx.NodeProto]] = {}
         self._producers = {name: node for node in graph.node for name in node.output if name}
         for node in graph.node:
