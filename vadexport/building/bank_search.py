@@ -35,6 +35,7 @@ class BankSearch:
         path: ONNX file of the graph before either is written.
         images: normal ones, whose queries are looked up.
         image_input: of the graph.
+        left_out: names of passes that are not applied.
         unit: of drift.
         listener: told of progress.
         notes: what else the user should know, added to.
@@ -43,6 +44,7 @@ class BankSearch:
     path: Path
     images: tuple[ImageFile, ...]
     image_input: ImageInput
+    left_out: frozenset[str]
     unit: float
     listener: Listener
     notes: list[str]
@@ -54,6 +56,7 @@ class BankSearch:
         path: Path,
         images: tuple[ImageFile, ...],
         image_input: ImageInput,
+        left_out: frozenset[str],
         rest: tuple[float, Listener, list[str]],
     ) -> Self | None:
         """Of a graph before all passes; None where it has no bank that is large enough.
@@ -63,14 +66,21 @@ class BankSearch:
             path: where what the passes before the search make of it is written.
             images: as the attribute.
             image_input: as the attribute.
+            left_out: as the attribute.
             rest: unit, listener and notes.
         """
-        before, _ = apply_passes(onnx.load(simplified), BEFORE_INT8)
+        passes = [each for each in BEFORE_INT8 if each.name not in left_out]
+        before, _ = apply_passes(onnx.load(simplified), passes)
         if not large_searches(before):
             return None
         path.parent.mkdir(exist_ok=True)
         onnx.save(before, path)
-        return cls(path, images, image_input, *rest)
+        return cls(path, images, image_input, left_out, *rest)
+
+    @property
+    def places(self) -> int:
+        """Searches that INT8 suits."""
+        return len(self._plans)
 
     def forms(self, target: Target) -> tuple[bool, ...]:
         """Whether a target's graph searches in INT8: what is tried, one after the other."""
@@ -79,7 +89,9 @@ class BankSearch:
 
     def written(self, model: onnx.ModelProto, *, int8: bool) -> onnx.ModelProto:
         """A copy of a graph like that of `path` with its searches in INT8, or else in float."""
-        passes = (QuantisedSearch(self._plans), *FLOAT_SEARCH) if int8 else FLOAT_SEARCH
+        passes = [each for each in FLOAT_SEARCH if each.name not in self.left_out]
+        if int8:
+            passes.insert(0, QuantisedSearch(self._plans))
         made, _ = apply_passes(model, passes)
         return made
 

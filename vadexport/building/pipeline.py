@@ -27,6 +27,7 @@ from vadexport.building.climbing import Climber, Graph
 from vadexport.building.graphs import Graphs
 from vadexport.building.inputs import BuildImages, build_images, sets_ranges
 from vadexport.building.options import BuildOptions, BuildResult, BuiltTarget
+from vadexport.building.rewriting import check_names
 from vadexport.building.suspects import warn_of_defects
 from vadexport.errors import (
     BackendError,
@@ -62,6 +63,7 @@ def build(options: BuildOptions, listener: Listener) -> BuildResult:
     if len(set(options.targets)) < len(options.targets) or not options.targets:
         raise InputError("name each target once, and at least one")
     _refuse_ambiguous(options.targets)
+    check_names(options.no_pass)
     check_settings({target.backend for target in options.targets}, options.tensorrt)
     _refuse_to_remove(options)
     spec = SourceSpec.of(options.source)
@@ -93,6 +95,8 @@ def build(options: BuildOptions, listener: Listener) -> BuildResult:
                 )
             climber = Climber(ladder, _drift_unit(source, images, ladder), threads)
             graphs = Graphs(source, image_input, images, climber, staging.work, listener)
+            graphs.left_out = options.no_pass
+            graphs.timed_on = next((each for each in available if not each.on_gpu), None)
             builder = _Builder(graphs, options)
             for target in available:
                 folder = staging.result / (target.folder if len(options.targets) > 1 else "")
@@ -174,6 +178,7 @@ class _Builder:
             precision=graph.precision,
             proven_on=proven_on,
             facts=facts,
+            passes=self.graphs.passes(graph),
         )
 
     def manifest(self, built: BuiltTarget) -> Manifest:
@@ -341,6 +346,7 @@ def _write_report(built: BuiltTarget, check_images: str) -> None:
         "check_images": check_images,
         "proven_on": built.proven_on,
         "compiled": built.facts,
+        "passes": built.passes.to_json(),
         "ladder": [asdict(rung) for rung in built.rungs],
     }
     folder = built.folder / REPORT_FOLDER

@@ -76,6 +76,12 @@ if TYPE_CHECKING:
     help="Time that each auto target may take to find the layers that must stay in float.",
 )
 @click.option(
+    "--no-pass",
+    multiple=True,
+    metavar="NAME",
+    help="A graph pass that is not applied; may be given several times. docs/passes.md names them.",
+)
+@click.option(
     "--verify",
     "verified",
     is_flag=False,
@@ -104,6 +110,7 @@ def command(
     input_layout: "Layout",
     settings: tuple[str, ...],
     search_minutes: float,
+    no_pass: tuple[str, ...],
     verified: str | None,
     threads: int | None,
     skip_unreadable: bool,
@@ -144,6 +151,7 @@ def command(
         layout=chosen("input_layout", input_layout, stored.input_layout),
         tensorrt=TensorRTSettings.of({**config.tensorrt, **_settings(settings)}),
         search_minutes=chosen("search_minutes", search_minutes, stored.search_minutes),
+        no_pass=chosen("no_pass", no_pass, stored.no_pass),
     )
     result = build(options, console)
     console.when_interrupted = lambda: f"{destination} was written"
@@ -209,6 +217,7 @@ def _as_text(result: "BuildResult") -> str:
     lines = [
         printable(f"checked on {result.check_images}; drift unit {result.drift_unit}"),
         *map(printable, result.notes),
+        *_passes(result),
         "",
     ]
     rows: list[tuple[str, ...]] = [("rung", "drift max", "drift mean", "flips", "verdict")]
@@ -235,6 +244,23 @@ def _as_text(result: "BuildResult") -> str:
     return "\n".join(lines)
 
 
+def _passes(result: "BuildResult") -> list[str]:
+    """A table of the passes of all targets, and what was left out."""
+    built = [one.passes for one in result.targets]
+    known = {one.name: one for passes in built for one in passes.applied}
+    left_out = next((passes.left_out for passes in built if passes.left_out), ())
+    lines = [f"passes left out: {', '.join(left_out)}"] if left_out else []
+    if known:
+        timed_on = next((passes.timed_on for passes in built if passes.timed_on), None)
+        brought = f"brought, on {timed_on}" if timed_on else "brought"
+        rows = [
+            ("pass", "places", brought),
+            *((one.name, str(one.places), one.brought) for one in known.values()),
+        ]
+        lines += ["", columns(rows)]
+    return lines
+
+
 def _outcome(one: "BuiltTarget") -> str:
     return f"{one.target}: {one.folder or f'not built: {one.error}'}"
 
@@ -254,6 +280,7 @@ def _as_json(result: "BuildResult") -> dict[str, object]:
                 "artifact": str(one.folder) if one.folder else None,
                 "error": str(one.error) if one.error else None,
                 "search": one.facts.get("search"),
+                "passes": one.passes.to_json(),
                 "ladder": [rung.to_json() for rung in one.rungs],
             }
             for one in result.targets

@@ -147,7 +147,13 @@ def _is_number(value: Any) -> bool:
     return type(value) is float and math.isfinite(value)
 
 
+def _texts(value: Any) -> tuple[str, ...]:
+    _hold(type(value) is list)
+    return tuple(map(_text, value))
+
+
 TEXT: Final = Kind("a text that is not empty", _text)
+TEXTS: Final = Kind("a list of texts that are not empty", _texts)
 FLAG: Final = Kind("true or false", _flag)
 SIZE: Final = Kind(f"height and width from 1 to {MAX_SIDE}, such as [480, 640]", _size)
 SIZE_OR_SIDE: Final = Kind(

@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from vadexport.artifact import Artifact
+from vadexport.artifact import BUILD_FILE, REPORT_FOLDER, Artifact
 from vadexport.backends.base import available_threads
 from vadexport.backends.child import Child
 from vadexport.backends.registry import opener
@@ -27,6 +27,7 @@ from vadexport.listening import Listener
 from vadexport.machine import processor_name, tool_versions
 from vadexport.sources import Source
 from vadexport.targets import AUTO, Target
+from vadexport.verification.applied import read_passes
 from vadexport.verification.drift import DriftUnit
 from vadexport.verification.ladder import Ladder, Rung
 from vadexport.verification.limits import Limits
@@ -167,12 +168,18 @@ def _shared(
     threads = options.threads or available_threads()
     climber = Climber(ladder, subjects[0].unit, threads, limits)
     chosen = BuildImages(None, images, "the images that changed most", real=True)
-    graphs = Graphs(source, arena.image_input, chosen, climber, work, listener)
+    told = (read_passes(_report(subject.artifact)) for subject in subjects)
+    left_out = next((passes.left_out for passes in told if passes is not None), ())
+    graphs = Graphs(source, arena.image_input, chosen, climber, work, listener, left_out=left_out)
     graph = graphs.of(Target("onnxruntime", "fp32"))
-    undone = () if graphs.undone is None else (graphs.undone,)
     notes = tuple(note for note in graphs.notes if "fell short" in note)
     call, _ = next(arena.image_input.batches(images[:1]))
-    return _Steps(climber, graph, (*graph.rungs, *undone), notes, call, len(images))
+    return _Steps(climber, graph, (*graph.rungs, *graphs.undone), notes, call, len(images))
+
+
+def _report(artifact: Artifact) -> Path:
+    """What the build noted beside the artifact."""
+    return artifact.folder / REPORT_FOLDER / BUILD_FILE
 
 
 def _climbed(subject: Subject, steps: _Steps, arena: Arena) -> tuple[list[Rung], list[str]]:
