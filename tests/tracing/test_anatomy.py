@@ -19,7 +19,8 @@ def test_parts_of_a_detector(graph_of, plain):
     assert sum(network.operators.values()) == len(simplified.network_nodes())
     layers = sum(isinstance(each, nn.Conv2d) for each in plain.backbone.modules())
     assert network.layers == {"fp32": network.operators["Conv"]} == {"fp32": layers}
-    assert before.operators == {"Div": 2, "Transpose": 1, "Cast": 1, "Sub": 1}
+    kinds = {"Div": 2, "Transpose": 1, "Cast": 1, "Concat": 1, "Sub": 1}
+    assert before.operators == kinds
     assert before.layers == {}
     assert head.operators["MatMul"] == head.layers["fp32"]
     parts = (before, network, head)

@@ -26,8 +26,11 @@ from vadexport.targets import Target
 from vadexport.terminal import printable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vadexport.building import BuildOptions, BuildResult, BuiltTarget
     from vadexport.contract import Layout
+    from vadexport.verification.applied import Passes
     from vadexport.verification.limits import Check
     from vadexport.verifying import VerifyResult
 
@@ -217,7 +220,7 @@ def _as_text(result: "BuildResult") -> str:
     lines = [
         printable(f"checked on {result.check_images}; drift unit {result.drift_unit}"),
         *map(printable, result.notes),
-        *_passes(result),
+        *passes_table([one.passes for one in result.targets]),
         "",
     ]
     rows: list[tuple[str, ...]] = [("rung", "drift max", "drift mean", "flips", "verdict")]
@@ -244,9 +247,8 @@ def _as_text(result: "BuildResult") -> str:
     return "\n".join(lines)
 
 
-def _passes(result: "BuildResult") -> list[str]:
-    """A table of the passes of all targets, and what was left out."""
-    built = [one.passes for one in result.targets]
+def passes_table(built: "Sequence[Passes]") -> list[str]:
+    """What was left out, and a table of what became of the passes of all targets."""
     known = {one.name: one for passes in built for one in passes.applied}
     left_out = next((passes.left_out for passes in built if passes.left_out), ())
     lines = [f"passes left out: {', '.join(left_out)}"] if left_out else []

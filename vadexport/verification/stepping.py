@@ -15,7 +15,7 @@ from vadexport.targets import Target
 
 #: Rounds, and seconds that they may take: at most so many of the one, then of the other.
 _MOST_ROUNDS: Final = 40
-_MOST_SECONDS: Final = 1.5
+_MOST_SECONDS: Final = 1.0
 #: Fewer have no interval that means anything.
 _FEWEST_ROUNDS: Final = 6
 
