@@ -1,13 +1,14 @@
 """What it brings to write an image's normalisation otherwise, or to fold it away.
 
 Graphs of one detector: as traced; with a gray image repeated to three channels before the mean is
-subtracted (the pass `gray-channels`; of RGB it is the same graph again); with 1/255 and 1/std in the
-weights of the first convolutions, so that only the mean is left to subtract; with the mean folded as
-well, and the three equal channels of a gray camera summed into one: what the mean does, which differs
-where the convolution pads, is then a constant map that is added; and with no normalisation at all, a
-wrong graph that shows what there is to gain. Whole detectors, and the graphs cut behind their first
-convolution. Float32, batch 1, solar cells of elpv-dataset; each graph is called once a round, in
-random order, each after an untimed call of the same; ratios are medians of paired ones.
+subtracted (the pass `gray-channels`; of RGB it is the same graph again); with 1/255 and 1/std in
+the weights of the first convolutions, so that only the mean is left to subtract; with the mean
+folded as well, and the three equal channels of a gray camera summed into one: what the mean does,
+which differs where the convolution pads, is then a constant map that is added; and with no
+normalisation at all, a wrong graph that shows what there is to gain. Whole detectors, and the
+graphs cut behind their first convolution. Float32, batch 1, solar cells of elpv-dataset; each graph
+is called once a round, in random order, each after an untimed call of the same; ratios are medians
+of paired ones.
 
     python benchmarks/normalisation.py [--seconds 10] [--document docs/passes.md]
 """
