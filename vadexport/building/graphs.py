@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 
 from vadexport.backends.child import Child
+from vadexport.building.approximating import Approximating, Rewrites
 from vadexport.building.bank_search import BankSearch
 from vadexport.building.climbing import Climber, Graph
 from vadexport.building.inputs import BuildImages
@@ -45,7 +46,10 @@ class Graphs:
     climber: Climber
     work: Path
     listener: Listener
+    #: What may be approximated; None for nothing.
+    approximating: Approximating | None = None
     notes: list[str] = field(default_factory=list)
+    rewrites: Rewrites = field(default_factory=Rewrites)
     #: The rung of rewrites that moved scores, and were undone.
     undone: Rung | None = None
     _failures: dict[str, VadexportError] = field(default_factory=dict)
@@ -101,7 +105,35 @@ class Graphs:
                 self.notes.append(f"rewrites undone, for they move scores: {names}")
                 self._explain(rewritten, "simplified")
         self.listener.step("trace", 3, 3)
+        if self.approximating is not None:
+            graph = self._approximated(self.approximating, graph, rungs)
         return graph, tuple(rungs)
+
+    def _approximated(
+        self, approximating: Approximating, graph: TracedGraph, rungs: list[Rung]
+    ) -> TracedGraph:
+        """Approximate as far as scores allow; what moves them further is undone."""
+        if self.undone is not None:
+            self.notes.append("nothing is approximated, for the exact rewrites were undone")
+            return graph
+        simplified = onnx.load(self.work / "simplified" / GRAPH_FILE)
+        images = self.images, self.image_input
+        unit, rest = self.climber.unit.value, (self.listener, self.notes)
+        rewrites = approximating.chosen(simplified, self.work, images, unit, rest)
+        if rewrites is None:
+            return graph
+        model = rewrites.applied(simplified)
+        climber = replace(self.climber, limits={"fp32": approximating.limits})
+        folder = self._save("approximated", model).parent
+        rung = climber.climb_graph("approximated", folder, "fp32")
+        if not rung.held:
+            lines = "; ".join(check.line for check in rung.checks if not check.held)
+            self.notes.append(f"approximations undone: {lines}")
+            return graph
+        rungs.append(rung)
+        self.rewrites = rewrites
+        self.climber = approximating.behind(self.climber)
+        return replace(graph, model=model)
 
     @cached_property
     def _float(self) -> Graph:
@@ -166,14 +198,14 @@ class Graphs:
     def _bank(self) -> BankSearch | None:
         """The search of the detector's memory bank; None where it has no large one."""
         _, rungs = self._traced
-        if self.images.calibration is None or rungs[-1].name != "rewritten":
+        if self.images.calibration is None or rungs[-1].name == "simplified":
             return None
         return BankSearch.of(
             self.work / "simplified" / GRAPH_FILE,
             self.work / "before-search" / GRAPH_FILE,
             self.images.calibration.calibrate,
             self.image_input,
-            (self.climber.unit.value, self.listener, self.notes),
+            (self.rewrites, self.climber.unit.value, self.listener, self.notes),
         )
 
     def _int8(self, target: Target) -> Graph:

@@ -28,6 +28,8 @@ class BuildOptions:
         layout: how the graph takes its images, see `ImageInput`.
         tensorrt: settings of TensorRT's builder.
         search_minutes: that the search for layers of `auto` may take, for each target.
+        approximate: whether rewrites may move scores: True by what the limits of the targets'
+            precisions leave room for, a number by so many drift units.
     """
 
     source: SourceSpec | Path
@@ -40,6 +42,7 @@ class BuildOptions:
     layout: Layout = "nhwc"
     tensorrt: TensorRTSettings = DEFAULT_SETTINGS
     search_minutes: float = 10.0
+    approximate: bool | float = False
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from vadexport.cli.config_options import chosen, config_option, needed
 from vadexport.cli.console import Console, columns
 from vadexport.cli.options import (
     PATH,
+    ApproximateType,
     BatchType,
     TargetType,
     console_options,
@@ -76,6 +77,16 @@ if TYPE_CHECKING:
     help="Time that each auto target may take to find the layers that must stay in float.",
 )
 @click.option(
+    "--approximate",
+    type=ApproximateType(),
+    is_flag=False,
+    flag_value=True,
+    default=False,
+    metavar="[DRIFT]",
+    help="Also rewrite in ways that move scores (fewer rows or directions of a memory bank), by up "
+    "to DRIFT drift units, default the precision's limit; --calibration IMAGES choose how far.",
+)
+@click.option(
     "--verify",
     "verified",
     is_flag=False,
@@ -104,6 +115,7 @@ def command(
     input_layout: "Layout",
     settings: tuple[str, ...],
     search_minutes: float,
+    approximate: bool | float,
     verified: str | None,
     threads: int | None,
     skip_unreadable: bool,
@@ -144,6 +156,7 @@ def command(
         layout=chosen("input_layout", input_layout, stored.input_layout),
         tensorrt=TensorRTSettings.of({**config.tensorrt, **_settings(settings)}),
         search_minutes=chosen("search_minutes", search_minutes, stored.search_minutes),
+        approximate=chosen("approximate", approximate, stored.approximate),
     )
     result = build(options, console)
     console.when_interrupted = lambda: f"{destination} was written"

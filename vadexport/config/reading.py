@@ -58,6 +58,7 @@ SCHEMA: Final[dict[str, dict[str, Kind]]] = {
         "input_layout": kinds.one_of(*LAYOUTS),
         "threads": kinds.whole(kinds.MAX_THREADS),
         "search_minutes": _ABOVE_0,
+        "approximate": kinds.FLAG_OR_ABOVE_0,
     },
     "build.tensorrt": {
         field.name: kinds.tensorrt(field.name) for field in fields(TensorRTSettings)
@@ -89,6 +90,7 @@ class BuildTable:
     input_layout: "Layout | None" = None
     threads: int | None = None
     search_minutes: float | None = None
+    approximate: bool | float | None = None
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,8 @@ input_layout = "nhwc"
 # threads = 4
 # Time that each auto target may take to find the layers that must stay in float.
 # search_minutes = 10.0
+# Rewrites that move scores, within the limits of the precision, or within so many drift units.
+# approximate = true
 
 # Of TensorRT's builder; docs/tensorrt.md has them all.
 # [build.tensorrt]
