@@ -64,7 +64,7 @@ def test_every_row_is_near_one_that_stays(rows, width, copies, fraction, seed):
     apart = distances(bank[kept], bank[kept])
     np.fill_diagonal(apart, np.inf)
     assert apart.min(initial=np.inf) >= radius - slack
-    if fraction == 0:
+    if fraction == 0 and width > 2:  # on a line, two may be as close as rounding
         assert len(kept) == rows
 
 
@@ -188,7 +188,7 @@ def test_a_search_that_is_not_written_yet_is_left_alone():
     seed=st.integers(0, 2**20),
 )
 @settings(deadline=None, max_examples=40)
-def test_all_but_the_smallest_eigenvalues_become_their_mean(form, width, rank, keepdims, seed):
+def test_all_but_the_largest_eigenvalues_become_one(form, width, rank, keepdims, seed):
     case = Case(form, width=width, images=90, keepdims=keepdims, scale=0.3, seed=seed)
     result, places = rewritten(case.model(), MahalanobisRank(rank), Mahalanobis())
     assert places == [1, 0]
@@ -196,7 +196,7 @@ def test_all_but_the_smallest_eigenvalues_become_their_mean(form, width, rank, k
     if form != "inverse":
         matrices = matrices @ matrices.transpose(0, 2, 1)
     values, vectors = np.linalg.eigh(matrices)
-    values[:, rank:] = values[:, rank:].mean(axis=1, keepdims=True)
+    values[:, :-rank] = np.exp(np.log(values[:, :-rank]).mean(axis=1, keepdims=True))
     offsets = case.offsets()
     expected = (np.square(offsets @ vectors) * values[:, None]).sum(axis=2)
     expected = expected.reshape(case.expected(offsets).shape)
@@ -205,6 +205,16 @@ def test_all_but_the_smallest_eigenvalues_become_their_mean(form, width, rank, k
     lengths = np.square(offsets.astype(np.float64)).sum(axis=2, keepdims=bool(keepdims))
     allowed = 2.0**-24 * (width * (1 + 2 * rank**0.5) + rank + 8) * values.max() * lengths
     assert (np.abs(found - expected) <= allowed).all()
+
+
+def test_of_few_images_the_smallest_stay_and_nothing_moves():
+    case = Case(width=64, images=10, scale=0.3)
+    result, places = rewritten(case.model(), MahalanobisRank(12))
+    assert places == [1]
+    assert any(node.op_type == "Sub" for node in result.graph.node)
+    expected = case.expected(case.offsets())
+    found = run_distance(result, case.offsets())
+    assert np.abs(found - expected).max() <= 1e-5 * expected.max()
 
 
 @pytest.mark.parametrize(
@@ -233,13 +243,6 @@ def test_candidates_save_less_and_less():
     assert ranks == [8, 16, 24, 32, 40]
     assert MahalanobisRank.candidates(search) == ()
     distance = Case(width=64).model()
-    assert [each.rank for each in MahalanobisRank.candidates(distance)] == [
-        4,
-        8,
-        12,
-        16,
-        24,
-        32,
-        40,
-    ]
+    ranks = [each.rank for each in MahalanobisRank.candidates(distance)]
+    assert ranks == [4, 8, 12, 16, 20, 24, 32, 40]
     assert BankPruning.candidates(distance) == BankProjection.candidates(distance) == ()

@@ -1,4 +1,4 @@
-"""Mahalanobis distances by few directions: `A = c·I − V·Vᵀ`, as Woodbury's identity has it."""
+"""Mahalanobis distances by few directions, `A = c·I ± V·Vᵀ`; with minus as Woodbury has it."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,20 +29,23 @@ _THREADS: Final = 2
 
 @dataclass(frozen=True)
 class LowRank:
-    """`δᵀ A δ = c ‖δ‖² − ‖Vᵀ δ‖²` at every position.
+    """`δᵀ A δ = c ‖δ‖² ± ‖Vᵀ δ‖²` at every position.
 
     Attributes:
         flat: `c`, float32 [P].
         vectors: `V`, float32 [P, D, r].
+        adds: whether the sign is plus.
     """
 
     flat: Float32
     vectors: Float32
+    adds: bool
 
     def distances(self, offsets: Float32) -> Float32:
         """Squared distances [P, N] of offsets [P, N, D], computed in float32."""
         norms = np.square(offsets).sum(axis=2) * self.flat[:, None]
-        found: Float32 = norms - np.square(offsets @ self.vectors).sum(axis=2)
+        squares = np.square(offsets @ self.vectors).sum(axis=2)
+        found: Float32 = norms + squares if self.adds else norms - squares
         return found
 
 
@@ -72,15 +75,26 @@ class Spectrum:
             list(pool.map(fill, range(0, positions, AT_ONCE)))
         return cls(values, vectors)
 
-    def low_rank(self, rank: int) -> LowRank:
-        """The `rank` smallest eigenvalues as they are, for all others their mean.
-
-        The smallest are those of the directions that normal patches vary most in.
-        """
+    def flattened(self, rank: int) -> LowRank:
+        """The `rank` smallest eigenvalues as they are, for all others their mean."""
         flat = self.values[:, rank:].mean(axis=1)
-        scales = np.sqrt(np.maximum(flat[:, None] - self.values[:, :rank], 0))
-        vectors = self.vectors[:, :, :rank] * scales[:, None, :].astype(np.float32)
-        return LowRank(flat.astype(np.float32), vectors)
+        kept = slice(0, rank)
+        vectors = self._scaled(kept, flat[:, None] - self.values[:, kept])
+        return LowRank(flat.astype(np.float32), vectors, adds=False)
+
+    def raised(self, rank: int) -> LowRank:
+        """The `rank` largest eigenvalues as they are, for all others their geometric mean."""
+        rest = self.values.shape[1] - rank
+        flat = np.exp(np.log(self.values[:, :rest]).mean(axis=1))
+        kept = slice(rest, None)
+        vectors = self._scaled(kept, self.values[:, kept] - flat[:, None])
+        return LowRank(flat.astype(np.float32), vectors, adds=True)
+
+    def _scaled(self, kept: slice, squares: Float64) -> Float32:
+        """Some eigenvectors, of these squared lengths."""
+        lengths = np.sqrt(np.maximum(squares, 0)).astype(np.float32)
+        found: Float32 = self.vectors[:, :, kept] * lengths[:, None, :]
+        return found
 
 
 def exact_low_rank(form: MahalanobisForm) -> LowRank | None:
@@ -101,7 +115,7 @@ def exact_low_rank(form: MahalanobisForm) -> LowRank | None:
     rank = _rank(spectrum.values)
     if rank > width // 2:
         return None
-    found = spectrum.low_rank(rank)
+    found = spectrum.flattened(rank)
     return found if _is_exact(found, form, spectrum) else None
 
 
@@ -125,7 +139,8 @@ def _is_exact(found: LowRank, form: MahalanobisForm, spectrum: Spectrum) -> bool
     offsets = (drawn @ vectors.transpose(0, 2, 1)).astype(np.float32)
     coordinates = offsets.astype(np.float64) @ vectors
     exact = (np.square(coordinates) * values[:, None]).sum(axis=2)
-    computed = LowRank(found.flat[few], found.vectors[few]).distances(offsets)
+    part = LowRank(found.flat[few], found.vectors[few], found.adds)
+    computed = part.distances(offsets)
     return bool((np.abs(computed - exact) <= _MOST_ERROR * exact).all())
 
 
@@ -138,7 +153,7 @@ def write_low_rank(graph: onnx.GraphProto, form: MahalanobisForm, found: LowRank
         "flat": found.flat.reshape(-1, 1, 1) if kept else found.flat.reshape(-1, 1),
         "vectors": np.ascontiguousarray(found.vectors),
         "axis": np.array([2]),
-        "zero": np.float32(0),
+        **({} if found.adds else {"zero": np.float32(0)}),
     }
     graph.initializer.extend(
         numpy_helper.from_array(np.asarray(value), f"{prefix}/{name}")
@@ -152,9 +167,14 @@ def write_low_rank(graph: onnx.GraphProto, form: MahalanobisForm, found: LowRank
         ("MatMul", [offsets, f"{prefix}/vectors"], "product"),
         ("Mul", [f"{prefix}/product", f"{prefix}/product"], "squares"),
         ("ReduceSum", [f"{prefix}/squares", f"{prefix}/axis"], "sum"),
-        ("Sub", [f"{prefix}/flat_part", f"{prefix}/sum"], "difference"),
     ]
     for op, inputs, output in steps:
         more = options if op == "ReduceSum" else {}
         graph.node.append(make_node(op, inputs, f"{prefix}/{output}", **more))
-    graph.node.append(make_node("Max", [f"{prefix}/difference", f"{prefix}/zero"], prefix))
+    parts = [f"{prefix}/flat_part", f"{prefix}/sum"]
+    if found.adds:
+        graph.node.append(make_node("Add", parts, prefix))
+        return
+    difference = f"{prefix}/difference"
+    graph.node.append(make_node("Sub", parts, difference))
+    graph.node.append(make_node("Max", [difference, f"{prefix}/zero"], prefix))

@@ -1,4 +1,4 @@
-"""Mahalanobis distances by the directions that normal patches vary most in."""
+"""Mahalanobis distances by the directions that count most in them."""
 
 from collections.abc import MutableMapping
 from dataclasses import dataclass, field
@@ -7,21 +7,26 @@ from typing import ClassVar, Final, Self
 import onnx
 
 from vadexport.passes.base import GraphView, sort_nodes
-from vadexport.passes.low_rank import Spectrum, write_low_rank
+from vadexport.passes.low_rank import LowRank, Spectrum, write_low_rank
 from vadexport.passes.mahalanobis_forms import MahalanobisForm, find_forms
 
 #: Of the channels, fewest first. A Cholesky factor reads three quarters.
-_SHARES: Final = (1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 5 / 8)
+_SHARES: Final = (1 / 16, 1 / 8, 3 / 16, 1 / 4, 5 / 16, 3 / 8, 1 / 2, 5 / 8)
 _STEP: Final = 4
+#: Of the largest eigenvalue, what others that may be taken for equal are smaller by at most.
+_FLAT: Final = 0.01
 
 
 @dataclass(frozen=True)
 class MahalanobisRank:
-    """Of `A`'s eigenvalues the `rank` smallest stay, all others become their mean `c`.
+    """Of `A`'s eigenvalues the `rank` largest stay, all others become their geometric mean `c`.
 
-    Then `δᵀ A δ = c‖δ‖² − ‖Vᵀδ‖²`, and `V` [D, rank] is read in place of `A`. Small eigenvalues are
-    those of the directions that normal patches vary most in. It comes before `Mahalanobis`, which
-    leaves what it writes alone.
+    Then `δᵀ A δ = c‖δ‖² + ‖Vᵀδ‖²`, and `V` [D, rank] is read in place of `A`. Large eigenvalues are
+    those of the directions that normal patches hardly vary in, where an anomaly counts most: to
+    keep the others moves scores ten times as far (docs/passes.md). Only where all but the `rank`
+    smallest are nearly equal, as with few images, those stay in their place: `c‖δ‖² − ‖Vᵀδ‖²`.
+
+    It comes before `Mahalanobis`, which leaves what it writes alone.
 
     `spectra` keeps the eigenvalues of a graph's forms from one rank to the next.
 
@@ -54,12 +59,18 @@ class MahalanobisRank:
             name = form.total.output[0]
             if name not in self.spectra:
                 self.spectra[name] = Spectrum.of(form)
-            if self.spectra[name].values.min() > 0:
-                write_low_rank(model.graph, form, self.spectra[name].low_rank(self.rank))
+            spectrum = self.spectra[name]
+            if spectrum.values.min() > 0:
+                write_low_rank(model.graph, form, self._low_rank(spectrum))
                 count += 1
         if count:
             sort_nodes(model.graph)
         return count
+
+    def _low_rank(self, spectrum: Spectrum) -> LowRank:
+        values = spectrum.values[:, self.rank :]
+        is_flat = bool((values[:, 0] >= (1 - _FLAT) * values[:, -1]).all())
+        return spectrum.flattened(self.rank) if is_flat else spectrum.raised(self.rank)
 
     def _gaining(self, model: onnx.ModelProto) -> list[MahalanobisForm]:
         forms = find_forms(model, GraphView(model))
