@@ -23,7 +23,7 @@ class MahalanobisRank:
 
     Then `δᵀ A δ = c‖δ‖² + ‖Vᵀδ‖²`, and `V` [D, rank] is read in place of `A`. Large eigenvalues are
     those of the directions that normal patches hardly vary in, where an anomaly counts most: to
-    keep the others moves scores ten times as far (docs/passes.md). Only where all but the `rank`
+    keep the others moves scores further at any rank. Only where all but the `rank`
     smallest are nearly equal, as with few images, those stay in their place: `c‖δ‖² − ‖Vᵀδ‖²`.
 
     It comes before `Mahalanobis`, which leaves what it writes alone.
