@@ -34,7 +34,7 @@ class BankPruning:
     An index of the nearest row is translated back into one of the whole bank.
 
     `fraction` is the radius, as a fraction of the median distance of a row to the nearest one that
-    is no copy of it.
+    is no copy of it, taken over 2,048 rows of a larger bank.
 
     Must not apply where the search is not written as `NearestNeighbours` does, several neighbours
     are looked for (`TopK`: the k-th of copies of a row is no other row), or no row has another
@@ -85,8 +85,8 @@ def kept_rows(rows: Float64, fraction: float) -> NDArray[np.int64]:
     order = random.permutation(len(rows))
     least = _ROUNDING * norms.max(initial=0.0)
     nearest = np.concatenate(list(_nearest_others(rows, norms, order[:_MOST_ASKED], least)))
-    apart = nearest[np.isfinite(nearest)]
-    limit = max(fraction**2 * float(np.median(apart)) if len(apart) else 0.0, least)
+    apart = np.sqrt(nearest[np.isfinite(nearest)])
+    limit = max((fraction * float(np.median(apart))) ** 2 if len(apart) else 0.0, least)
     kept = np.zeros(0, np.int64)
     for start in range(0, len(order), _AT_ONCE):
         block = order[start : start + _AT_ONCE]
