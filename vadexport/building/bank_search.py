@@ -8,11 +8,12 @@ from typing import Final, Self
 import onnx
 
 from vadexport.backends.child import Child
+from vadexport.building.approximating import Rewrites
 from vadexport.calibration.bank_search import large_searches, plan_searches
 from vadexport.contract import ImageInput
 from vadexport.images import ImageFile
 from vadexport.listening import Listener
-from vadexport.passes import BEFORE_INT8, FLOAT_SEARCH, apply_passes
+from vadexport.passes import apply_passes
 from vadexport.passes.quantised_search import QuantisedSearch
 from vadexport.passes.search_plan import SearchPlan
 from vadexport.targets import Target
@@ -35,7 +36,7 @@ class BankSearch:
         path: ONNX file of the graph before either is written.
         images: normal ones, whose queries are looked up.
         image_input: of the graph.
-        left_out: names of passes that are not applied.
+        rewrites: passes of the build.
         unit: of drift.
         listener: told of progress.
         notes: what else the user should know, added to.
@@ -44,7 +45,7 @@ class BankSearch:
     path: Path
     images: tuple[ImageFile, ...]
     image_input: ImageInput
-    left_out: frozenset[str]
+    rewrites: Rewrites
     unit: float
     listener: Listener
     notes: list[str]
@@ -56,8 +57,7 @@ class BankSearch:
         path: Path,
         images: tuple[ImageFile, ...],
         image_input: ImageInput,
-        left_out: frozenset[str],
-        rest: tuple[float, Listener, list[str]],
+        rest: tuple[Rewrites, float, Listener, list[str]],
     ) -> Self | None:
         """Of a graph before all passes; None where it has no bank that is large enough.
 
@@ -66,16 +66,14 @@ class BankSearch:
             path: where what the passes before the search make of it is written.
             images: as the attribute.
             image_input: as the attribute.
-            left_out: as the attribute.
-            rest: unit, listener and notes.
+            rest: passes, unit, listener and notes.
         """
-        passes = [each for each in BEFORE_INT8 if each.name not in left_out]
-        before, _ = apply_passes(onnx.load(simplified), passes)
+        before, _ = apply_passes(onnx.load(simplified), rest[0].before_search)
         if not large_searches(before):
             return None
         path.parent.mkdir(exist_ok=True)
         onnx.save(before, path)
-        return cls(path, images, image_input, left_out, *rest)
+        return cls(path, images, image_input, *rest)
 
     @property
     def places(self) -> int:
@@ -89,9 +87,9 @@ class BankSearch:
 
     def written(self, model: onnx.ModelProto, *, int8: bool) -> onnx.ModelProto:
         """A copy of a graph like that of `path` with its searches in INT8, or else in float."""
-        passes = [each for each in FLOAT_SEARCH if each.name not in self.left_out]
+        passes = self.rewrites.search
         if int8:
-            passes.insert(0, QuantisedSearch(self._plans))
+            passes = (QuantisedSearch(self._plans), *self.rewrites.float_search)
         made, _ = apply_passes(model, passes)
         return made
 

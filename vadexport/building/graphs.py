@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 
 from vadexport.backends.child import Child
+from vadexport.building.approximating import Approximating, Rewrites
 from vadexport.building.bank_search import INT8_SEARCH, BankSearch
 from vadexport.building.climbing import Climber, Graph
 from vadexport.building.inputs import BuildImages
@@ -53,8 +54,10 @@ class Graphs:
         listener: told of progress.
         left_out: names of passes that are not applied.
         timed_on: target whose backend times what passes bring; None for none.
+        approximating: what may be approximated; None for nothing.
         notes: what else the user should know.
         undone: rungs of the passes that moved scores, and were undone.
+        rewrites: that are applied.
     """
 
     source: Source
@@ -65,8 +68,10 @@ class Graphs:
     listener: Listener
     left_out: tuple[str, ...] = ()
     timed_on: Target | None = None
+    approximating: Approximating | None = None
     notes: list[str] = field(default_factory=list)
     undone: list[Rung] = field(default_factory=list)
+    rewrites: Rewrites = field(default_factory=Rewrites)
     _passes: Passes = field(default_factory=Passes)
     _failures: dict[str, VadexportError] = field(default_factory=dict)
 
@@ -121,7 +126,12 @@ class Graphs:
         if self.timed_on is not None and made.rung is not None:
             self._time_passes(graph.model, made, self.timed_on)
         self.listener.step("trace", 3, 3)
-        return replace(graph, model=made.model), tuple(rungs)
+        left_out = (*self.left_out, *(one.name for one in made.undone))
+        self.rewrites = self.rewrites.without(left_out)
+        graph = replace(graph, model=made.model)
+        if self.approximating is not None:
+            graph = self._approximated(self.approximating, graph, rungs)
+        return graph, tuple(rungs)
 
     def _checked_pass(self, name: str, model: onnx.ModelProto) -> tuple[Path, Rung]:
         path = self._save(name, model)
@@ -160,6 +170,33 @@ class Graphs:
             return
         words = f"{target}, {self.climber.threads} threads"
         self._passes = replace(self._passes, applied=timed(made.applied, samples), timed_on=words)
+
+    def _approximated(
+        self, approximating: Approximating, graph: TracedGraph, rungs: list[Rung]
+    ) -> TracedGraph:
+        """Approximate as far as scores allow; what moves them further is undone."""
+        if self.undone:
+            self.notes.append("nothing is approximated, for the exact rewrites were undone")
+            return graph
+        simplified = onnx.load(self.work / "simplified" / GRAPH_FILE)
+        images = self.images, self.image_input
+        unit, rest = self.climber.unit.value, (self.listener, self.notes)
+        rewrites = approximating.chosen(simplified, self.work, images, unit, rest)
+        if rewrites is None:
+            return graph
+        rewrites = rewrites.without(self.left_out)
+        model = rewrites.applied(simplified)
+        climber = replace(self.climber, limits={"fp32": approximating.limits})
+        folder = self._save("approximated", model).parent
+        rung = climber.climb_graph("approximated", folder, "fp32")
+        if not rung.held:
+            lines = "; ".join(check.line for check in rung.checks if not check.held)
+            self.notes.append(f"approximations undone: {lines}")
+            return graph
+        rungs.append(rung)
+        self.rewrites = rewrites
+        self.climber = approximating.behind(self.climber)
+        return replace(graph, model=model)
 
     @cached_property
     def _float(self) -> Graph:
@@ -224,12 +261,12 @@ class Graphs:
     def _bank(self) -> BankSearch | None:
         """The search of the detector's memory bank; None where it has no large one."""
         _, rungs = self._traced
+        if self.images.calibration is None or rungs[-1].name == "simplified":
+            return None
         left_out = {
             *self.left_out,
             *(one.name for one in self._passes.applied if one.undone is not None),
         }
-        if self.images.calibration is None or rungs[-1].name != "rewritten":
-            return None
         if QuantisedSearch.name in left_out:
             return None
         return BankSearch.of(
@@ -237,8 +274,7 @@ class Graphs:
             self.work / "before-search" / GRAPH_FILE,
             self.images.calibration.calibrate,
             self.image_input,
-            frozenset(left_out),
-            (self.climber.unit.value, self.listener, self.notes),
+            (self.rewrites, self.climber.unit.value, self.listener, self.notes),
         )
 
     def _int8(self, target: Target) -> Graph:

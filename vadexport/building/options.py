@@ -30,6 +30,8 @@ class BuildOptions:
         tensorrt: settings of TensorRT's builder.
         search_minutes: that the search for layers of `auto` may take, for each target.
         no_pass: names of graph passes that are not applied.
+        approximate: whether rewrites may move scores: True by what the limits of the targets'
+            precisions leave room for, a number by so many drift units.
     """
 
     source: SourceSpec | Path
@@ -43,6 +45,7 @@ class BuildOptions:
     tensorrt: TensorRTSettings = DEFAULT_SETTINGS
     search_minutes: float = 10.0
     no_pass: tuple[str, ...] = ()
+    approximate: bool | float = False
 
 
 @dataclass(frozen=True)

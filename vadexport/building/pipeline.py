@@ -23,6 +23,8 @@ from vadexport.backends.base import available_threads
 from vadexport.backends.child import Child
 from vadexport.backends.registry import get_backend, opener
 from vadexport.backends.tensorrt.library import check_settings
+from vadexport.building.approximating import Approximating
+from vadexport.building.bank_search import INT8_SEARCH
 from vadexport.building.climbing import Climber, Graph
 from vadexport.building.graphs import Graphs
 from vadexport.building.inputs import BuildImages, build_images, sets_ranges
@@ -94,9 +96,12 @@ def build(options: BuildOptions, listener: Listener) -> BuildResult:
                     listener,
                 )
             climber = Climber(ladder, _drift_unit(source, images, ladder), threads)
-            graphs = Graphs(source, image_input, images, climber, staging.work, listener)
-            graphs.left_out = options.no_pass
-            graphs.timed_on = next((each for each in available if not each.on_gpu), None)
+            graphs = Graphs(
+                *(source, image_input, images, climber, staging.work, listener),
+                left_out=options.no_pass,
+                timed_on=next((each for each in available if not each.on_gpu), None),
+                approximating=_approximating(options),
+            )
             builder = _Builder(graphs, options)
             for target in available:
                 folder = staging.result / (target.folder if len(options.targets) > 1 else "")
@@ -125,6 +130,13 @@ def _built_on(built: BuiltTarget) -> str:
     """The processor, and the GPU if it was built on one."""
     gpu = built.facts.get("for") if not get_backend(built.target.backend).AHEAD_OF_TIME else None
     return f"{processor_name()}; {gpu}" if gpu else processor_name()
+
+
+def _approximating(options: BuildOptions) -> Approximating | None:
+    given = options.approximate
+    if given is False:
+        return None
+    return Approximating.of(options.targets, None if given is True else given)
 
 
 def _drift_unit(source: Source, images: BuildImages, ladder: Ladder) -> DriftUnit:
@@ -186,8 +198,11 @@ class _Builder:
         graphs = self.graphs
         target = built.resolved or built.target
         detector, unit, calibration = graphs.source.detector, graphs.climber.unit, None
-        if graphs.images.calibration and graphs.images.calibration.calibrate:
-            calibration = None if target.precision == "fp32" else graphs.images.calibration.entry()
+        used = target.precision != "fp32" or graphs.approximating is not None
+        if used and graphs.images.calibration and graphs.images.calibration.calibrate:
+            calibration = graphs.images.calibration.entry()
+        int8_search = built.precision.get("score head") == INT8_SEARCH
+        approximated = graphs.rewrites.to_json(int8_search=int8_search)
         return Manifest(
             target=target,
             image_input=graphs.image_input,
@@ -198,7 +213,7 @@ class _Builder:
             thresholds=detector.thresholds,
             drift_unit=unit.value,
             drift_unit_from=unit.words,
-            precision=built.precision,
+            precision={**built.precision, **approximated},
             calibration=calibration,
             parity=[rung.to_json() for rung in built.rungs],
             proven_on=built.proven_on,

@@ -11,6 +11,7 @@ from vadexport.cli.config_options import chosen, config_option, needed
 from vadexport.cli.console import Console, columns
 from vadexport.cli.options import (
     PATH,
+    ApproximateType,
     BatchType,
     TargetType,
     console_options,
@@ -85,6 +86,16 @@ if TYPE_CHECKING:
     help="A graph pass that is not applied; may be given several times. docs/passes.md names them.",
 )
 @click.option(
+    "--approximate",
+    type=ApproximateType(),
+    is_flag=False,
+    flag_value=True,
+    default=False,
+    metavar="[DRIFT]",
+    help="Also rewrite in ways that move scores (fewer rows or directions of a memory bank), by up "
+    "to DRIFT drift units, default the precision's limit; --calibration IMAGES choose how far.",
+)
+@click.option(
     "--verify",
     "verified",
     is_flag=False,
@@ -114,6 +125,7 @@ def command(
     settings: tuple[str, ...],
     search_minutes: float,
     no_pass: tuple[str, ...],
+    approximate: bool | float,
     verified: str | None,
     threads: int | None,
     skip_unreadable: bool,
@@ -155,6 +167,7 @@ def command(
         tensorrt=TensorRTSettings.of({**config.tensorrt, **_settings(settings)}),
         search_minutes=chosen("search_minutes", search_minutes, stored.search_minutes),
         no_pass=chosen("no_pass", no_pass, stored.no_pass),
+        approximate=chosen("approximate", approximate, stored.approximate),
     )
     result = build(options, console)
     console.when_interrupted = lambda: f"{destination} was written"

@@ -59,6 +59,7 @@ SCHEMA: Final[dict[str, dict[str, Kind]]] = {
         "threads": kinds.whole(kinds.MAX_THREADS),
         "search_minutes": _ABOVE_0,
         "no_pass": kinds.TEXTS,
+        "approximate": kinds.FLAG_OR_ABOVE_0,
     },
     "build.tensorrt": {
         field.name: kinds.tensorrt(field.name) for field in fields(TensorRTSettings)
@@ -91,6 +92,7 @@ class BuildTable:
     threads: int | None = None
     search_minutes: float | None = None
     no_pass: tuple[str, ...] | None = None
+    approximate: bool | float | None = None
 
 
 @dataclass(frozen=True)
