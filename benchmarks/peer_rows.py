@@ -30,7 +30,7 @@ from vadexport.verification.statistics import best_f1_threshold
 
 SIZE: Final = 256
 #: Images of each part; no cell is in two of them.
-PARTS: Final = {"train/good": 120, "calibration/good": 60, "test/good": 30, "test/defective": 30}
+PARTS: Final = {"train/good": 120, "calibration/good": 60, "test/good": 20, "test/defective": 20}
 QUICK_PARTS: Final = {name: max(8, count // 6) for name, count in PARTS.items()}
 #: Room on both sides of the scores that were seen: a normalised score that is clamped hides drift.
 _MARGIN: Final = 0.5

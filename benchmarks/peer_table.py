@@ -108,24 +108,24 @@ def float_lines(rows: dict[str, Found]) -> Iterator[Line]:
 
 
 def build_lines(rows: dict[str, Found]) -> Iterator[Line]:
-    """The longest and the largest build of a target."""
-    for key, most, unit in (
-        ("seconds", MOST_SECONDS, "s"),
-        ("gigabytes", MOST_GIGABYTES, "GB"),
-    ):
-        worst = {}
-        for target in TARGETS:
-            values = {
-                name: found["builds"][target][key]
-                for name, found in rows.items()
-                if target in found["builds"]
-            }
-            name = max(values, key=values.__getitem__)
-            worst[target] = (values[name], ROWS[name].title)
-        cells = tuple(f"{worst[each][0]:.1f} {unit}, {worst[each][1]}" for each in GOAL_TARGETS)
-        target = max(worst, key=lambda each: worst[each][0])
-        what = f"most {key} of a build; of all targets: {worst[target][0]:.1f} {unit}, `{target}`"
-        yield Line(what, f"≤ {most} {unit}", cells, worst[target][0] <= most)
+    """The longest and the largest build of a target, of those that did not fail."""
+    for key, most, unit in (("seconds", MOST_SECONDS, "s"), ("gigabytes", MOST_GIGABYTES, "GB")):
+        worst: dict[str, tuple[float, str]] = {}
+        for name, found in rows.items():
+            for target in TARGETS:
+                made = found["builds"].get(target, {})
+                value = (made.get(key, 0.0), ROWS[name].title)
+                if made and "error" not in made:
+                    worst[target] = max(worst.get(target, value), value)
+        if not worst:
+            continue
+        cells = tuple(
+            f"{worst[each][0]:.1f} {unit}, {worst[each][1]}" if each in worst else "–"
+            for each in GOAL_TARGETS
+        )
+        largest, target = max((value, each) for each, (value, _) in worst.items())
+        what = f"most {key} of a build; of all targets: {largest:.1f} {unit}, `{target}`"
+        yield Line(what, f"≤ {most} {unit}", cells, largest <= most)
 
 
 def doubling_lines(growth: Found) -> Iterator[Line]:
