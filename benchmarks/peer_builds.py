@@ -22,7 +22,7 @@ EXPORTS: Final = ("anomalib-openvino", "anomalib-onnx", "plain", "nncf")
 #: Of each search for INT8 layers, so that a row of the table takes minutes.
 SEARCH_MINUTES: Final = 1.0
 TIMEOUT_S: Final = 900
-_EVERY_S: Final = 0.1
+_EVERY_S: Final = 0.25
 
 
 def commands(
