@@ -25,12 +25,13 @@ _INT8: Final = ("u8", "i8")
 
 
 def run(work: Path, _rounds: int | None, *, quick: bool, again: bool) -> None:
-    """Measure the peaks, and read the artifacts of rows that were timed, into peaks.json."""
+    """Measure the peaks, if that is not done; and read the artifacts that were timed."""
     path = work / "peaks.json"
-    if path.exists() and not again:
-        return
     side = 1024 if quick else _SIDE
-    peaks = {"float32": peak(side, int8=False), "INT8": peak(side, int8=True)}
+    if path.exists() and not again:
+        peaks = json.loads(path.read_text())["peaks"]
+    else:
+        peaks = {"float32": peak(side, int8=False), "INT8": peak(side, int8=True)}
     print("10⁹ multiply-adds a second:", peaks, flush=True)
     artifacts = []
     for row in ROWS:

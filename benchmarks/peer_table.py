@@ -30,6 +30,11 @@ _BUILDS: Final = {
     "plain": "plain",
     "NNCF": "nncf",
 }
+#: Why there is no figure, where nothing failed.
+_MISSING: Final = {
+    COMPILED: "not timed by --quick",
+    **dict.fromkeys(("anomalib f32", "anomalib", "anomalib ORT"), "no model of anomalib's"),
+}
 #: Artifacts that speed goals are held against.
 GOAL_TARGETS: Final = ("openvino:int8", "openvino:auto")
 OVER_OWN_FLOAT: Final = 1.7
@@ -157,9 +162,7 @@ def contestants_table(rows: dict[str, Found]) -> str:
             one = measured["latency"].get(contestant)
             if one is None:
                 reason = made.get("error") or measured["failed"].get(contestant)
-                if contestant == COMPILED:
-                    reason = reason or "not timed by --quick"
-                missing = reason or "no model of anomalib's"
+                missing = reason or _MISSING.get(contestant, "not measured")
                 body.append((*cells, *["–"] * 9, missing.replace("|", "/")))
                 continue
             parity = measured["parity"].get(contestant)
