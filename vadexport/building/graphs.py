@@ -13,6 +13,7 @@ from vadexport.building.bank_search import BankSearch
 from vadexport.building.climbing import Climber, Graph
 from vadexport.building.inputs import BuildImages
 from vadexport.building.integers import Integers
+from vadexport.building.mixing import Mixing
 from vadexport.calibration import halve
 from vadexport.contract import ImageInput
 from vadexport.errors import BackendError, UnfitError, VadexportError
@@ -191,7 +192,7 @@ class Graphs:
             BackendError: as `of` does.
         """
         try:
-            return self._integers.mixed(target, minutes)
+            return Mixing(self._integers, target).graph(minutes)
         except UnfitError as error:
             self.notes.append(f"{target}: float32, for {error}")
             return self._float
