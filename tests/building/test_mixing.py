@@ -61,9 +61,9 @@ def mixing(monkeypatch):
     def make(*, holds=lambda *_: True, speed=lambda _: 2.0, fast=True, found=FOUND, searched=False):
         made = Mixing(Integers((True, False) if searched else (False,)), Target("openvino", "auto"))
 
-        def judged(_self, order, count, kept, proof, float_type):
-            good = holds(count, float_type)
-            point = Point(order, count, kept, GOOD, good, float_type)
+        def judged(_self, order, count, kept, proof, float_type, full=()):
+            good = holds(count, full)
+            point = Point(order, count, kept, GOOD, good, float_type, full)
             path = Path(f"{proof.parent}-{float_type}/m")
             return _Candidate(point, path if good else None, proof)
 
@@ -86,42 +86,45 @@ def mixing(monkeypatch):
 
 
 def tried(graph):
-    """Kinds of the forms behind the search's own: layers not in INT8, and what they compute in."""
+    """The forms behind the search's own: layers not in INT8, type, and which stay in float32."""
     return [
-        (point["float_groups"], "".join(point["float_layers"]), point["float_type"])
+        ("".join(point["float_layers"]), point["float_type"], "".join(point["full_layers"]))
         for point in graph.search["points"][3:]
     ]
 
 
 def test_what_went_back_and_the_whole_network_in_bfloat16(mixing):
     made = mixing().graph(1.0)
-    assert tried(made) == [(8, "abcdefgh", "bf16"), (2, "hg", "bf16"), (3, "abc", "bf16")]
+    assert tried(made) == [("abcdefgh", "bf16", ""), ("hg", "bf16", ""), ("abc", "bf16", "")]
     # As fast as each other: what is known best goes first.
-    assert made.precision["network"] == "int8, 6 of 8 layers, the others fp32"
+    assert made.precision["network"] == "int8, 6 of 8 layers, 2 fp32"
 
 
-def test_two_groups_more_where_bfloat16_falls_short(mixing):
-    made = mixing(holds=lambda count, _: count in {4, 8}).graph(1.0)
+def test_the_front_in_float32_where_bfloat16_falls_short(mixing):
+    def holds(count, full):
+        return len(full) == 2 and count in {3, 8}
+
+    made = mixing(holds=holds, speed=lambda point: 2.0 + len(point.full_layers)).graph(1.0)
     assert tried(made) == [
-        (8, "abcdefgh", "bf16"),
-        *((2, "hg", "bf16"), (4, "hgfe", "bf16")),
-        *((3, "abc", "bf16"), (5, "abcde", "bf16")),
+        *(("abcdefgh", "bf16", ""), ("abcdefgh", "bf16", "ab")),
+        *(("hg", "bf16", ""), ("hg", "bf16", ""), ("abc", "bf16", "ab")),
     ]
-    assert [point["holds"] for point in made.search["points"][3:]] == [
-        True,
-        False,
-        True,
-        False,
-        False,
-    ]
+    held = [point["holds"] for point in made.search["points"][3:]]
+    assert held == [False, True, False, False, True]
+    assert made.precision["network"] == "bf16, 6 of 8 layers, 2 fp32"
+
+
+def test_no_front_is_long_enough(mixing):
+    made = mixing(holds=lambda *_: False).graph(1.0)
+    assert tried(made) == [("abcdefgh", "bf16", full) for full in ("", "ab", "abcd")]
 
 
 @pytest.mark.parametrize(
     ("wins", "network", "path", "shipped"),
     [
-        ((2, "bf16"), "int8, 6 of 8 layers, the others bf16", "cost-2-bf16/m", "int8"),
+        ((2, "bf16"), "int8, 6 of 8 layers, 2 bf16", "cost-2-bf16/m", "int8"),
         ((8, "bf16"), "bf16", "float-bf16/m", "bf16"),
-        ((3, "fp32"), "int8, 5 of 8 layers, the others fp32", "front-3/m", "int8"),
+        ((3, "fp32"), "int8, 5 of 8 layers, 3 fp32", "front-3/m", "int8"),
     ],
 )
 def test_the_fastest_is_shipped_and_named(mixing, wins, network, path, shipped):
@@ -137,7 +140,7 @@ def test_the_fastest_is_shipped_and_named(mixing, wins, network, path, shipped):
 
 def test_a_float_network_whose_bank_is_searched_in_int8(mixing):
     made = mixing(searched=True, speed=lambda point: 2.0 + (point.float_groups == 8)).graph(1.0)
-    assert tried(made)[0] == (8, "abcdefgh", "fp32")
+    assert tried(made)[0] == ("abcdefgh", "fp32", "")
     assert made.precision == {"network": "fp32", "score head": "int8 search"}
     assert (made.search["shipped"], made.search["chosen"]) == ("fp32", 3)
 

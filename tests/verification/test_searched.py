@@ -94,6 +94,12 @@ class TestWords:
             found = read(record(replace(FOUND, points=(ALL, narrow))))
             assert found.words == f"auto: {words}, 1.50 times as fast as float32 when built"
             assert found.shipped == shipped
+            some = replace(narrow, full_layers=("a",))
+            found = read(record(replace(FOUND, points=(ALL, some))))
+            rest = ", 1 of them in float32" if shipped == "int8" else " but for 1 of 4 layers"
+            assert found.words == f"auto: {words}{rest}, 1.50 times as fast as float32 when built"
+            wrong = replace(narrow, full_layers=("d", "x"))
+            assert read(record(replace(FOUND, points=(ALL, wrong)))) is None
         searched = read(record(replace(FOUND, points=(ALL, every))))
         assert "auto: float32 with the memory bank searched in INT8, 1.50" in searched.words
         assert searched.shipped == "fp32"
@@ -175,6 +181,8 @@ class TestDamaged:
             (("points", 1, "float_layers"), ["a", "b", "c", "d"]),  # so that none was built in INT8
             (("points", 1, "float_type"), "fp16"),
             (("points", 1, "float_type"), ["bf16"]),
+            (("points", 1, "full_layers"), ["a"]),  # where all that is float is float32
+            (("points", 1, "full_layers"), "a"),
             (("points", 1, "float_layers"), "a"),
             (("points", 1, "order"), "back"),
             (("points", 1, "order"), ["cost"]),

@@ -10,18 +10,17 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import onnx
 
 from vadexport.backends.child import Child
 from vadexport.backends.openvino.bfloat16 import has_fast_bfloat16
 from vadexport.backends.registry import get_backend, opener
 from vadexport.building.climbing import Graph
 from vadexport.building.integers import Integers, folder_of, form_of
+from vadexport.calibration.bfloat16 import write_bfloat16
 from vadexport.calibration.judging import Bounds, judge_compiled
 from vadexport.calibration.search import FloatType, Frontier, Order, Point, grouped, search
 from vadexport.calibration.synthetic_defects import planted
 from vadexport.contract import Call
-from vadexport.passes.bfloat16 import to_bfloat16
 from vadexport.targets import AUTO, Target
 from vadexport.verification.contest import Contest
 from vadexport.verification.latency import speedup
@@ -39,8 +38,11 @@ _ROUNDS: Final = 40
 #: Points of the frontier that are timed between all INT8 and the first that holds.
 _TIMED_BETWEEN: Final = 2
 _TIMED_CALLS: Final = 4
-#: Groups more that go back where those that held in float32 fall short in bfloat16.
-_MORE_GROUPS: Final = (0, 2)
+#: Of them, those that are tried of each form whose other layers are INT8.
+_MOST_FRONTS: Final = 2
+#: Groups from the front that are float32 where the others are bfloat16: what is tried in turn. What
+#: rounding adds to the first tensors goes through all layers behind them.
+_FULL_GROUPS: Final = (0, 2, 4, 8)
 _CHILD_TIMEOUT_S: Final = 1800
 _FLOAT: Final = "float32"
 
@@ -144,22 +146,28 @@ class Mixing:
             yield self._judged("front", len(found.groups), layers, base, "fp32")
         if not self._bfloat16:
             return
-        yield self._judged("front", len(found.groups), layers, base, "bf16")
-        ways: dict[Order, Sequence[Sequence[str]]] = {
-            "cost": [group.layers for group in found.groups],
-            "front": grouped(layers),
-        }
+        groups = grouped(layers)
+        fronts = [
+            tuple(chain.from_iterable(groups[:count]))
+            for count in _FULL_GROUPS
+            if count < len(groups)
+        ]
+        while fronts:
+            whole = self._judged("front", len(groups), layers, base, "bf16", fronts[0])
+            yield whole
+            if whole.point.holds:
+                break
+            del fronts[0]
         for point in [found.points[number] for number in found.holding]:
-            for more in _MORE_GROUPS if point.float_layers else ():
-                count = point.float_groups + more
-                kept = tuple(chain.from_iterable(ways[point.order][:count]))
-                if len(kept) == len(layers):
-                    break
-                wanted = replace(point, float_groups=count, float_layers=kept)
-                path = self._int8(wanted, searched=searched)
-                candidate = self._judged(point.order, count, kept, path, "bf16")
-                yield candidate
-                if candidate.point.holds:
+            path = self._int8(point, searched=searched)
+            for front in fronts[:_MOST_FRONTS]:
+                kept = point.float_layers
+                full = tuple(name for name in kept if name in front)
+                if len(full) == len(kept):
+                    break  # nothing is left for bfloat16
+                mixed = self._judged(point.order, point.float_groups, kept, path, "bf16", full)
+                yield mixed
+                if mixed.point.holds:
                     break
 
     def _int8(self, point: Point, *, searched: bool) -> Path:
@@ -169,15 +177,25 @@ class Mixing:
         return self.integers.written(name, form, frozenset(point.float_layers), searched=searched)
 
     def _judged(
-        self, order: Order, count: int, kept: tuple[str, ...], proof: Path, float_type: FloatType
+        self,
+        order: Order,
+        count: int,
+        kept: tuple[str, ...],
+        proof: Path,
+        float_type: FloatType,
+        full: tuple[str, ...] = (),
     ) -> _Candidate:
         """A form, judged as the backend runs it; it is only timed if it holds."""
         integers, path = self.integers, proof
         if float_type == "bf16":
-            path = proof.parent.with_name(f"{proof.parent.name}-bf16") / GRAPH_FILE
+            name = f"{proof.parent.name}-bf16-{len(full)}"
+            path = proof.parent.with_name(name) / GRAPH_FILE
             if not path.exists():
                 path.parent.mkdir()
-                onnx.save(to_bfloat16(onnx.load(proof), integers.network_nodes), path)
+                nodes = integers.network_nodes.difference(full)
+                correcting = integers.correcting_calls
+                with Child("weights in bfloat16", timeout_s=_CHILD_TIMEOUT_S) as child:
+                    child.run(write_bfloat16, proof, nodes, correcting, path)
         open_runner = opener(self.target, self._compiled(path), integers.climber.threads)
         calls, normal, _ = self._judging
         with Child(f"{self.target} (judging)", timeout_s=_CHILD_TIMEOUT_S) as child:
@@ -189,7 +207,7 @@ class Mixing:
                 self._bounds.threshold,
             )
         holds = judged.holds(self._bounds)
-        point = Point(order, count, kept, judged, holds, float_type)
+        point = Point(order, count, kept, judged, holds, float_type, full)
         return _Candidate(point, path if holds else None, proof)
 
     @cached_property
@@ -294,11 +312,13 @@ class Mixing:
     def _words(self, point: Point) -> str:
         """A form, for a note."""
         layers, kept = len(self.integers.plan.layers), len(point.float_layers)
-        narrow = point.float_type == "bf16"
+        narrow, full = point.float_type == "bf16", len(point.full_layers)
         if kept == layers:
-            return "the network in bfloat16" if narrow else "a search of the memory bank in INT8"
+            rest = f" but for {full} of {layers} layers" if full else ""
+            return f"the network in bfloat16{rest}" if narrow else "a memory bank searched in INT8"
         rest = f" but for {kept} of {layers} layers" if kept else ""
-        return f"INT8{rest}{' in bfloat16' if narrow else ''}"
+        also = f", {full} of them in float32" if full else ""
+        return f"INT8{rest}{' in bfloat16' if narrow else ''}{also}"
 
 
 def _timed_points(found: Frontier) -> set[int]:
@@ -317,11 +337,15 @@ def _shipped(point: Point, layers: int) -> str:
 
 def _network(point: Point, layers: int) -> str:
     """Precision of the network, for the manifest."""
-    whole = _shipped(point, layers)
-    kept = len(point.float_layers)
-    if whole != "int8" or not kept:
-        return whole
-    return f"int8, {layers - kept} of {layers} layers, the others {point.float_type}"
+    kept, full = len(point.float_layers), len(point.full_layers)
+    if point.float_type == "fp32":
+        full = kept
+    counts = {"int8": layers - kept, "bf16": kept - full, "fp32": full}
+    (first, count), *rest = [(name, count) for name, count in counts.items() if count]
+    if not rest:
+        return first
+    others = "".join(f", {count} {name}" for name, count in rest)
+    return f"{first}, {count} of {layers} layers{others}"
 
 
 def _memory_folder() -> Path:

@@ -61,6 +61,7 @@ class Point:
         judged: what it does to scores.
         holds: whether it is within the bounds.
         float_type: what all but INT8 layers of the network compute in.
+        full_layers: those of them that are float32 though `float_type` is bfloat16.
     """
 
     order: Order
@@ -69,6 +70,7 @@ class Point:
     judged: Judged
     holds: bool
     float_type: FloatType = "fp32"
+    full_layers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

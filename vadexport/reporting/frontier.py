@@ -240,16 +240,18 @@ def _layer_rows(found: FoundSearch) -> Iterator[tuple[str, ...]]:
     """A group's layers, figures, and where they ended."""
     every = [name for group in found.groups for name in group.layers]
     shared = _shared(every)
-    in_float = set(every if found.built is None else found.built.float_layers)
-    in_words = "float32" if found.built is None else found.built.float_words
+    ends = dict.fromkeys(every, "float32")
+    if found.built is not None:
+        narrow = "bfloat16" if found.built.float_type == "bf16" else "float32"
+        ends = dict.fromkeys(every, "INT8") | dict.fromkeys(found.built.float_layers, narrow)
+        ends |= dict.fromkeys(found.built.full_layers, "float32")
     for group in found.groups:
         names = [_short(name, shared) for name in group.layers]
         words = ", ".join(names)
         if len(names) > _NAMED:
             words = f"{names[0]} … {names[-1]} ({len(names)} layers)"
-        kept = in_float.intersection(group.layers)
-        ended = "INT8" if not kept else in_words if len(kept) == len(names) else "both"
-        yield words, *_figures(group.cost, found), ended
+        ended = sorted({ends[name] for name in group.layers})
+        yield words, *_figures(group.cost, found), ended[0] if len(ended) == 1 else "both"
 
 
 def _figures(cost: FoundCost | None, found: FoundSearch) -> tuple[str, ...]:

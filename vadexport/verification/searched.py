@@ -68,6 +68,7 @@ class FoundPoint:
         holds: whether its scores and maps were within the search's limits.
         speedup: over the float graph, compiled for the target; None where it was not timed.
         float_type: what the layers that are not INT8 compute in.
+        full_layers: those of them that are float32 though `float_type` is bfloat16.
     """
 
     order: Order
@@ -76,11 +77,14 @@ class FoundPoint:
     holds: bool
     speedup: Interval | None
     float_type: FloatType = "fp32"
+    full_layers: tuple[str, ...] = ()
 
     @property
     def float_words(self) -> str:
         """What the layers that are not INT8 compute in, in words."""
-        return "bfloat16" if self.float_type == "bf16" else "float32"
+        if self.float_type == "fp32":
+            return "float32"
+        return "bfloat16 and float32" if self.full_layers else "bfloat16"
 
 
 @dataclass(frozen=True)
@@ -121,12 +125,14 @@ class FoundSearch:
 
     def form(self, point: FoundPoint) -> str:
         """A form in words: what its layers compute in."""
-        kept = len(point.float_layers)
+        kept, full = len(point.float_layers), len(point.full_layers)
+        narrow = point.float_type == "bf16"
         if kept == self.layers:
-            whole = point.float_type == "bf16"
-            return "bfloat16" if whole else "float32 with the memory bank searched in INT8"
-        narrow = " in bfloat16" if point.float_type == "bf16" else ""
-        return f"INT8 but for {kept} of {self.layers} layers{narrow}" if kept else "INT8"
+            rest = f" but for {full} of {self.layers} layers" if full else ""
+            return f"bfloat16{rest}" if narrow else "float32 with the memory bank searched in INT8"
+        also = f", {full} of them in float32" if full else ""
+        inside = f" in bfloat16{also}" if narrow else ""
+        return f"INT8 but for {kept} of {self.layers} layers{inside}" if kept else "INT8"
 
     @property
     def built(self) -> FoundPoint | None:
@@ -192,6 +198,9 @@ def _search(value: Any) -> FoundSearch:
     for point in points:
         kept = set(point.float_layers)
         _hold(len(kept) == len(point.float_layers) and kept <= known)
+        full = set(point.full_layers)
+        _hold(len(full) == len(point.full_layers) and full <= kept)
+        _hold(not full or point.float_type == "bf16")
     chosen = None if value["chosen"] is None else _count(value["chosen"])
     if chosen is not None:
         _hold(chosen < len(points) and points[chosen].holds and bool(points[chosen].speedup))
@@ -232,6 +241,7 @@ def _point(value: Any, unit: float) -> FoundPoint:
         holds=_truth(value["holds"]),
         speedup=gain,
         float_type=value["float_type"],
+        full_layers=_names(value["full_layers"]),
     )
 
 
