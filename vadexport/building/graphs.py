@@ -14,6 +14,7 @@ from vadexport.building.bank_search import INT8_SEARCH, BankSearch
 from vadexport.building.climbing import Climber, Graph
 from vadexport.building.inputs import BuildImages
 from vadexport.building.integers import Integers
+from vadexport.building.mixing import Mixing
 from vadexport.building.rewriting import Rewriting, rewrite
 from vadexport.calibration import halve
 from vadexport.contract import ImageInput
@@ -292,7 +293,7 @@ class Graphs:
             BackendError: as `of` does.
         """
         try:
-            return self._integers.mixed(target, minutes)
+            return Mixing(self._integers, target).graph(minutes)
         except UnfitError as error:
             self.notes.append(f"{target}: float32, for {error}")
             return self._float
