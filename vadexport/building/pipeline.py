@@ -45,6 +45,7 @@ from vadexport.sources import Source, SourceSpec, open_source, reference_opener
 from vadexport.targets import AUTO, Target
 from vadexport.verification.drift import DriftUnit, NormalScores, fitted_scores
 from vadexport.verification.ladder import Ladder, Rung, child_inference, child_preparation
+from vadexport.verification.proxy import keep_graph
 
 #: Of precisions that `auto` tries before fp32: the fastest first.
 _AUTO_ORDER: Final = ("int8", "fp16")
@@ -173,6 +174,8 @@ class _Builder:
             rungs = graph.rungs
             folder.mkdir(exist_ok=True)
             facts = self._compiled(graph.path, folder, resolved)
+            if graph.rungs[-1].name == "quantised":
+                keep_graph(graph.path, folder)
             if graph.search is not None:
                 facts["search"] = graph.search
             checked, proven_on = self._checked(folder, resolved)
@@ -365,5 +368,5 @@ def _write_report(built: BuiltTarget, check_images: str) -> None:
         "ladder": [asdict(rung) for rung in built.rungs],
     }
     folder = built.folder / REPORT_FOLDER
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     (folder / BUILD_FILE).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

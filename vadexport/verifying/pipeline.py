@@ -2,7 +2,7 @@
 
 import hashlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -82,7 +82,7 @@ def verify(options: VerifyOptions, listener: Listener) -> VerifyResult:
             _judge(artifact, source, found[name], (timed, rates), arena, options)
             for name, artifact in arena.artifacts.items()
         ]
-        verifications = _diagnosed(judged, artifacts, source, arena, options, listener)
+        verifications = _diagnosed(judged, found, arena, source, options, listener)
     for verification, folder in zip(verifications, reports, strict=True):
         for warning in (*verification.warnings, *write_reports(verification, folder)):
             listener.warn(warning)
@@ -127,7 +127,7 @@ def _judge(
     limits = Limits.of_precision(manifest.target.precision).overridden(**options.limits)
     finite = any(record.finite for record in images.again)
     again = figures(images.again, unit.value) if finite else None
-    checks = [*parity_checks(found, limits, records), repeat_check(again)]
+    checks = [*parity_checks(found, limits, records), repeat_check(again, images.again, unit.value)]
     planted = None
     if images.planted is not None:
         planted = weigh_planted(images.planted, unit.value)
@@ -202,24 +202,26 @@ def _judge(
 
 def _diagnosed(
     verifications: Sequence[Verification],
-    artifacts: Sequence[Artifact],
-    source: Source,
+    found: Mapping[str, Findings],
     arena: Arena,
+    source: Source,
     options: VerifyOptions,
     listener: Listener,
 ) -> list[Verification]:
     """The same with what is known of why parity fell short."""
-    subjects = {
-        v.target: Subject(artifact, v.records, DriftUnit(v.drift_unit, v.drift_unit_from))
-        for v, artifact in zip(verifications, artifacts, strict=True)
-        if explains([check.name for check in v.checks if not check.held])
-    }
+    subjects = {}
+    for v in verifications:
+        fallen = [check.name for check in v.checks if not check.held]
+        if explains(fallen):
+            unit = DriftUnit(v.drift_unit, v.drift_unit_from)
+            again = found[v.target].again if "repeat" in fallen else ()
+            subjects[v.target] = Subject(arena.artifacts[v.target], v.records, unit, again)
     if not subjects:
         return list(verifications)
     names = ", ".join(subjects)
     listener.note(f"{names} fell short: steps of the build are done again, to find where")
-    found = diagnose(list(subjects.values()), source, arena, options, listener)
-    known = dict(zip(subjects, found, strict=True))
+    diagnoses = diagnose(list(subjects.values()), source, arena, options, listener)
+    known = dict(zip(subjects, diagnoses, strict=True))
     return [replace(v, diagnosis=known.get(v.target)) for v in verifications]
 
 
