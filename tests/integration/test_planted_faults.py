@@ -146,7 +146,7 @@ def insert_after(graph, tensor, *kinds):
     place = list(graph.node).index(node) + 1
     for number, (kind, inputs, attributes) in enumerate(kinds):
         after = tensor if number == len(kinds) - 1 else f"{tensor}_{number}"
-        made = helper.make_node(kind, [before, *inputs], [after], f"planted_{kind}", **attributes)
+        made = helper.make_node(kind, [before, *inputs], [after], f"planted_{after}", **attributes)
         graph.node.insert(place + number, made)
         before = after
 
@@ -420,10 +420,10 @@ CAUSES = {
 }
 #: Nodes at which rewritten graphs part from the graph before.
 NODES = {
-    map_shifted_by_a_pixel: "planted_Gather",
-    map_upside_down: "planted_Gather",
-    map_transposed: "planted_Reshape",
-    score_clamped: "planted_Clip",
+    map_shifted_by_a_pixel: "planted_anomaly_map",
+    map_upside_down: "planted_anomaly_map",
+    map_transposed: "planted_anomaly_map",
+    score_clamped: "planted_raw_score",
 }
 
 
