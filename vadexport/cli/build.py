@@ -181,7 +181,8 @@ def _verify(
         artifact=options.destination,
         reference=options.source,
         images=images,
-        limits=dict(config.limits),
+        limits=config.limits.everywhere,
+        limits_of_precision=config.limits.of_precision,
         threads=options.threads,
         skip_unreadable=options.skip_unreadable,
     )

@@ -58,6 +58,13 @@ class Limits:
         """These limits, with those that are not None in `given` in their place."""
         return replace(self, **{key: value for key, value in given.items() if value is not None})
 
+    def looser_than(self, other: Self, name: str) -> bool:
+        """Whether the limit of this name holds of more than in `other`; not where that has none."""
+        mine, theirs = getattr(self, name), getattr(other, name)
+        if mine is None or theirs is None:
+            return False
+        return bool(mine > theirs if name.startswith("max_") else mine < theirs)
+
 
 #: float32 must reproduce the reference up to rounding; the distance of a patch to a row of the
 #: memory bank that it is itself loses all but a thousandth of the map's range to cancellation, in

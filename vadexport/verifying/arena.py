@@ -87,12 +87,13 @@ class Arena:
                 f"{name} cannot run here: {reason}; --proxy verifies the ONNX graph behind it on "
                 "the processor, which proves its numerics and not the artifact itself"
             )
-        if len(proxied) == len(named) and options.needs_timing:
+        precisions = {one.manifest.target.precision for one in named.values()}
+        if len(proxied) == len(named) and options.needs_timing(*precisions):
             raise InputError(
                 "a limit on speed or memory, --torch-compile or --streams needs a measurement, and "
                 "a proxy shows neither: verify where the artifact's GPU is"
             )
-        if proxied and options.limits_timing:
+        if options.limits_timing(*(named[name].manifest.target.precision for name in proxied)):
             raise InputError(
                 f"a limit on speed or memory cannot be held against {', '.join(proxied)}, for a "
                 "proxy shows neither: verify the others without it, or where its GPU is"

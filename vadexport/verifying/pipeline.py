@@ -21,6 +21,7 @@ from vadexport.images.listing import test_images as images_to_test
 from vadexport.listening import Listener
 from vadexport.reporting import write_reports
 from vadexport.sources import Source, SourceSpec, open_source
+from vadexport.targets import Target
 from vadexport.verification.drift import DriftUnit, fitted_scores
 from vadexport.verification.evidence import weigh, weigh_planted
 from vadexport.verification.latency import LatencyFigures, speedup
@@ -60,12 +61,13 @@ def verify(options: VerifyOptions, listener: Listener) -> VerifyResult:
         MissingDeviceError: an artifact's GPU is not here, and no proxy may stand in for it.
         BackendError: a backend crashed or timed out.
     """
-    if options.rounds == 0 and options.needs_timing:
+    artifacts = [open_artifact(folder) for folder in find_artifacts(options.artifact)]
+    precisions = {artifact.manifest.target.precision for artifact in artifacts}
+    if options.rounds == 0 and options.needs_timing(*precisions):
         raise InputError(
             "a limit on speed or memory, --torch-compile or --streams needs a measurement: give it "
             "more than 0 rounds"
         )
-    artifacts = [open_artifact(folder) for folder in find_artifacts(options.artifact)]
     spec = SourceSpec.of(options.reference).completed(artifacts[0].manifest.options)
     source = open_source(spec)
     _check_comparable(artifacts, source)
@@ -124,7 +126,7 @@ def _judge(
     name = str(manifest.target)
     unit = _drift_unit(manifest, source)
     found = figures(records, unit.value)
-    limits = Limits.of_precision(manifest.target.precision).overridden(**options.limits)
+    limits = options.limits_of(manifest.target.precision)
     finite = any(record.finite for record in images.again)
     again = figures(images.again, unit.value) if finite else None
     checks = [*parity_checks(found, limits, records), repeat_check(again)]
@@ -154,6 +156,7 @@ def _judge(
             ("1 image is", "it") if len(records) == 1 else (f"{len(records)} images are", "them")
         )
         warnings.append(f"{few} few: parity on {them} says little")
+    warnings += _loosened(manifest.target, options)
     if name in arena.proxied:
         warnings.insert(
             0,
@@ -221,6 +224,17 @@ def _diagnosed(
     found = diagnose(list(subjects.values()), source, arena, options, listener)
     known = dict(zip(subjects, found, strict=True))
     return [replace(v, diagnosis=known.get(v.target)) for v in verifications]
+
+
+def _loosened(target: Target, options: VerifyOptions) -> Iterator[str]:
+    """Limits that are meant for others, most likely, and prove little of this one."""
+    default = Limits.of_precision(target.precision)
+    for name in options.loosened(target.precision):
+        flag = f"--{name.replace('_', '-')}"
+        yield (
+            f"{flag} {options.limits[name]:g} is looser than the default of {target}, "
+            f"{getattr(default, name):g}: {flag} PRECISION=X leaves other precisions theirs"
+        )
 
 
 def _drift_unit(manifest: Manifest, source: Source) -> DriftUnit:
