@@ -114,7 +114,8 @@ def command(
     result = verify(options, console)
     shown = json.dumps(verify_json(result), indent=2) if as_json else verify_text(result)
     console.result(shown)
-    ctx.exit(0 if result.held else 1)
+    console.verdict(result.reasons)
+    ctx.exit(result.exit_status)
 
 
 def verify_text(result: "VerifyResult") -> str:

@@ -87,3 +87,18 @@ class VerifyResult:
     def held(self) -> bool:
         """Whether every check of every artifact held."""
         return all(verification.held for verification in self.verifications)
+
+    @property
+    def exit_status(self) -> int:
+        """4 where an artifact failed to run, 1 where a check fell short."""
+        failed = any(verification.failed for verification in self.verifications)
+        return 4 if failed else int(not self.held)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Of each artifact that did not hold, its target and the checks that fell short."""
+        return tuple(
+            f"{each.target}: {'; '.join(check.line for check in each.checks if not check.held)}"
+            for each in self.verifications
+            if not each.held
+        )
