@@ -1,5 +1,6 @@
 """The reference and what is held against it, each in a child process of its own."""
 
+import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
@@ -23,8 +24,10 @@ from vadexport.verification.latency import LatencyFigures, Stopwatch, measure, s
 if TYPE_CHECKING:
     from vadexport.backends.pytorch import PyTorchRunner
 
-#: Different calls that are timed, one after the other.
+#: Different calls that are timed, one after the other, ...
 _TIMED_CALLS: Final = 16
+#: ... or fewer, where so many bytes hold no more: each process of a contestant has its own.
+_TIMED_BYTES: Final = 64_000_000
 #: Rounds where nobody says how many: as many as there is time for, in seconds.
 _MOST_ROUNDS, _FEWEST_ROUNDS, _MEASURING_S = 100, 10, 60.0
 
@@ -82,6 +85,8 @@ class Contest:
         """
         children = {name: self._children[name] for name in names}
         children |= {_again(name): self._open(name) for name in twice}
+        for child in children.values():
+            child.apply(Stopwatch.take, self._calls)
         warm = {name: child.apply(Stopwatch.warm_up) for name, child in children.items()}
         contestants = {
             name: partial(child.apply, Stopwatch.time) for name, child in children.items()
@@ -112,7 +117,7 @@ class Contest:
 
     def _open(self, name: str) -> Child:
         child = self._stack.enter_context(Child(name))
-        child.open(Stopwatch, self._openers[name], self._calls)
+        child.open(Stopwatch, self._openers[name], self._calls[:1])
         return child
 
 
@@ -140,7 +145,7 @@ def add_compiled(contest: Contest, name: str, opener: RunnerOpener, listener: Li
 def timed_calls(
     files: Sequence[ImageFile], image_input: ImageInput, *, skip_unreadable: bool
 ) -> list[Call]:
-    """Calls of the graph to time, on the first images, in memory.
+    """Calls of the graph to time, on the first images, in memory: 16, or what 64 MB hold.
 
     Args:
         files: the images.
@@ -148,8 +153,10 @@ def timed_calls(
         skip_unreadable: pass over images that cannot be read.
     """
     size = image_input.batch or 1
+    each = size * math.prod(image_input.shape[1:]) * np.dtype(image_input.graph_dtype).itemsize
+    count = max(1, min(_TIMED_CALLS, _TIMED_BYTES // each))
     loaded = load_images(files, image_input, skip_unreadable=skip_unreadable)
-    images = np.stack([image for _, image in islice(loaded, _TIMED_CALLS * size)])
+    images = np.stack([image for _, image in islice(loaded, count * size)])
     starts = range(0, len(images), size)
     return [next(image_input.batches(images[start : start + size]))[0] for start in starts]
 

@@ -156,13 +156,13 @@ def parity_checks(
     if limits.max_drift is not None:
         checks.append(_at_most("drift", "largest drift", found.drift_max, limits.max_drift))
     if limits.max_flips is not None and found.flips is not None:
-        share = found.flips / found.images
+        rate = proportion_interval(found.flips, found.images)
         checks.append(
             Check(
                 "flips",
-                share <= limits.max_flips,
-                f"{found.flips} of {found.images} decisions flipped ({share:.2%}), "
-                f"limit {limits.max_flips:.1%}",
+                rate.value <= limits.max_flips,
+                f"{found.flips} of {found.images} decisions flipped ({rate.value:.2%}, at most "
+                f"{100 * rate.high:.3g}% of such images, 95%), limit {limits.max_flips:.1%}",
             )
         )
     ranks, area = found.spearman, found.auroc

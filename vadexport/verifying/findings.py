@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from vadexport.contract import ANOMALY_MAP, ImageArray, Outputs
 from vadexport.errors import InputError
 from vadexport.images import ImageFile, load_images
-from vadexport.images.listing import is_category
+from vadexport.images.listing import TEST_FOLDER, is_category
 from vadexport.images.masks import find_masks, load_mask
 from vadexport.listening import Listener
 from vadexport.sources import Source
@@ -56,7 +56,7 @@ def findings(
     Raises:
         InputError: an image or a mask is wrong, or there is no room for their maps.
     """
-    masks = _masks(Path(options.images), files) if source.detector.map_size else {}
+    masks = _masks(Path(options.images), files, listener) if source.detector.map_size else {}
     thresholds = source.detector.thresholds
     with ExitStack() as stack:
         segmentation = None
@@ -84,8 +84,20 @@ def findings(
     }
 
 
-def _masks(root: Path, files: Sequence[ImageFile]) -> dict[Path, Path]:
-    return find_masks(root, files) if root.is_dir() and is_category(root) else {}
+def _masks(root: Path, files: Sequence[ImageFile], listener: Listener) -> dict[Path, Path]:
+    """Masks of a category, or those that lie beside its folder `test`."""
+    if not root.is_dir():
+        return {}
+    if is_category(root):
+        return find_masks(root, files)
+    folder = root.resolve()
+    if folder.name != TEST_FOLDER:
+        return {}
+    try:
+        return find_masks(folder.parent, files, root)
+    except InputError as error:  # nobody said that they belong together
+        listener.warn(f"AUPRO is left out: {error}")
+        return {}
 
 
 def _spool(*names: str) -> MapSpool:
