@@ -94,7 +94,7 @@ class TestTable:
             "openvino:int8: 0 of 4 decisions flipped",
             "openvino:int8: speed-up 2.1, limit 3",
         ]
-        assert [line.endswith("fell short") for line in found[-5:-3]] == [True, False]
+        assert [line.endswith("fell short") for line in found[-6:-4]] == [True, False]
 
     def test_a_limit_that_was_not_checked(self, make):
         v = make.verification(latency=None, checks=make.verification().checks[:2])
