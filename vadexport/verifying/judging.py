@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from vadexport.artifact import BUILD_FILE, REPORT_FOLDER, Artifact, Manifest
 from vadexport.sources import Source
-from vadexport.targets import Target
+from vadexport.targets import AUTO, Target
 from vadexport.verification.drift import DriftUnit, fitted_scores
 from vadexport.verification.evidence import weigh, weigh_planted
 from vadexport.verification.latency import LatencyFigures, speedup
@@ -76,7 +76,7 @@ def judge(
     latency = None
     if name in timed:
         latency = Latency(
-            artifact=timed[name],
+            artifact=_as_built(timed[name], manifest),
             reference=timed[REFERENCE],
             speedup=speedup(timed[name], timed[REFERENCE]),
             batch=arena.image_input.batch or 1,
@@ -166,6 +166,14 @@ def _about(
         "ladder": tuple(manifest.parity),
         "search": read_search(artifact.folder / REPORT_FOLDER / BUILD_FILE),
     }
+
+
+def _as_built(timed: LatencyFigures, manifest: Manifest) -> LatencyFigures:
+    """With the precision that `auto` came to, which no runner knows."""
+    if manifest.target.precision != AUTO:
+        return timed
+    words = ", ".join(f"{part} {precision}" for part, precision in manifest.precision.items())
+    return replace(timed, execution=replace(timed.execution, precision=words))
 
 
 def _threshold(source: Source) -> float | None:
