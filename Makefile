@@ -44,6 +44,10 @@ test-gpu: $(VENV)/.dev-stamp ## the tests that need an NVIDIA GPU, real engines
 	@$(if $(GPU),,echo "test-gpu: no NVIDIA GPU here: each test says what it misses, and is skipped")
 	@$(BIN)/python -m pytest -m gpu
 
+.PHONY: bench
+bench: $(VENV)/.dev-stamp ## every family beside the peers (an hour or two; QUICK=1: minutes, to try it)
+	@$(BIN)/python benchmarks/peers.py all $(if $(QUICK),--quick,--document docs/benchmarks.md)
+
 .PHONY: check
 check: check-style check-types check-imports check-links ## style, types, import order, dead links
 

@@ -42,8 +42,14 @@ def fit_patchcore(name: str, images: Path, destination: Path) -> None:
         fit(FitOptions("patchcore", str(images), destination, config=config), Listener())
 
 
-def distil(name: str, images: Path) -> Backbone:
-    """Train the backbone `name` of timm; the same each time."""
+def distil(name: str, images: Path, steps: int | None = None) -> Backbone:
+    """Train the backbone `name` of timm; the same each time.
+
+    Args:
+        name: of the backbone.
+        images: to learn on.
+        steps: to learn for; None for those of `STEPS`.
+    """
     torch.manual_seed(0)
     teacher = create_backbone("efficientnet_lite0", LEVELS, pretrained=True)
     student = create_backbone(name, LEVELS, pretrained=False).requires_grad_().train()
@@ -61,7 +67,7 @@ def distil(name: str, images: Path) -> Backbone:
         torch.cat(maps).std(dim=(0, 2, 3), keepdim=True).clamp_min(1e-3)
         for maps in zip(*seen, strict=True)
     ]
-    steps = STEPS[name]
+    steps = steps or STEPS[name]
     optimiser = torch.optim.AdamW([*student.parameters(), *heads.parameters()], lr=_RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, _RATE, total_steps=steps)
     for number, crop in enumerate(_crops(pixels, steps)):

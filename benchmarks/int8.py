@@ -278,10 +278,11 @@ def layers(found: dict[str, Any], target: str) -> str:
     if one is None:
         return "–"
     search = one["search"]
-    if search["shipped"] == "fp32":
-        return f"0 of {search['layers']}: float32"
-    back = len(search["points"][search["chosen"]]["float_layers"])
-    return f"{search['layers'] - back} of {search['layers']}"
+    if search["shipped"] != "int8":
+        return f"0 of {search['layers']}: {search['shipped']}"
+    point = search["points"][search["chosen"]]
+    inside = search["layers"] - len(point["float_layers"])
+    return f"{inside} of {search['layers']}, others {point['float_type']}"
 
 
 def share(found: dict[str, Any], backend: str) -> float | None:

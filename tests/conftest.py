@@ -48,6 +48,14 @@ class Here:
         pass
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory):
+    """What searches keep goes into a folder of the tests, not into the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @contextmanager
 def _children_here():
     import torch
@@ -55,12 +63,14 @@ def _children_here():
     import vadexport.building
     import vadexport.verifying  # noqa: F401 - all that starts a child must be loaded
     from vadexport.backends.child import Child
+    from vadexport.verification import stepping
 
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         for name, module in list(sys.modules.items()):
             if name.startswith("vadexport.") and getattr(module, "Child", None) is Child:
                 patch.setattr(module, "Child", Here)
+        patch.setattr(stepping, "_MOST_SECONDS", 0.0)  # as few rounds as there may be
         yield
     torch.set_num_threads(threads)
 

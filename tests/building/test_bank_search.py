@@ -9,7 +9,7 @@ import torch
 
 from tests.passes.search_graphs import Search, run
 from vadexport import runtime
-from vadexport.building import BuildOptions, bank_search, build, integers
+from vadexport.building import BuildOptions, bank_search, build, mixing
 from vadexport.calibration.bank_search import large_searches, plan_searches
 from vadexport.contract import ImageInput
 from vadexport.detectors import padim
@@ -19,6 +19,7 @@ from vadexport.images import decode
 from vadexport.listening import Listener
 from vadexport.passes import BEFORE_INT8, DEFAULT_PASSES, FLOAT_SEARCH, apply_passes
 from vadexport.targets import Target
+from vadexport.verification.applied import AppliedPass
 
 WORDS = "fp32, memory bank searched in int8, measured again in fp32"
 INPUT = ImageInput(96, 96, 1)
@@ -35,12 +36,12 @@ def detector(crops):
 def built(images, tmp_path):
     """Build a detector for some targets."""
 
-    def go(detector, *targets):
+    def go(detector, *targets, **more):
         save_detector(detector, tmp_path / "d.safetensors")
         chosen = tuple(map(Target.parse, targets))
         folder = tmp_path / f"a{len(list(tmp_path.iterdir()))}"
-        options = BuildOptions(tmp_path / "d.safetensors", folder, chosen, str(images / "good"))
-        return build(options, Listener())
+        given = (tmp_path / "d.safetensors", folder, chosen, str(images / "good"))
+        return build(BuildOptions(*given, **more), Listener())
 
     return go
 
@@ -69,7 +70,7 @@ def drifts(target, detector, images):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("in_process")
-def test_only_openvino_searches_in_int8(built, detector, images, monkeypatch):
+def test_only_openvino_searches_in_int8(built, detector, images):
     assert detector.memory_bank.numel() >= 200_000
     result = built(detector, "openvino:int8", "onnxruntime:int8")
     ours, theirs = result.targets
@@ -81,11 +82,13 @@ def test_only_openvino_searches_in_int8(built, detector, images, monkeypatch):
     (note,) = [line for line in result.notes if "memory bank" in line]
     assert "found their nearest row" in note
     assert "limit 0.05" in note
-    with monkeypatch.context() as patch:
-        patch.setattr(bank_search, "large_searches", lambda _: {})
-        plain = built(detector, "openvino:int8").targets[0]
-        assert not searches_in_int8(plain)
-        in_float = drifts(plain, detector, images)
+    assert ours.passes.applied[-1] == AppliedPass("quantised-search", 1)
+    names = [[one.name for one in each.passes.applied] for each in (ours, theirs)]
+    assert ("search-tiles" in names[0], "search-tiles" in names[1]) == (False, True)
+    plain = built(detector, "openvino:int8", no_pass=("quantised-search",)).targets[0]
+    assert not searches_in_int8(plain)
+    assert [one.name for one in plain.passes.applied] == names[1]
+    in_float = drifts(plain, detector, images)
     in_int8 = drifts(ours, detector, images)
     assert np.abs(in_int8 - in_float).max() <= 0.05
 
@@ -118,11 +121,10 @@ def test_scores_that_do_not_hold_with_it_bring_the_float_search_back(built, dete
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("in_process")
-def test_auto_ships_what_it_timed(built, detector, monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(integers, "_LEAST_SPEEDUP", 0.0)
+def test_auto_ships_what_it_timed(built, detector, monkeypatch):
+    monkeypatch.setattr(mixing, "_LEAST_SPEEDUP", 0.0)
     (target,) = built(detector, "openvino:auto").targets
-    assert target.facts["search"]["shipped"] == "int8"
+    assert target.facts["search"]["chosen"] is not None
     assert searches_in_int8(target)
     assert manifest_of(target)["precision"]["score head"] == WORDS
     assert all(rung.held for rung in target.rungs)

@@ -11,17 +11,15 @@ from scipy.stats import spearmanr
 
 from tests.passes.half_graphs import graph, names
 from vadexport.calibration import search as module
+from vadexport.calibration.judging import (
+    Bounds,
+    Judged,
+    expected_rank_correlation,
+    rank_correlation,
+)
 from vadexport.calibration.network import find_layers
 from vadexport.calibration.qdq import Form, Plan, QuantisedWeight
-from vadexport.calibration.search import (
-    MOST_GROUPS,
-    Bounds,
-    Frontier,
-    Judged,
-    grouped,
-    rank_correlation,
-    search,
-)
+from vadexport.calibration.search import MOST_GROUPS, Frontier, grouped, search
 
 RANDOM = np.random.default_rng(31)
 LAYERS = 6
@@ -372,12 +370,12 @@ class TestExpectedRankCorrelation:
                 [random.permutation(drifts[:10]), random.permutation(drifts[10:])]
             )
             ways.append(spearmanr(expected + dealt, expected).statistic)
-        found = module.expected_rank_correlation(expected, drifts, 10)
+        found = expected_rank_correlation(expected, drifts, 10)
         assert found == pytest.approx(np.mean(ways), abs=0.003)
-        assert found == module.expected_rank_correlation(expected, drifts, 10)
+        assert found == expected_rank_correlation(expected, drifts, 10)
 
     def test_of_what_all_drift_alike_is_one(self):
-        assert module.expected_rank_correlation(np.arange(9.0), np.full(9, 3.0), 4) == 1
+        assert expected_rank_correlation(np.arange(9.0), np.full(9, 3.0), 4) == 1
 
 
 def test_a_frontier_is_plain_values(searched):

@@ -1,7 +1,7 @@
 import click
 import pytest
 
-from vadexport.cli.options import NumberType
+from vadexport.cli.options import ApproximateType, NumberType
 from vadexport.cli.verify import command as verify
 
 LIMITS = ["--max-drift", "--max-flips", "--max-map-drift", "--min-speedup", "--max-latency-ms"]
@@ -83,3 +83,12 @@ def test_fit_refuses_to_train_for(run, images, tmp_path, minutes):
     done = run("fit", "autoencoder", images / "good", *words)
     assert done.returncode == 2, done.stderr
     assert "--max-minutes" in done.stderr
+
+
+def test_drift_of_approximations():
+    take = ApproximateType().convert
+    assert take("0.02", None, None) == 0.02
+    assert take(value=True, param=None, ctx=None) is True
+    for wrong_value in ("0", "-1", "nan", "inf", "detector.safetensors"):
+        with pytest.raises(click.BadParameter, match="SOURCE goes before --approximate"):
+            take(wrong_value, None, None)

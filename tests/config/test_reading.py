@@ -45,6 +45,8 @@ batch = "dynamic"
 input_layout = "float-nchw"
 threads = 3
 search_minutes = 2.5
+no_pass = ["search-tiles", "mahalanobis"]
+approximate = 0.02
 [build.tensorrt]
 batches = [1, 4, 16]
 workspace_mb = 512
@@ -96,6 +98,8 @@ def test_every_key(read, tmp_path):
     assert found.build.input_layout == "float-nchw"
     assert found.build.threads == 3
     assert found.build.search_minutes == 2.5
+    assert found.build.no_pass == ("search-tiles", "mahalanobis")
+    assert found.build.approximate == 0.02
     assert found.tensorrt == {
         "batches": (1, 4, 16),
         "workspace_mb": 512,

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -14,7 +15,9 @@ from vadexport.detectors.families import FAMILIES
 from vadexport.detectors.normal_images import NormalImages
 from vadexport.detectors.training import Training
 from vadexport.errors import InputError
+from vadexport.passes import DEFAULT_PASSES, apply_passes
 from vadexport.tracing.graph import simplify, trace
+from vadexport.verification.locating import locate
 
 #: Of the spread of normal scores: what an FP32 artifact may differ from its reference.
 MOST_DRIFT = 1e-3
@@ -135,6 +138,20 @@ def test_the_graph_agrees_with_pytorch(detectors, name, shape, batch):
                     MOST_DRIFT * unit
                 )
             assert found[contract.PRED_LABEL][number] == expected[contract.PRED_LABEL][0]
+
+
+@pytest.mark.slow
+@families
+def test_what_passes_leave_the_name_keeps_its_value(detectors, name, tmp_path):
+    detector = detectors(name)
+    before = simplify(trace(detector, replace(detector.image_input, batch=1))).model
+    after, places = apply_passes(before, DEFAULT_PASSES)
+    assert any(places.values())
+    files = tmp_path / "before.onnx", tmp_path / "after.onnx"
+    for model, path in zip((before, after), files, strict=True):
+        onnx.save(model, path)
+    found = locate(*files, np.stack(images_of(SHAPES["square"][0])[:1]))
+    assert found is None, str(found)
 
 
 @families

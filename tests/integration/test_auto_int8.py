@@ -2,11 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from tests.integration.test_families import TINY
-from vadexport.building.integers import Integers
-from vadexport.calibration.search import Bounds
+from vadexport.backends.openvino.bfloat16 import has_fast_bfloat16
+from vadexport.building.mixing import Mixing
+from vadexport.calibration.judging import Bounds
+from vadexport.runtime import load
 from vadexport.verification.statistics import Interval
 
 TARGETS = ("openvino:auto", "onnxruntime:auto")
@@ -21,15 +24,20 @@ def memory(monkeypatch, tmp_path):
 
 @pytest.fixture
 def timed(monkeypatch):
-    """Let every form seem so many times as fast as the float graph."""
+    """Let every form seem so many times as fast as the float graph, some faster."""
     asked = []
 
-    def go(low, floor=1.0):
-        def times(_self, target, paths):
-            asked.append((str(target), sorted(paths)))
-            return {count: Interval(low + 0.1, low, low + 0.2) for count in paths}, floor
+    def go(low, floor=1.0, faster=lambda _: False):
+        def times(mixing, candidates):
+            found = {}
+            for number, one in enumerate(candidates):
+                if one.path:
+                    least = low + faster(one.point)
+                    found[number] = Interval(least + 0.1, least, least + 0.2)
+            asked.append((str(mixing.target), list(found)))
+            return found, floor
 
-        monkeypatch.setattr(Integers, "_timed", times)
+        monkeypatch.setattr(Mixing, "_timed", times)
         return asked
 
     return go
@@ -82,7 +90,7 @@ def test_int8_that_is_faster_is_kept_and_held_to_the_limits_of_auto(
         point = search["points"][search["chosen"]]
         assert point["holds"]
         kept = len(point["float_layers"])
-        words = f"int8, {search['layers'] - kept} of {search['layers']} layers"
+        words = f"int8, {search['layers'] - kept} of {search['layers']} layers, {kept} fp32"
         assert manifest["precision"]["network"] == (words if kept else "int8")
         assert [rung["rung"] for rung in manifest["parity"]][-2:] == ["quantised", "compiled"]
         assert all(rung["held"] for rung in manifest["parity"])
@@ -101,6 +109,29 @@ def test_int8_that_is_faster_is_kept_and_held_to_the_limits_of_auto(
     for target, counts in asked:
         assert counts[0] == 0
         assert found[target][1]["compiled"]["search"]["chosen"] in counts
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.skipif(not has_fast_bfloat16(), reason="no form in bfloat16 is tried here")
+def test_bfloat16_that_is_fastest_is_shipped_and_says_so(built, timed, crops):
+    timed(1.5, faster=lambda point: point.float_type == "bf16")
+    ended, found = built("openvino:auto")
+    assert ended.status == 0, ended.err
+    manifest, report, folder = found["openvino:auto"]
+    assert manifest["precision"]["network"].startswith("bf16")
+    assert manifest["precision"]["score head"] == "fp32"
+    search = report["compiled"]["search"]
+    point = search["points"][search["chosen"]]
+    assert (search["shipped"], point["float_type"], point["holds"]) == ("bf16", "bf16", True)
+    assert len(point["float_layers"]) == search["layers"]
+    assert "openvino:auto: the network in bfloat16" in ended.out + ended.err
+    assert manifest["parity"][-1]["rung"] == "compiled"
+    # The judge's figures are those of the scores that the artifact gives.
+    loaded = load(folder)
+    assert loaded.execution.layers["bf16"] > 5
+    assert manifest["parity"][-1]["drift_max"] > 100 * manifest["parity"][-2]["drift_max"]
+    assert all(np.isfinite(one.raw_score) for one in loaded.predict_batch(crops[:2]))
 
 
 @pytest.mark.slow
@@ -166,4 +197,4 @@ def test_another_family(built, timed, vadexport, images, tmp_path):
     for manifest, report, _ in found.values():
         search = report["compiled"]["search"]
         network = manifest["precision"]["network"]
-        assert search["shipped"] == ("fp32" if network == "fp32" else "int8")
+        assert search["shipped"] == network.split(",")[0]

@@ -9,6 +9,7 @@ import pytest
 from onnx import numpy_helper
 
 from vadexport.artifact import read_manifest, write_manifest
+from vadexport.backends.openvino import compile_graph
 from vadexport.building import BuildOptions, build
 from vadexport.detectors.checkpoint import save_detector
 from vadexport.detectors.patchcore import PatchCoreConfig, fit
@@ -116,6 +117,111 @@ def test_a_quantised_graph_that_was_changed(artifacts, checkpoint, images, tmp_p
     found = diagnosis(changed, checkpoint, images, tmp_path / "report").diagnosis
     assert found.rung == "quantised"
     assert "the difference begins at" in " ".join(found.lines)
+
+
+KEPT = "report/quantised/model.onnx"
+
+
+def scales_of(model, operator):
+    """Constants that nodes of a kind scale by."""
+    names = {node.input[1] for node in model.graph.node if node.op_type == operator}
+    return [tensor for tensor in model.graph.initializer if tensor.name in names]
+
+
+def ranges_too_small(model):
+    for tensor in scales_of(model, "QuantizeLinear"):
+        scale_by(tensor, 1 / 4)
+
+
+def weights_of_a_layer_too_large(model):
+    weights = [each for each in scales_of(model, "DequantizeLinear") if each.dims]
+    scale_by(weights[len(weights) // 2], 3)
+
+
+def a_layer_without_its_bias(model):
+    layers = [node for node in model.graph.node if node.op_type == "Conv" and len(node.input) > 2]
+    del layers[1].input[2]
+
+
+def scale_by(tensor, factor):
+    found = (numpy_helper.to_array(tensor) * factor).astype(np.float32)
+    tensor.CopyFrom(numpy_helper.from_array(found, tensor.name))
+
+
+def compiled_anew(folder, change, *, kept):
+    """Change the quantised graph of an OpenVINO artifact and compile it; `kept` shows that."""
+    model = onnx.load(folder / KEPT)
+    change(model)
+    onnx.save(model, folder / KEPT if kept else folder.parent / "changed.onnx")
+    path = folder / KEPT if kept else folder.parent / "changed.onnx"
+    compile_graph(path, folder, Target("openvino", "int8"))
+
+
+@pytest.mark.parametrize(
+    "fault", [ranges_too_small, weights_of_a_layer_too_large, a_layer_without_its_bias]
+)
+def test_a_fault_of_quantising_for_openvino(artifacts, checkpoint, images, tmp_path, fault):
+    changed = resealed(
+        artifacts / "openvino-int8", tmp_path / "a", lambda a: compiled_anew(a, fault, kept=True)
+    )
+    found = diagnosis(changed, checkpoint, images, tmp_path / "report").diagnosis
+    assert found.rung == "quantised"
+    assert "the difference begins at" in " ".join(found.lines)
+
+
+@pytest.mark.parametrize(("there", "rung"), [(True, "compiled"), (False, "quantised or compiled")])
+def test_a_fault_of_compiling_int8(artifacts, checkpoint, images, tmp_path, there, rung):
+    def change(folder):
+        compiled_anew(folder, ranges_too_small, kept=False)
+        if not there:
+            shutil.rmtree(folder / "report")
+
+    changed = resealed(artifacts / "openvino-int8", tmp_path / "a", change)
+    found = diagnosis(changed, checkpoint, images, tmp_path / "report").diagnosis
+    assert found.rung == rung
+    assert [each["rung"] for each in found.ladder if not each["held"]] == ["compiled"]
+
+
+def test_a_fault_of_float16(checkpoint, images, tmp_path):
+    target = Target("onnxruntime", "fp16", "cuda")
+    options = BuildOptions(checkpoint, tmp_path / "built", (target,), str(images / "good"))
+    build(options, Listener())
+
+    def change(folder):
+        model = onnx.load(folder / "model.onnx")
+        other_convolution(model)
+        onnx.save(model, folder / "model.onnx")
+
+    changed = resealed(tmp_path / "built", tmp_path / "a", change)
+    given = VerifyOptions(
+        changed, checkpoint, str(images), rounds=0, report=tmp_path / "report", proxy=True
+    )
+    (found,) = verify(given, Listener()).verifications
+    assert found.diagnosis.rung == "half"
+
+
+def test_scores_that_change_from_run_to_run(artifact, checkpoint, images, tmp_path):
+    limits = {"max_drift": 10.0, "max_flips": 1.0, "min_spearman": -1.0, "min_auroc_delta": -1.0}
+
+    def change(folder):
+        model = onnx.load(folder / "model.onnx")
+        for node in model.graph.node:
+            node.output[:] = ["raw" if name == "raw_score" else name for name in node.output]
+        bounds = {"low": 0.99, "high": 1.01}
+        chance = onnx.helper.make_node("RandomUniform", [], ["chance"], shape=[1], **bounds)
+        product = onnx.helper.make_node("Mul", ["raw", "chance"], ["raw_score"], "noise")
+        place = next(n for n, node in enumerate(model.graph.node) if "raw" in node.output)
+        model.graph.node.insert(place + 1, product)
+        model.graph.node.insert(0, chance)
+        onnx.save(model, folder / "model.onnx")
+
+    changed = resealed(artifact, tmp_path / "a", change)
+    found = diagnosis(changed, checkpoint, images, tmp_path / "report", **limits)
+    (check,) = [check for check in found.checks if not check.held]
+    assert check.name == "repeat"
+    assert any(f"most of all on {record.name}," in check.line for record in found.records)
+    assert found.diagnosis.rung == "graph"
+    assert "run again on" in " ".join(found.diagnosis.lines)
 
 
 def test_a_build_that_had_fallen_short(checkpoint, images, tmp_path, monkeypatch):

@@ -2,10 +2,13 @@
 
 import json
 
+import onnx
 import pytest
 
 from vadexport.detectors.families import FAMILIES
+from vadexport.passes.base import tensors_read
 from vadexport.targets import all_targets
+from vadexport.tracing.anatomy import anatomy_in
 
 #: Of PatchCore, every target; of other families one of each precision, by different backends.
 TARGETS = [str(target) for target in all_targets() if not target.on_gpu]
@@ -26,6 +29,19 @@ def test_none_is_left_out():
     assert set(TINY) == set(FAMILIES)
 
 
+def nothing_idle(artifacts):
+    """Batch norm is folded away, and each node and weight of the graphs is read by something."""
+    graph = onnx.load(artifacts / "onnxruntime-int8" / "model.onnx").graph
+    read = {name for node in graph.node for name in tensors_read(node)}
+    read |= {output.name for output in graph.output}
+    assert [node.name for node in graph.node if read.isdisjoint(node.output)] == []
+    assert [tensor.name for tensor in graph.initializer if tensor.name not in read] == []
+    for path in (*artifacts.rglob("model.onnx"), *artifacts.rglob("model.xml")):
+        parts = anatomy_in(path.parent)
+        assert sum(sum(part.layers.values()) for part in parts) > 0
+        assert not [name for part in parts for name in part.operators if "BatchNorm" in name]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_whole_way(vadexport, images, tmp_path, family):
@@ -37,6 +53,7 @@ def test_the_whole_way(vadexport, images, tmp_path, family):
     normal = images / "good"
     built = vadexport("build", detector, "-o", artifacts, *targets, "--calibration", normal)
     assert built.status in (0, 1), built.err  # of so few steps and images INT8 may fall short
+    nothing_idle(artifacts)
     verified = vadexport(
         *("verify", artifacts, "--reference", detector, "--images", images),
         *("--rounds", "0", "--json"),

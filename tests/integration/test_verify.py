@@ -80,7 +80,7 @@ def test_what_the_builds_search_found_is_told(vadexport, artifacts, plain_words,
     build = json.loads(told.read_text())
     cost = {"drift": 0.25, "rms": 0.5, "spearman": 0.999, "flips": 0, "maps": 0.01}
     gain = {"value": 1.5, "low": 1, "high": 2}
-    point = {"order": "cost", "judged": cost}
+    point = {"order": "cost", "judged": cost, "float_type": "fp32", "full_layers": []}
     search = {
         "groups": [{"layers": ["one", "two"], "cost": cost}, {"layers": ["three"], "cost": cost}],
         "points": [

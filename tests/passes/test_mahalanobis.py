@@ -1,4 +1,4 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,14 +31,16 @@ class Case:
     other: bool = False
     dtype: Any = np.float32
     definite: bool = True
+    images: int = 200
+    scale: float = 1.0
     seed: int = 0
 
     def matrices(self):
         """Inverse covariances as PaDiM's: large where there were no data; or factors of them."""
         random = np.random.default_rng(self.seed)
-        data = random.normal(size=(self.positions, self.width // 2, self.width))
+        data = self.scale * random.normal(size=(self.positions, self.images, self.width))
         ridge = 0.01 * np.eye(self.width)
-        covariance = data.transpose(0, 2, 1) @ data / self.width + ridge
+        covariance = data.transpose(0, 2, 1) @ data / self.images + ridge
         if self.form == "inverse":
             found = np.linalg.inv(covariance)
             if not self.definite:
@@ -117,6 +119,7 @@ def run(model, x):
         keepdims=st.integers(0, 1),
         axis=st.sampled_from([2, -1]),
         swapped=st.booleans(),
+        images=st.integers(1, 90),
         seed=st.integers(0, 2**20),
     ),
     power=st.booleans(),
@@ -141,6 +144,63 @@ def test_a_quarter_is_not_read(form):
     result, _ = rewritten(case.model())
     held = sum(np.prod(t.dims) for t in result.graph.initializer if t.data_type == 1)
     assert held == 3 * 96 * 96 * 3 / 4
+
+
+def constants(model):
+    """Shapes of a graph's constants in float32, by the last part of their names."""
+    return {
+        tensor.name.rsplit("/", 1)[-1]: tuple(tensor.dims) for tensor in model.graph.initializer
+    }
+
+
+@given(
+    form=st.sampled_from(["inverse", "lower", "upper"]),
+    width=st.integers(32, 120),
+    share=st.floats(0.05, 0.5),
+    keepdims=st.integers(0, 1),
+    positions=st.integers(1, 5),
+    seed=st.integers(0, 2**20),
+)
+@settings(deadline=None)
+def test_of_few_images_a_column_each_is_read(form, width, share, keepdims, positions, seed):
+    images = max(1, int(share * width))
+    case = Case(form, positions, width, images=images, keepdims=keepdims, scale=0.3, seed=seed)
+    model, offsets = case.model(), case.offsets()
+    result, places = rewritten(model)
+    assert places == 1
+    assert constants(result)["vectors"] == (positions, width, images)
+    expected = case.expected(offsets)
+    found = run(result, offsets)
+    assert found.shape == expected.shape
+    # Rounding in sums of `width` products by vectors whose squared norms are at most 1/ε = 100.
+    lengths = 100 * np.square(offsets.astype(np.float64)).sum(axis=2, keepdims=bool(keepdims))
+    steps = width * (1 + 2 * images**0.5) + images + 8
+    assert (np.abs(found - expected) <= 2.0**-24 * steps * lengths).all()
+
+
+def test_offsets_within_the_images_are_never_negative():
+    case = Case("lower", images=12, width=64, scale=0.3)
+    result, _ = rewritten(case.model())
+    assert "vectors" in constants(result)
+    values, vectors = np.linalg.eigh(case.matrices() @ case.matrices().transpose(0, 2, 1))
+    along = vectors[:, :, :1].transpose(0, 2, 1).repeat(2, axis=1).astype(np.float32)
+    found = run(result, along)
+    assert (found >= 0).all()
+    np.testing.assert_allclose(found, values[:, :1].repeat(2, 1), atol=1e-5 * values.max())
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(Case(images=41, width=80), id="too many images"),
+        pytest.param(Case(images=20, width=80, scale=30), id="differences that cancel"),
+    ],
+)
+@pytest.mark.parametrize("form", ["inverse", "upper"])
+def test_few_directions_that_do_not_pay_or_are_not_exact(case, form):
+    result, places = rewritten(replace(case, form=form).model())
+    assert places == 1
+    assert "vectors" not in constants(result)
 
 
 def test_many_positions_are_each_their_own():

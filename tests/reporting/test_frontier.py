@@ -210,15 +210,21 @@ class TestTables:
         assert rows == (
             ("0", "2.00 [1.90–2.10]", "0.625", "1.25", "0.99900", "3/48", "0.05", "fell short"),
             (
-                *("2, costliest first", "–", "0.25", "0.5", "0.99900", "0/48", "0.05"),
+                *("2 in float32, costliest first", "–", "0.25", "0.5", "0.99900", "0/48", "0.05"),
                 "fell short",
             ),
             (
-                *("3, costliest first", "1.50 [1.25–1.75]", "0.0625", "0.125", "0.99990"),
+                *(
+                    "3 in float32, costliest first",
+                    "1.50 [1.25–1.75]",
+                    "0.0625",
+                    "0.125",
+                    "0.99990",
+                ),
                 *("0/48", "0.05", "held, and was built"),
             ),
             (
-                *("4, from the front", "1.25 [1.20–1.30]", "0.1", "0.2", "0.99900"),
+                *("4 in float32, from the front", "1.25 [1.20–1.30]", "0.1", "0.2", "0.99900"),
                 *("0/48", "0.05", "held"),
             ),
         )
@@ -241,6 +247,21 @@ class TestTables:
         assert ended == ["both", "float32", "float32", "float32"]
         rows = search_section(make.search(chosen=None)).layers
         assert {row[-1] for row in rows} == {"float32"}
+
+    def test_forms_in_bfloat16(self, make):
+        points = make.search().points
+        every = tuple(name for group in make.search().groups for name in group.layers)
+        some = replace(points[2], float_type="bf16")
+        found = make.search(points=(points[0], some, replace(some, float_layers=every)), chosen=1)
+        section = search_section(found)
+        assert [row[0] for row in section.points] == [
+            *("0", "3 in bfloat16, costliest first", "5 in bfloat16")
+        ]
+        assert [row[-1] for row in section.layers] == ["bfloat16", "bfloat16", "INT8", "INT8"]
+        root = read(section.plot)
+        assert [one.tag for one in elements(root, "narrow")] == ["rect"] * 3  # and its legend's
+        (way,) = elements(root, "route")  # from all INT8 to float32, past them
+        assert len(way.get("points").split()) == 2
 
     def test_layers_that_were_not_judged(self, make):
         groups = make.search().groups

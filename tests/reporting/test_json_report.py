@@ -53,6 +53,7 @@ class TestParity:
             "shipped": "int8",
             "layers": 5,
             "float_layers": 3,
+            "float_type": "fp32",
             "speedup": {"value": 1.5, "low": 1.25, "high": 1.75},
             "finished": True,
         }

@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vadexport.building.integers import Integers
-from vadexport.calibration.search import Frontier, Group, Judged, Point
+from vadexport.building.mixing import Mixing, _shipped
+from vadexport.calibration.judging import Judged
+from vadexport.calibration.search import Frontier, Group, Point
+from vadexport.targets import Target
 from vadexport.verification.searched import read_search
 from vadexport.verification.statistics import Interval
 
@@ -28,11 +30,12 @@ def record(found=FOUND, gains=GAINS, chosen=1):
     """What a build writes of a search."""
     layers = [name for group in found.groups for name in group.layers]
     build = SimpleNamespace(
-        _plan=SimpleNamespace(layers=layers),
+        plan=SimpleNamespace(layers=layers),
         climber=SimpleNamespace(unit=SimpleNamespace(value=UNIT)),
     )
-    shipped = "fp32" if chosen is None else "int8"
-    return {**Integers._record(build, found, gains), "shipped": shipped, "chosen": chosen}
+    made = Mixing(build, Target("openvino", "auto"))._record(found, gains)
+    shipped = "fp32" if chosen is None else _shipped(found.points[chosen], len(layers))
+    return {**made, "shipped": shipped, "chosen": chosen}
 
 
 @pytest.fixture
@@ -80,6 +83,26 @@ class TestWords:
         every = replace(FOUND, points=(replace(ALL, holds=True),))
         words = "auto: INT8, 2.00 times as fast as float32 when built"
         assert read(record(every, chosen=0)).words == words
+
+    def test_bfloat16(self, read):
+        every = replace(FEW, float_layers=("a", "b", "c", "d"))
+        for point, words, shipped in (
+            (FEW, "INT8 but for 2 of 4 layers in bfloat16", "int8"),
+            (every, "bfloat16", "bf16"),
+        ):
+            narrow = replace(point, float_type="bf16")
+            found = read(record(replace(FOUND, points=(ALL, narrow))))
+            assert found.words == f"auto: {words}, 1.50 times as fast as float32 when built"
+            assert found.shipped == shipped
+            some = replace(narrow, full_layers=("a",))
+            found = read(record(replace(FOUND, points=(ALL, some))))
+            rest = ", 1 of them in float32" if shipped == "int8" else " but for 1 of 4 layers"
+            assert found.words == f"auto: {words}{rest}, 1.50 times as fast as float32 when built"
+            wrong = replace(narrow, full_layers=("d", "x"))
+            assert read(record(replace(FOUND, points=(ALL, wrong)))) is None
+        searched = read(record(replace(FOUND, points=(ALL, every))))
+        assert "auto: float32 with the memory bank searched in INT8, 1.50" in searched.words
+        assert searched.shipped == "fp32"
 
     def test_float32(self, read):
         slow = read(record(chosen=None))
@@ -155,7 +178,11 @@ class TestDamaged:
             (("groups", 0, "cost", "rms"), "0.1"),
             (("points", 1, "float_layers"), ["a", "a"]),
             (("points", 1, "float_layers"), ["a", "x"]),  # which there is not
-            (("points", 1, "float_layers"), ["a", "b", "c", "d"]),  # all of them
+            (("points", 1, "float_layers"), ["a", "b", "c", "d"]),  # so that none was built in INT8
+            (("points", 1, "float_type"), "fp16"),
+            (("points", 1, "float_type"), ["bf16"]),
+            (("points", 1, "full_layers"), ["a"]),  # where all that is float is float32
+            (("points", 1, "full_layers"), "a"),
             (("points", 1, "float_layers"), "a"),
             (("points", 1, "order"), "back"),
             (("points", 1, "order"), ["cost"]),

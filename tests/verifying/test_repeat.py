@@ -63,6 +63,13 @@ class TestCheck:
         assert not repeat_check(None).held
 
 
+def test_the_image_that_moved_most_is_named():
+    given = records([0.0, 0.01, 0.5, 0.02])
+    line = repeat_check(figures(given, 1.0), given, 1.0).line
+    assert "changed by at most 0.5 drift units or map ranges, most of all on 2, limit" in line
+    assert "most of all" not in repeat_check(figures(given[:1], 1.0), given[:1], 1.0).line
+
+
 @pytest.mark.parametrize("repeat", [0, 2])
 def test_images_are_run_again(artifact, checkpoint, images, tmp_path, repeat):
     told = Steps()

@@ -8,11 +8,12 @@ from typing import Final, Self
 import onnx
 
 from vadexport.backends.child import Child
+from vadexport.building.approximating import Rewrites
 from vadexport.calibration.bank_search import large_searches, plan_searches
 from vadexport.contract import ImageInput
 from vadexport.images import ImageFile
 from vadexport.listening import Listener
-from vadexport.passes import BEFORE_INT8, FLOAT_SEARCH, apply_passes
+from vadexport.passes import apply_passes
 from vadexport.passes.quantised_search import QuantisedSearch
 from vadexport.passes.search_plan import SearchPlan
 from vadexport.targets import Target
@@ -35,6 +36,7 @@ class BankSearch:
         path: ONNX file of the graph before either is written.
         images: normal ones, whose queries are looked up.
         image_input: of the graph.
+        rewrites: passes of the build.
         unit: of drift.
         listener: told of progress.
         notes: what else the user should know, added to.
@@ -43,6 +45,7 @@ class BankSearch:
     path: Path
     images: tuple[ImageFile, ...]
     image_input: ImageInput
+    rewrites: Rewrites
     unit: float
     listener: Listener
     notes: list[str]
@@ -54,7 +57,7 @@ class BankSearch:
         path: Path,
         images: tuple[ImageFile, ...],
         image_input: ImageInput,
-        rest: tuple[float, Listener, list[str]],
+        rest: tuple[Rewrites, float, Listener, list[str]],
     ) -> Self | None:
         """Of a graph before all passes; None where it has no bank that is large enough.
 
@@ -63,14 +66,19 @@ class BankSearch:
             path: where what the passes before the search make of it is written.
             images: as the attribute.
             image_input: as the attribute.
-            rest: unit, listener and notes.
+            rest: passes, unit, listener and notes.
         """
-        before, _ = apply_passes(onnx.load(simplified), BEFORE_INT8)
+        before, _ = apply_passes(onnx.load(simplified), rest[0].before_search)
         if not large_searches(before):
             return None
         path.parent.mkdir(exist_ok=True)
         onnx.save(before, path)
         return cls(path, images, image_input, *rest)
+
+    @property
+    def places(self) -> int:
+        """Searches that INT8 suits."""
+        return len(self._plans)
 
     def forms(self, target: Target) -> tuple[bool, ...]:
         """Whether a target's graph searches in INT8: what is tried, one after the other."""
@@ -79,7 +87,9 @@ class BankSearch:
 
     def written(self, model: onnx.ModelProto, *, int8: bool) -> onnx.ModelProto:
         """A copy of a graph like that of `path` with its searches in INT8, or else in float."""
-        passes = (QuantisedSearch(self._plans), *FLOAT_SEARCH) if int8 else FLOAT_SEARCH
+        passes = self.rewrites.search
+        if int8:
+            passes = (QuantisedSearch(self._plans), *self.rewrites.float_search)
         made, _ = apply_passes(model, passes)
         return made
 

@@ -21,17 +21,21 @@ class Climber:
         unit: of drift.
         threads: that a step's runner may use.
         limits: of steps by their precision, in place of the defaults.
+        repeated: whether each step must also give the same again.
     """
 
     ladder: Ladder
     unit: DriftUnit
     threads: int
     limits: Mapping[str, Limits] = field(default_factory=dict)
+    repeated: bool = False
 
     def climb(self, name: str, what: str, open_runner: RunnerOpener, precision: str) -> Rung:
         """Check what `open_runner` opens; `what` names it in errors."""
         limits = self.limits.get(precision) or Limits.of_rung(precision)
-        return self.ladder.climb(name, what, open_runner, self.unit.value, limits)
+        return self.ladder.climb(
+            name, what, open_runner, self.unit.value, limits, repeated=self.repeated
+        )
 
     def climb_graph(self, name: str, folder: Path, precision: str) -> Rung:
         """Check the ONNX graph in a folder, run by ONNX Runtime on the processor."""

@@ -9,23 +9,29 @@ import numpy as np
 import onnx
 
 from vadexport.backends.child import Child
-from vadexport.building.bank_search import BankSearch
+from vadexport.building.approximating import Approximating, Rewrites
+from vadexport.building.bank_search import INT8_SEARCH, BankSearch
 from vadexport.building.climbing import Climber, Graph
 from vadexport.building.inputs import BuildImages
 from vadexport.building.integers import Integers
+from vadexport.building.mixing import Mixing
+from vadexport.building.rewriting import Rewriting, rewrite
 from vadexport.calibration import halve
 from vadexport.contract import ImageInput
 from vadexport.errors import BackendError, UnfitError, VadexportError
 from vadexport.images import load_images
 from vadexport.listening import Listener
-from vadexport.passes import DEFAULT_PASSES, apply_passes
+from vadexport.passes import DEFAULT_PASSES, FLOAT_SEARCH, apply_passes
+from vadexport.passes.quantised_search import QuantisedSearch
 from vadexport.sources import Source
 from vadexport.targets import Target
 from vadexport.tracing.graph import TracedGraph, simplify, trace
+from vadexport.verification.applied import AppliedPass, Passes, timed
 from vadexport.verification.ladder import Rung
 from vadexport.verification.limits import Limits
 from vadexport.verification.locating import locate
 from vadexport.verification.proxy import GRAPH_FILE
+from vadexport.verification.stepping import time_graphs
 
 #: Of the drift that a float16 artifact may have. The rest is for images that were not seen: the
 #: largest of a thousand normally distributed drifts is twice to three times that of a dozen.
@@ -33,11 +39,27 @@ _HALF_SHARE: Final = 1 / 3
 #: Images that choose the layers which float16 suits.
 _MOST_HALF_IMAGES: Final = 16
 _CHILD_TIMEOUT_S: Final = 1800
+_TIMING_TIMEOUT_S: Final = 120
 
 
 @dataclass
 class Graphs:
-    """What targets of a precision share."""
+    """What targets of a precision share.
+
+    Attributes:
+        source: the trained detector.
+        image_input: of the graphs.
+        images: that calibrate and check.
+        climber: checks steps.
+        work: folder of the steps.
+        listener: told of progress.
+        left_out: names of passes that are not applied.
+        timed_on: target whose backend times what passes bring; None for none.
+        approximating: what may be approximated; None for nothing.
+        notes: what else the user should know.
+        undone: rungs of the passes that moved scores, and were undone.
+        rewrites: that are applied.
+    """
 
     source: Source
     image_input: ImageInput
@@ -45,9 +67,13 @@ class Graphs:
     climber: Climber
     work: Path
     listener: Listener
+    left_out: tuple[str, ...] = ()
+    timed_on: Target | None = None
+    approximating: Approximating | None = None
     notes: list[str] = field(default_factory=list)
-    #: The rung of rewrites that moved scores, and were undone.
-    undone: Rung | None = None
+    undone: list[Rung] = field(default_factory=list)
+    rewrites: Rewrites = field(default_factory=Rewrites)
+    _passes: Passes = field(default_factory=Passes)
     _failures: dict[str, VadexportError] = field(default_factory=dict)
 
     def of(self, target: Target) -> Graph:
@@ -79,7 +105,7 @@ class Graphs:
 
     @cached_property
     def _traced(self) -> tuple[TracedGraph, tuple[Rung, ...]]:
-        """Trace, simplify and rewrite; rewrites that move scores are undone."""
+        """Trace, simplify and rewrite; passes that move scores are undone."""
         self.listener.step("trace", 0, 3)
         traced = trace(self.source.detector, self.image_input)
         rungs = [self._climb("traced", traced.model)]
@@ -88,20 +114,90 @@ class Graphs:
         rungs.append(self._climb("simplified", graph.model))
         self._explain(rungs[-1], "traced")
         self.listener.step("trace", 2, 3)
-        model, places = apply_passes(graph.model, DEFAULT_PASSES)
-        if any(places.values()):
-            rewritten = self._climb("rewritten", model)
-            names = ", ".join(name for name, count in places.items() if count)
-            if rewritten.held:
-                rungs.append(rewritten)
-                graph = replace(graph, model=model)
-                self.notes.append(f"rewrites applied: {names}")
-            else:
-                self.undone = rewritten
-                self.notes.append(f"rewrites undone, for they move scores: {names}")
-                self._explain(rewritten, "simplified")
+        wanted = [each for each in DEFAULT_PASSES if each.name not in self.left_out]
+        simplified = self.work / "simplified" / GRAPH_FILE
+        made = rewrite(graph.model, simplified, wanted, self._checked_pass)
+        if made.rung is not None:
+            rungs.append(made.rung)
+        for one in made.undone:
+            self.undone.append(one.rung)
+            self.notes.append(f"the pass {one.name} was undone, for it moves scores")
+            self._explain(one.rung, one.before.parent.name, one.after)
+        self._passes = Passes(made.applied, self.left_out)
+        if self.timed_on is not None and made.rung is not None:
+            self._time_passes(graph.model, made, self.timed_on)
         self.listener.step("trace", 3, 3)
+        left_out = (*self.left_out, *(one.name for one in made.undone))
+        self.rewrites = self.rewrites.without(left_out)
+        graph = replace(graph, model=made.model)
+        if self.approximating is not None:
+            graph = self._approximated(self.approximating, graph, rungs)
         return graph, tuple(rungs)
+
+    def _checked_pass(self, name: str, model: onnx.ModelProto) -> tuple[Path, Rung]:
+        path = self._save(name, model)
+        return path, self.climber.climb_graph("rewritten", path.parent, "fp32")
+
+    def passes(self, graph: Graph) -> Passes:
+        """Passes of a graph, and what each brought; they are of its float graph but for the search.
+
+        Args:
+            graph: that was made here.
+        """
+        if graph.precision.get("score head") != INT8_SEARCH or self._bank is None:
+            return self._passes
+        instead = {each.name for each in FLOAT_SEARCH}
+        stays = [one for one in self._passes.applied if one.name not in instead]
+        search = AppliedPass(QuantisedSearch.name, self._bank.places)
+        return replace(self._passes, applied=(*stays, search))
+
+    def _time_passes(self, model: onnx.ModelProto, made: Rewriting, target: Target) -> None:
+        """Time the graph behind each pass that stays beside the one before it."""
+        kept = {one.name for one in made.applied if one.undone is None}
+        files = 2 * [self.work / "simplified" / GRAPH_FILE]
+        for each in DEFAULT_PASSES:
+            if each.name in kept:
+                model, _ = apply_passes(model, (each,))
+                files.append(self._save(f"behind-{each.name}", model))
+        call, _ = next(self.image_input.batches(self.images.checks[:1]))
+        target = replace(target, precision="fp32")
+        try:
+            with Child(f"timing of passes on {target}", timeout_s=_TIMING_TIMEOUT_S) as child:
+                samples = child.run(
+                    time_graphs, files, self.work, target, self.climber.threads, call
+                )
+        except BackendError as error:
+            self.notes.append(f"what passes bring was not timed: {error}")
+            return
+        words = f"{target}, {self.climber.threads} threads"
+        self._passes = replace(self._passes, applied=timed(made.applied, samples), timed_on=words)
+
+    def _approximated(
+        self, approximating: Approximating, graph: TracedGraph, rungs: list[Rung]
+    ) -> TracedGraph:
+        """Approximate as far as scores allow; what moves them further is undone."""
+        if self.undone:
+            self.notes.append("nothing is approximated, for the exact rewrites were undone")
+            return graph
+        simplified = onnx.load(self.work / "simplified" / GRAPH_FILE)
+        images = self.images, self.image_input
+        unit, rest = self.climber.unit.value, (self.listener, self.notes)
+        rewrites = approximating.chosen(simplified, self.work, images, unit, rest)
+        if rewrites is None:
+            return graph
+        rewrites = rewrites.without(self.left_out)
+        model = rewrites.applied(simplified)
+        climber = replace(self.climber, limits={"fp32": approximating.limits})
+        folder = self._save("approximated", model).parent
+        rung = climber.climb_graph("approximated", folder, "fp32")
+        if not rung.held:
+            lines = "; ".join(check.line for check in rung.checks if not check.held)
+            self.notes.append(f"approximations undone: {lines}")
+            return graph
+        rungs.append(rung)
+        self.rewrites = rewrites
+        self.climber = approximating.behind(self.climber)
+        return replace(graph, model=model)
 
     @cached_property
     def _float(self) -> Graph:
@@ -166,14 +262,20 @@ class Graphs:
     def _bank(self) -> BankSearch | None:
         """The search of the detector's memory bank; None where it has no large one."""
         _, rungs = self._traced
-        if self.images.calibration is None or rungs[-1].name != "rewritten":
+        if self.images.calibration is None or rungs[-1].name == "simplified":
+            return None
+        left_out = {
+            *self.left_out,
+            *(one.name for one in self._passes.applied if one.undone is not None),
+        }
+        if QuantisedSearch.name in left_out:
             return None
         return BankSearch.of(
             self.work / "simplified" / GRAPH_FILE,
             self.work / "before-search" / GRAPH_FILE,
             self.images.calibration.calibrate,
             self.image_input,
-            (self.climber.unit.value, self.listener, self.notes),
+            (self.rewrites, self.climber.unit.value, self.listener, self.notes),
         )
 
     def _int8(self, target: Target) -> Graph:
@@ -191,7 +293,7 @@ class Graphs:
             BackendError: as `of` does.
         """
         try:
-            return self._integers.mixed(target, minutes)
+            return Mixing(self._integers, target).graph(minutes)
         except UnfitError as error:
             self.notes.append(f"{target}: float32, for {error}")
             return self._float

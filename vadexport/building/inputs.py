@@ -54,8 +54,13 @@ def build_images(options: BuildOptions, image_input: ImageInput, listener: Liste
         InputError: INT8 is asked for without images, or an image is wrong.
     """
     int8 = [str(each) for each in options.targets if each.precision == "int8" or each.mixed]
-    calibrates = any(target.precision != "fp32" for target in options.targets)
+    approximates = options.approximate is not False
+    calibrates = approximates or any(target.precision != "fp32" for target in options.targets)
     if options.calibration is None:
+        if approximates:
+            raise InputError(
+                "approximations are chosen by what they do to normal images: --calibration IMAGES"
+            )
         if int8:
             raise InputError(
                 f"{int8[0]} needs normal images to set its ranges: --calibration IMAGES"

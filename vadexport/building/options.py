@@ -10,6 +10,7 @@ from vadexport.contract import Layout
 from vadexport.errors import VadexportError
 from vadexport.sources import SourceSpec
 from vadexport.targets import Target
+from vadexport.verification.applied import Passes
 from vadexport.verification.ladder import Rung
 
 
@@ -28,6 +29,9 @@ class BuildOptions:
         layout: how the graph takes its images, see `ImageInput`.
         tensorrt: settings of TensorRT's builder.
         search_minutes: that the search for layers of `auto` may take, for each target.
+        no_pass: names of graph passes that are not applied.
+        approximate: whether rewrites may move scores: True by what the limits of the targets'
+            precisions leave room for, a number by so many drift units.
     """
 
     source: SourceSpec | Path
@@ -40,6 +44,8 @@ class BuildOptions:
     layout: Layout = "nhwc"
     tensorrt: TensorRTSettings = DEFAULT_SETTINGS
     search_minutes: float = 10.0
+    no_pass: tuple[str, ...] = ()
+    approximate: bool | float = False
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,7 @@ class BuiltTarget:
         proven_on: `artifact`, or `graph` where the device that it runs on is not here: parity was
             then proven on the ONNX graph that it was compiled from.
         facts: what its backend tells of it, as JSON values.
+        passes: what became of the graph passes.
     """
 
     target: Target
@@ -66,6 +73,7 @@ class BuiltTarget:
     precision: dict[str, str] = field(default_factory=dict)
     proven_on: ProvenOn = "artifact"
     facts: dict[str, Any] = field(default_factory=dict)
+    passes: Passes = field(default_factory=Passes)
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,13 @@ from vadexport.backends.base import available_threads
 from vadexport.backends.child import Child
 from vadexport.backends.registry import get_backend, opener
 from vadexport.backends.tensorrt.library import check_settings
+from vadexport.building.approximating import Approximating
+from vadexport.building.bank_search import INT8_SEARCH
 from vadexport.building.climbing import Climber, Graph
 from vadexport.building.graphs import Graphs
 from vadexport.building.inputs import BuildImages, build_images, sets_ranges
 from vadexport.building.options import BuildOptions, BuildResult, BuiltTarget
+from vadexport.building.rewriting import check_names
 from vadexport.building.suspects import warn_of_defects
 from vadexport.errors import (
     BackendError,
@@ -42,6 +45,7 @@ from vadexport.sources import Source, SourceSpec, open_source, reference_opener
 from vadexport.targets import AUTO, Target
 from vadexport.verification.drift import DriftUnit, NormalScores, fitted_scores
 from vadexport.verification.ladder import Ladder, Rung, child_inference, child_preparation
+from vadexport.verification.proxy import keep_graph
 
 #: Of precisions that `auto` tries before fp32: the fastest first.
 _AUTO_ORDER: Final = ("int8", "fp16")
@@ -62,6 +66,7 @@ def build(options: BuildOptions, listener: Listener) -> BuildResult:
     if len(set(options.targets)) < len(options.targets) or not options.targets:
         raise InputError("name each target once, and at least one")
     _refuse_ambiguous(options.targets)
+    check_names(options.no_pass)
     check_settings({target.backend for target in options.targets}, options.tensorrt)
     _refuse_to_remove(options)
     spec = SourceSpec.of(options.source)
@@ -92,7 +97,12 @@ def build(options: BuildOptions, listener: Listener) -> BuildResult:
                     listener,
                 )
             climber = Climber(ladder, _drift_unit(source, images, ladder), threads)
-            graphs = Graphs(source, image_input, images, climber, staging.work, listener)
+            graphs = Graphs(
+                *(source, image_input, images, climber, staging.work, listener),
+                left_out=options.no_pass,
+                timed_on=next((each for each in available if not each.on_gpu), None),
+                approximating=_approximating(options),
+            )
             builder = _Builder(graphs, options)
             for target in available:
                 folder = staging.result / (target.folder if len(options.targets) > 1 else "")
@@ -121,6 +131,13 @@ def _built_on(built: BuiltTarget) -> str:
     """The processor, and the GPU if it was built on one."""
     gpu = built.facts.get("for") if not get_backend(built.target.backend).AHEAD_OF_TIME else None
     return f"{processor_name()}; {gpu}" if gpu else processor_name()
+
+
+def _approximating(options: BuildOptions) -> Approximating | None:
+    given = options.approximate
+    if given is False:
+        return None
+    return Approximating.of(options.targets, None if given is True else given)
 
 
 def _drift_unit(source: Source, images: BuildImages, ladder: Ladder) -> DriftUnit:
@@ -157,6 +174,8 @@ class _Builder:
             rungs = graph.rungs
             folder.mkdir(exist_ok=True)
             facts = self._compiled(graph.path, folder, resolved)
+            if graph.rungs[-1].name == "quantised":
+                keep_graph(graph.path, folder)
             if graph.search is not None:
                 facts["search"] = graph.search
             checked, proven_on = self._checked(folder, resolved)
@@ -174,6 +193,7 @@ class _Builder:
             precision=graph.precision,
             proven_on=proven_on,
             facts=facts,
+            passes=self.graphs.passes(graph),
         )
 
     def manifest(self, built: BuiltTarget) -> Manifest:
@@ -181,8 +201,11 @@ class _Builder:
         graphs = self.graphs
         target = built.resolved or built.target
         detector, unit, calibration = graphs.source.detector, graphs.climber.unit, None
-        if graphs.images.calibration and graphs.images.calibration.calibrate:
-            calibration = None if target.precision == "fp32" else graphs.images.calibration.entry()
+        used = target.precision != "fp32" or graphs.approximating is not None
+        if used and graphs.images.calibration and graphs.images.calibration.calibrate:
+            calibration = graphs.images.calibration.entry()
+        int8_search = built.precision.get("score head") == INT8_SEARCH
+        approximated = graphs.rewrites.to_json(int8_search=int8_search)
         return Manifest(
             target=target,
             image_input=graphs.image_input,
@@ -193,7 +216,7 @@ class _Builder:
             thresholds=detector.thresholds,
             drift_unit=unit.value,
             drift_unit_from=unit.words,
-            precision=built.precision,
+            precision={**built.precision, **approximated},
             calibration=calibration,
             parity=[rung.to_json() for rung in built.rungs],
             proven_on=built.proven_on,
@@ -341,8 +364,9 @@ def _write_report(built: BuiltTarget, check_images: str) -> None:
         "check_images": check_images,
         "proven_on": built.proven_on,
         "compiled": built.facts,
+        "passes": built.passes.to_json(),
         "ladder": [asdict(rung) for rung in built.rungs],
     }
     folder = built.folder / REPORT_FOLDER
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     (folder / BUILD_FILE).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -18,69 +18,23 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from vadexport import __version__
+from vadexport.calibration.judging import Bounds, Judged, Scored, compared, joined, judged_names
 from vadexport.calibration.observing import run_graph
 from vadexport.calibration.qdq import Form, Plan
 from vadexport.calibration.repair import Corrector
-from vadexport.contract import ANOMALY_MAP, RAW_SCORE, Call
+from vadexport.contract import Call
 from vadexport.errors import InputError
 from vadexport.files import written_text
 
 #: Layers are judged in no more groups than this, each of neighbours.
 MOST_GROUPS: Final = 32
-_DEALS: Final = 200
 #: Of judging; another one makes what was kept void.
 _WAY: Final = 2
 
 Order = Literal["cost", "front"]
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """What of the images judged must hold for the search to stop.
-
-    Attributes:
-        drift: largest drift of a normal image, in raw score units.
-        maps: largest difference of a map, as a fraction of the maps' mean range.
-        spearman: least rank correlation to expect with the float graph's raw scores.
-        threshold: decisions that lie on its other side are flips, of which none may be; None where
-            the detector makes none.
-    """
-
-    drift: float
-    maps: float
-    spearman: float
-    threshold: float | None
-
-
-@dataclass(frozen=True)
-class Judged:
-    """Scores of a form against those of the float graph.
-
-    Attributes:
-        drift: largest, of normal images, in raw score units.
-        rms: of all images, likewise.
-        spearman: rank correlation of raw scores to expect, see `expected_rank_correlation`.
-        flips: decisions that changed.
-        maps: largest difference of a map, as a fraction of the maps' mean range.
-    """
-
-    drift: float
-    rms: float
-    spearman: float
-    flips: int
-    maps: float
-
-    def holds(self, bounds: Bounds) -> bool:
-        """Whether nothing is beyond its bound; NaN never holds."""
-        return (
-            self.drift <= bounds.drift
-            and self.spearman >= bounds.spearman
-            and self.maps <= bounds.maps
-            and not self.flips
-        )
+FloatType = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -98,7 +52,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Point:
-    """A form on the frontier.
+    """A form of the network.
 
     Attributes:
         order: in which groups went back to float: `cost` or `front`.
@@ -106,6 +60,8 @@ class Point:
         float_layers: names of their nodes.
         judged: what it does to scores.
         holds: whether it is within the bounds.
+        float_type: what all but INT8 layers of the network compute in.
+        full_layers: those of them that are float32 though `float_type` is bfloat16.
     """
 
     order: Order
@@ -113,6 +69,8 @@ class Point:
     float_layers: tuple[str, ...]
     judged: Judged
     holds: bool
+    float_type: FloatType = "fp32"
+    full_layers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -121,7 +79,7 @@ class Frontier:
 
     Attributes:
         groups: the costliest first.
-        points: from all INT8 on, in each order until scores hold.
+        points: from all INT8 on, in each order until scores hold; then forms of other kinds.
         finished: whether there was time enough.
         images: normal ones, and ones with planted defects, that were judged.
     """
@@ -133,7 +91,7 @@ class Frontier:
 
     @property
     def holding(self) -> tuple[int, ...]:
-        """Numbers of the points that hold, one in each order at most."""
+        """Numbers of the points that hold, of a search one in each order at most."""
         return tuple(number for number, point in enumerate(self.points) if point.holds)
 
     def to_json(self) -> dict[str, Any]:
@@ -224,39 +182,6 @@ def grouped(layers: Sequence[str]) -> list[list[str]]:
     return [list(layers[low:high]) for low, high in pairwise(edges)]
 
 
-def rank_correlation(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
-    """Spearman's, 1 where either has no order."""
-    from scipy.stats import rankdata
-
-    ranks = [rankdata(each) for each in (one, other)]
-    spread = [each - each.mean() for each in ranks]
-    size = float(np.sqrt((spread[0] ** 2).sum() * (spread[1] ** 2).sum()))
-    return float((spread[0] * spread[1]).sum()) / size if size else 1.0
-
-
-def expected_rank_correlation(
-    expected: NDArray[np.float64], drifts: NDArray[np.float64], normal: int
-) -> float:
-    """Spearman's to expect of scores that drift as these do.
-
-    Which neighbours of few images happen to change places is chance: so drifts are dealt anew to
-    the normal images among each other, and to the others, and the correlations averaged.
-
-    Args:
-        expected: raw scores [n], of normal images first.
-        drifts: of the same images, [n].
-        normal: how many are normal.
-    """
-    random = np.random.Generator(np.random.PCG64(0))
-    found = []
-    for _ in range(_DEALS):
-        dealt = np.concatenate(
-            [random.permutation(drifts[:normal]), random.permutation(drifts[normal:])]
-        )
-        found.append(rank_correlation(expected + dealt, expected))
-    return float(np.mean(found))
-
-
 class _Judge:
     """Runs forms of a graph, and holds them against the graph."""
 
@@ -273,8 +198,7 @@ class _Judge:
         self._form, self._calls, self._bounds = form, calls[0], bounds
         self._correcting = calls[2]
         self._corrector = Corrector(model, plan, network_nodes, calls[2])
-        there = {output.name for output in model.graph.output}
-        self._names = [name for name in (RAW_SCORE, ANOMALY_MAP) if name in there]
+        self._names = judged_names(model)
         self._expected = self._run(model)
         counts = [len(call) for call in self._calls]  # of another size where it is left open
         self.images = (sum(counts[: calls[1]]), sum(counts[calls[1] :]))
@@ -297,31 +221,10 @@ class _Judge:
     def judge(self, float_nodes: frozenset[str]) -> Judged:
         """Of the form whose other layers are INT8."""
         found = self._run(self._corrector.form(self._form, float_nodes))
-        expected, scores = self._expected[RAW_SCORE], found[RAW_SCORE]
-        normal = self.images[0]
-        maps = 0.0
-        if ANOMALY_MAP in found:
-            usual = np.ptp(self._expected[ANOMALY_MAP], axis=(1, 2, 3)).mean() or 1.0
-            apart = np.abs(found[ANOMALY_MAP] - self._expected[ANOMALY_MAP])
-            maps = float(apart.max() / usual)
-        threshold = self._bounds.threshold
-        flips = 0
-        if threshold is not None:
-            flips = int(np.count_nonzero((scores > threshold) != (expected > threshold)))
-        return Judged(
-            drift=float(np.abs(scores - expected)[:normal].max()),
-            rms=float(np.sqrt(np.square(scores - expected).mean())),
-            spearman=expected_rank_correlation(expected, scores - expected, normal),
-            flips=flips,
-            maps=maps,
-        )
+        return compared(self._expected, found, self.images[0], self._bounds.threshold)
 
-    def _run(self, model: onnx.ModelProto) -> dict[str, NDArray[np.float64]]:
-        found = zip(*run_graph(model, self._calls, self._names), strict=True)
-        return {
-            name: np.concatenate(values).astype(np.float64)
-            for name, values in zip(self._names, found, strict=True)
-        }
+    def _run(self, model: onnx.ModelProto) -> Scored:
+        return joined(run_graph(model, self._calls, self._names), self._names)
 
 
 class _Memory:

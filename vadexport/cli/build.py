@@ -11,6 +11,7 @@ from vadexport.cli.config_options import chosen, config_option, needed
 from vadexport.cli.console import Console, columns
 from vadexport.cli.options import (
     PATH,
+    ApproximateType,
     BatchType,
     TargetType,
     console_options,
@@ -26,8 +27,11 @@ from vadexport.targets import Target
 from vadexport.terminal import printable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vadexport.building import BuildOptions, BuildResult, BuiltTarget
     from vadexport.contract import Layout
+    from vadexport.verification.applied import Passes
     from vadexport.verification.ladder import Rung
     from vadexport.verification.limits import Check
     from vadexport.verifying import VerifyResult
@@ -77,6 +81,22 @@ if TYPE_CHECKING:
     help="Time that each auto target may take to find the layers that must stay in float.",
 )
 @click.option(
+    "--no-pass",
+    multiple=True,
+    metavar="NAME",
+    help="A graph pass that is not applied; may be given several times. docs/passes.md names them.",
+)
+@click.option(
+    "--approximate",
+    type=ApproximateType(),
+    is_flag=False,
+    flag_value=True,
+    default=False,
+    metavar="[DRIFT]",
+    help="Also rewrite in ways that move scores (fewer rows or directions of a memory bank), by up "
+    "to DRIFT drift units, default the precision's limit; --calibration IMAGES choose how far.",
+)
+@click.option(
     "--verify",
     "verified",
     is_flag=False,
@@ -105,6 +125,8 @@ def command(
     input_layout: "Layout",
     settings: tuple[str, ...],
     search_minutes: float,
+    no_pass: tuple[str, ...],
+    approximate: bool | float,
     verified: str | None,
     threads: int | None,
     skip_unreadable: bool,
@@ -145,6 +167,8 @@ def command(
         layout=chosen("input_layout", input_layout, stored.input_layout),
         tensorrt=TensorRTSettings.of({**config.tensorrt, **_settings(settings)}),
         search_minutes=chosen("search_minutes", search_minutes, stored.search_minutes),
+        no_pass=chosen("no_pass", no_pass, stored.no_pass),
+        approximate=chosen("approximate", approximate, stored.approximate),
     )
     result = build(options, console)
     console.when_interrupted = lambda: f"{destination} was written"
@@ -227,6 +251,7 @@ def _as_text(result: "BuildResult") -> str:
     lines = [
         printable(f"checked on {result.check_images}; drift unit {result.drift_unit}"),
         *map(printable, result.notes),
+        *passes_table([one.passes for one in result.targets]),
         "",
     ]
     rows: list[tuple[str, ...]] = [("rung", "drift max", "drift mean", "flips", "verdict")]
@@ -252,6 +277,22 @@ def _as_text(result: "BuildResult") -> str:
     return "\n".join(lines)
 
 
+def passes_table(built: "Sequence[Passes]") -> list[str]:
+    """What was left out, and a table of what became of the passes of all targets."""
+    known = {one.name: one for passes in built for one in passes.applied}
+    left_out = next((passes.left_out for passes in built if passes.left_out), ())
+    lines = [f"passes left out: {', '.join(left_out)}"] if left_out else []
+    if known:
+        timed_on = next((passes.timed_on for passes in built if passes.timed_on), None)
+        brought = f"brought, on {timed_on}" if timed_on else "brought"
+        rows = [
+            ("pass", "places", brought),
+            *((one.name, str(one.places), one.brought) for one in known.values()),
+        ]
+        lines += ["", columns(rows)]
+    return lines
+
+
 def _outcome(one: "BuiltTarget") -> str:
     return f"{one.target}: {one.folder or f'not built: {one.error}'}"
 
@@ -271,6 +312,7 @@ def _as_json(result: "BuildResult") -> dict[str, object]:
                 "artifact": str(one.folder) if one.folder else None,
                 "error": str(one.error) if one.error else None,
                 "search": one.facts.get("search"),
+                "passes": one.passes.to_json(),
                 "ladder": [rung.to_json() for rung in one.rungs],
             }
             for one in result.targets

@@ -1,8 +1,9 @@
 """`vadexport inspect`."""
 
 import json
+from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -12,20 +13,38 @@ from vadexport.cli.options import console_options, json_option
 from vadexport.cli.source_options import is_artifact, source_options
 from vadexport.config import SourceChoices
 from vadexport.contract import ImageInput
-from vadexport.inspecting import artifact_json, source_json
+from vadexport.inspecting import (
+    Anatomy,
+    artifact_anatomy,
+    artifact_json,
+    source_anatomy,
+    source_json,
+)
 from vadexport.targets import all_targets
 from vadexport.thresholds import Thresholds
 
 if TYPE_CHECKING:
     from vadexport.sources import Source
+    from vadexport.verification.applied import Passes
+
+#: Rows of a table of operators.
+_MOST_OPERATORS: Final = 12
 
 
 @click.command("inspect")
 @click.argument("location", metavar="SOURCE|ARTIFACT")
+@click.option(
+    "--graph",
+    is_flag=True,
+    help="Show the graph as well: parts, operators, precision of layers, passes. Of a SOURCE it is "
+    "the float32 graph that `build` would make.",
+)
 @source_options
 @json_option
 @console_options
-def command(console: Console, *, location: str, given: SourceChoices, as_json: bool) -> None:
+def command(
+    console: Console, *, location: str, graph: bool, given: SourceChoices, as_json: bool
+) -> None:
     """Say what a trained detector, or an artifact, is, takes and holds.
 
     SOURCE is a file, or `python:package.module:factory`, which runs that code.
@@ -34,25 +53,68 @@ def command(console: Console, *, location: str, given: SourceChoices, as_json: b
     \b
     Example:
       vadexport inspect detector.safetensors
-      vadexport inspect artifact
+      vadexport inspect --graph artifact
     """
     described: list[dict[str, Any]]
+    anatomies: list[Anatomy] = []
     if is_artifact(location, given):
         opened = [open_artifact(folder) for folder in find_artifacts(Path(location))]
         described = [
             artifact_json(one.folder, one.manifest) if as_json else _describe_artifact(one)
             for one in opened
         ]
+        if graph:
+            anatomies = [artifact_anatomy(one.folder) for one in opened]
     else:
         from vadexport.sources import open_source
 
         source = open_source(given.at(location).spec())
         described = [source_json(location, source) if as_json else describe_source(source)]
+        if graph:
+            anatomies = [source_anatomy(source)]
     if as_json:
+        for facts, anatomy in zip(described, anatomies, strict=graph):
+            facts.update(anatomy.to_json())
         console.result(json.dumps(described, indent=2))
     else:
         texts = [columns(list(facts.items())) for facts in described]
+        if graph:
+            pairs = zip(texts, map(_tables, anatomies), strict=True)
+            texts = ["\n\n".join(pair) for pair in pairs]
         console.result("\n\n".join(texts))
+
+
+def _tables(anatomy: Anatomy) -> str:
+    """A graph's parts, its most frequent operators, and its passes."""
+    parts = anatomy.parts
+    rows: list[tuple[str, ...]] = [("part", "operators", "layers", "weights")]
+    for part in parts:
+        layers = ", ".join(f"{count} {precision}" for precision, count in part.layers.items())
+        size = f"{part.weights / 1e6:.2f} MB"
+        rows.append((part.name, str(sum(part.operators.values())), layers or "none", size))
+    total = Counter({name: 0 for part in parts for name in part.operators})
+    for part in parts:
+        total.update(part.operators)
+    shown = total.most_common(_MOST_OPERATORS)
+    counts: list[tuple[str, ...]] = [("operator", *(part.name for part in parts))]
+    counts += [(name, *(str(part.operators.get(name, "–")) for part in parts)) for name, _ in shown]
+    if len(total) > len(shown):
+        rest = [set(part.operators) - {name for name, _ in shown} for part in parts]
+        sums = (
+            sum(part.operators[name] for name in names)
+            for part, names in zip(parts, rest, strict=True)
+        )
+        counts.append((f"{len(total) - len(shown)} others", *map(str, sums)))
+    return "\n\n".join([columns(rows), columns(counts), _passes(anatomy.passes)])
+
+
+def _passes(passes: "Passes | None") -> str:
+    if passes is None:
+        return "passes: no report of the build tells of them"
+    lines = [("pass", "places", "brought")]
+    lines += [(one.name, str(one.places), one.brought) for one in passes.applied]
+    lines += [(name, "–", "left out") for name in passes.left_out]
+    return columns(list(lines)) if len(lines) > 1 else "passes: none applied"
 
 
 def describe_source(source: "Source") -> dict[str, str | int | float]:

@@ -94,6 +94,30 @@ class TargetType(click.ParamType[Target]):
             self.fail(str(error), param, ctx)
 
 
+class ApproximateType(click.ParamType[bool | float]):
+    """Drift units above 0, or whether to approximate at all."""
+
+    name = "DRIFT"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> bool | float:
+        """See the base class."""
+        if isinstance(value, bool):
+            return value
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not 0 < number < math.inf:
+            self.fail(
+                f"{value!r} is no number of drift units above 0; SOURCE goes before --approximate",
+                param,
+                ctx,
+            )
+        return number
+
+
 class SizeType(click.ParamType[tuple[int, int]]):
     """Height and width in pixels, such as `256x320`; one number for a square."""
 

@@ -106,6 +106,13 @@ def _flag(value: Any) -> bool:
     return bool(value)
 
 
+def _flag_or_above_0(value: Any) -> bool | float:
+    if type(value) is bool:
+        return value
+    above_0: float = number(above=0).take(value)
+    return above_0
+
+
 def _size(value: Any) -> tuple[int, ...]:
     _hold(type(value) is list and len(value) == 2)
     return tuple(map(whole(MAX_SIDE).take, value))
@@ -147,8 +154,15 @@ def _is_number(value: Any) -> bool:
     return type(value) is float and math.isfinite(value)
 
 
+def _texts(value: Any) -> tuple[str, ...]:
+    _hold(type(value) is list)
+    return tuple(map(_text, value))
+
+
 TEXT: Final = Kind("a text that is not empty", _text)
+TEXTS: Final = Kind("a list of texts that are not empty", _texts)
 FLAG: Final = Kind("true or false", _flag)
+FLAG_OR_ABOVE_0: Final = Kind("true, false or a number above 0", _flag_or_above_0)
 SIZE: Final = Kind(f"height and width from 1 to {MAX_SIDE}, such as [480, 640]", _size)
 SIZE_OR_SIDE: Final = Kind(
     f"height and width, such as [256, 256], or the shorter side, from 1 to {MAX_SIDE}",

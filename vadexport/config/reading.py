@@ -76,6 +76,8 @@ SCHEMA: Final[dict[str, dict[str, Kind]]] = {
         "input_layout": kinds.one_of(*LAYOUTS),
         "threads": kinds.whole(kinds.MAX_THREADS),
         "search_minutes": _ABOVE_0,
+        "no_pass": kinds.TEXTS,
+        "approximate": kinds.FLAG_OR_ABOVE_0,
     },
     "build.tensorrt": {
         field.name: kinds.tensorrt(field.name) for field in fields(TensorRTSettings)
@@ -98,6 +100,8 @@ class BuildTable:
     input_layout: "Layout | None" = None
     threads: int | None = None
     search_minutes: float | None = None
+    no_pass: tuple[str, ...] | None = None
+    approximate: bool | float | None = None
 
 
 @dataclass(frozen=True)

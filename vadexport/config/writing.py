@@ -31,6 +31,10 @@ input_layout = "nhwc"
 # threads = 4
 # Time that each auto target may take to find the layers that must stay in float.
 # search_minutes = 10.0
+# Graph passes that are not applied; docs/passes.md names them.
+# no_pass = ["map-as-matrices"]
+# Rewrites that move scores, within the limits of the precision, or within so many drift units.
+# approximate = true
 
 # Of TensorRT's builder; docs/tensorrt.md has them all.
 # [build.tensorrt]

@@ -1,7 +1,17 @@
-"""Graph rewrites: each a rule with its condition, one a file, exact up to rounding."""
+"""Graph rewrites: each a rule with its condition, one a file, exact up to rounding.
 
-from vadexport.passes.base import GraphPass, apply_passes
+Those of `APPROXIMATIONS` are not: `build` applies them only where it is asked to, as far as scores
+allow.
+"""
+
+from typing import Final
+
+from vadexport.passes.bank_projection import BankProjection
+from vadexport.passes.bank_pruning import BankPruning
+from vadexport.passes.base import Approximation, GraphPass, apply_passes
+from vadexport.passes.gray_channels import GrayChannels
 from vadexport.passes.mahalanobis import Mahalanobis
+from vadexport.passes.mahalanobis_rank import MahalanobisRank
 from vadexport.passes.map_as_matrices import MapAsMatrices
 from vadexport.passes.nearest_neighbours import NearestNeighbours
 from vadexport.passes.search_tiles import SearchTiles
@@ -9,6 +19,7 @@ from vadexport.passes.worst_neighbour import WorstNeighbour
 
 #: Applied by `build`, in this order.
 DEFAULT_PASSES: tuple[GraphPass, ...] = (
+    GrayChannels(),
     MapAsMatrices(),
     NearestNeighbours(),
     WorstNeighbour(),
@@ -17,9 +28,39 @@ DEFAULT_PASSES: tuple[GraphPass, ...] = (
 )
 
 #: What comes before `QuantisedSearch`, which takes the place of the others.
-BEFORE_INT8: tuple[GraphPass, ...] = (MapAsMatrices(), NearestNeighbours(), Mahalanobis())
+BEFORE_INT8: tuple[GraphPass, ...] = (
+    GrayChannels(),
+    MapAsMatrices(),
+    NearestNeighbours(),
+    Mahalanobis(),
+)
 
 #: The others: behind `BEFORE_INT8` they give what `DEFAULT_PASSES` do.
 FLOAT_SEARCH: tuple[GraphPass, ...] = (WorstNeighbour(), SearchTiles())
 
-__all__ = ["BEFORE_INT8", "DEFAULT_PASSES", "FLOAT_SEARCH", "GraphPass", "apply_passes"]
+#: What changes scores, in the order in which it is chosen.
+APPROXIMATIONS: Final[tuple[type[Approximation], ...]] = (
+    MahalanobisRank,
+    BankPruning,
+    BankProjection,
+)
+
+#: What comes before approximations, which are written into what it makes.
+BEFORE_APPROXIMATIONS: tuple[GraphPass, ...] = (
+    GrayChannels(),
+    MapAsMatrices(),
+    NearestNeighbours(),
+)
+
+__all__ = [
+    "APPROXIMATIONS",
+    "BEFORE_APPROXIMATIONS",
+    "BEFORE_INT8",
+    "DEFAULT_PASSES",
+    "FLOAT_SEARCH",
+    "Approximation",
+    "BankProjection",
+    "GraphPass",
+    "Mahalanobis",
+    "apply_passes",
+]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol, Self
 
 import numpy as np
 import onnx
@@ -23,6 +23,17 @@ class GraphPass(Protocol):
 
     def apply(self, model: onnx.ModelProto) -> int:
         """Rewrite `model` in place where the rule holds; returns in how many places."""
+
+
+class Approximation(GraphPass, Protocol):
+    """A rewrite that changes outputs, the more the further it goes: one setting of it."""
+
+    @classmethod
+    def candidates(cls, model: onnx.ModelProto) -> Sequence[Self]:
+        """Settings that might apply to a graph, the one that saves most first."""
+
+    def words(self, before: onnx.ModelProto, after: onnx.ModelProto) -> str:
+        """What it did to a graph, for a reader."""
 
 
 def apply_passes(

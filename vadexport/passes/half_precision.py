@@ -1,37 +1,23 @@
 """float16 for a graph's network, by casts in the graph: nothing is left to a backend's choice."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 
-from vadexport.passes.base import GraphView, tensors_read
+from vadexport.passes.base import GraphView
+from vadexport.passes.narrow import FOLLOWERS, LAYERS, data_inputs, data_tensors, narrowed
 
 #: Largest float16, and the smallest that keeps all its bits.
 LARGEST_HALF: Final = 65504.0
 SMALLEST_HALF: Final = 2.0**-14
 #: Room that a defect may need above the values that normal images reach.
 HEADROOM: Final = 4.0
-
-#: Layers worth computing in float16.
-_LAYERS: Final = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
-#: Operators that take what a layer in float16 gives, each with its inputs that are data (None: all
-#: of them); others are shapes, scales and indices. Norms, divisions, powers, exponentials and
-#: reductions are not among them.
-_FOLLOWERS: Final[dict[str, tuple[int, ...] | None]] = {
-    **dict.fromkeys(("Add", "Sub", "Mul", "Max", "Min", "Concat", "Identity", "Neg", "Abs"), None),
-    **dict.fromkeys(("Relu", "LeakyRelu", "PRelu", "Elu", "Clip", "Sigmoid", "HardSigmoid"), None),
-    **dict.fromkeys(("HardSwish", "Tanh", "Gelu", "MaxPool", "AveragePool", "Transpose"), None),
-    **dict.fromkeys(("Resize", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice"), (0,)),
-    **dict.fromkeys(("Split", "Gather", "Expand"), (0,)),
-    "Pad": (0, 2),
-    "Where": (1, 2),
-}
 
 
 @dataclass(frozen=True)
@@ -76,14 +62,14 @@ def half_candidates(model: onnx.ModelProto, network_nodes: frozenset[str]) -> li
         node
         for node in model.graph.node
         if node.name in network_nodes
-        and (node.op_type in _LAYERS or node.op_type in _FOLLOWERS)
-        and all(view.dtype(name) == TensorProto.FLOAT for name in _tensors(node))
+        and (node.op_type in LAYERS or node.op_type in FOLLOWERS)
+        and all(view.dtype(name) == TensorProto.FLOAT for name in data_tensors(node))
     ]
 
 
 def observed_tensors(nodes: Sequence[onnx.NodeProto]) -> list[str]:
     """Tensors whose largest values `plan_half` needs: inputs and outputs of candidates."""
-    return list(dict.fromkeys(name for node in nodes for name in _tensors(node)))
+    return list(dict.fromkeys(name for node in nodes for name in data_tensors(node)))
 
 
 def plan_half(
@@ -110,8 +96,8 @@ def plan_half(
     kept = []
     layers = 0
     for node in half_candidates(model, network_nodes):
-        is_layer = node.op_type in _LAYERS
-        if not is_layer and halves.isdisjoint(_data_inputs(node)):
+        is_layer = node.op_type in LAYERS
+        if not is_layer and halves.isdisjoint(data_inputs(node)):
             continue  # nothing is gained: it would round what comes in float32 and goes on so
         reason = in_full.get(node.name) or _unfit(node, largest, constants)
         if reason is not None:
@@ -128,7 +114,7 @@ def layers_of(model: onnx.ModelProto, plan: HalfPlan) -> list[list[str]]:
     found: list[list[str]] = []
     for node in model.graph.node:
         if node.name in plan.nodes:
-            if node.op_type in _LAYERS or not found:
+            if node.op_type in LAYERS or not found:
                 found.append([])
             found[-1].append(node.name)
     return found
@@ -139,69 +125,14 @@ def to_half(model: onnx.ModelProto, plan: HalfPlan) -> onnx.ModelProto:
 
     Weights are rounded to float16, and casts stand wherever a tensor passes from one to the other.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    graph = result.graph
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    read_in_full = {output.name for output in graph.output}
-    for node in graph.node:
-        if node.name in plan.nodes:
-            data = _data_indices(node)
-            read_in_full.update(name for index, name in enumerate(node.input) if index not in data)
-        else:
-            read_in_full.update(tensors_read(node))
-    rewritten: list[onnx.NodeProto] = []
-    halves: set[str] = set()
-
-    def half(name: str) -> str:
-        """Name of a tensor's float16 form, which is made where there is none yet."""
-        if name not in halves:
-            halves.add(name)
-            if name in constants:
-                value = numpy_helper.to_array(constants[name]).astype(np.float16)
-                graph.initializer.append(numpy_helper.from_array(value, _half_name(name)))
-            else:
-                rewritten.append(_cast(name, _half_name(name), TensorProto.FLOAT16))
-        return _half_name(name)
-
-    for node in graph.node:
-        if node.name not in plan.nodes:
-            rewritten.append(node)
-            continue
-        for index in _data_indices(node):
-            node.input[index] = half(node.input[index])
-        outputs = list(node.output)
-        halves.update(outputs)
-        node.output[:] = [_half_name(name) for name in outputs]
-        rewritten.append(node)
-        rewritten += [
-            _cast(_half_name(name), name, TensorProto.FLOAT)
-            for name in outputs
-            if name in read_in_full
-        ]
-    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in rewritten]
-    del graph.node[:]
-    graph.node.extend(kept)
-    _drop(result, halves - read_in_full)
-    return result
-
-
-def _drop(model: onnx.ModelProto, names: set[str]) -> None:
-    """Remove descriptions and weights of tensors that are now only there in float16."""
-    graph = model.graph
-    described = [value for value in graph.value_info if value.name not in names]
-    del graph.value_info[:]
-    graph.value_info.extend(described)
-    weights = [tensor for tensor in graph.initializer if tensor.name not in names]
-    del graph.initializer[:]
-    graph.initializer.extend(weights)
+    return narrowed(model, plan.nodes, TensorProto.FLOAT16)
 
 
 def _unfit(
     node: onnx.NodeProto, largest: Mapping[str, float], constants: Mapping[str, TensorProto]
 ) -> str | None:
     """Why a node's values do not suit float16; None where they do."""
-    for name in _tensors(node):
+    for name in data_tensors(node):
         value = largest.get(name)
         room = HEADROOM
         if value is None and name in constants:
@@ -214,30 +145,3 @@ def _unfit(
         if 0 < value < SMALLEST_HALF:
             return f"{name} reaches no more than {value:.3g}, too little for float16"
     return None
-
-
-def _tensors(node: onnx.NodeProto) -> Iterator[str]:
-    """Tensors of a node that would be float16."""
-    yield from _data_inputs(node)
-    yield from (name for name in node.output if name)
-
-
-def _data_inputs(node: onnx.NodeProto) -> list[str]:
-    return [node.input[index] for index in _data_indices(node)]
-
-
-def _data_indices(node: onnx.NodeProto) -> list[int]:
-    wanted = _FOLLOWERS.get(node.op_type)
-    return [
-        index
-        for index, name in enumerate(node.input)
-        if name and (wanted is None or index in wanted)
-    ]
-
-
-def _half_name(name: str) -> str:
-    return f"{name}/half"
-
-
-def _cast(source: str, destination: str, dtype: int) -> onnx.NodeProto:
-    return helper.make_node("Cast", [source], [destination], f"{destination}/cast", to=dtype)

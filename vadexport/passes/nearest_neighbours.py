@@ -205,10 +205,11 @@ def _rewrite(graph: onnx.GraphProto, search: Search) -> None:
         value = selector.output[0]
         kept = norm(kept=_keeps_axis(selector))
         tail = next((each for each in search.tails if value in each.input), None)
-        if tail is not None:
-            tail.input[:] = [value, kept]
-            continue
+        # It gives another value now, and a name that stays is compared with the graph as it was.
         selector.output[0] = f"{value}/partial"
+        if tail is not None:
+            tail.input[:] = [f"{value}/partial", kept]
+            continue
         steps = _wrapped(search.wrappers, names["zero"])
         tensors = [f"{value}/partial", *(f"{value}/step{n}" for n in range(len(steps))), value]
         added = [_node("Add", [tensors[0], kept], tensors[1])]

@@ -16,6 +16,7 @@ from vadexport.verification.searched import FoundCost, FoundPoint, FoundSearch
 
 _WIDTH: Final = 480
 _LEFT: Final = 72.0
+_LEGEND: Final = 20.0
 _RIGHT: Final = 464.0
 _TOP: Final = 34.0
 _BOTTOM: Final = 286.0
@@ -31,6 +32,7 @@ _ORDERS: Final = {"cost": "costliest first", "front": "from the front"}
 _KINDS: Final = {
     "artifact": "costliest first",
     "front": "from the front",
+    "narrow": "bfloat16",
     "reference": "float32",
 }
 #: Before the name that an operator has in PyTorch, torch.onnx writes this.
@@ -87,7 +89,7 @@ def search_section(found: FoundSearch | None) -> SearchSection | None:
 def frontier_plot(found: FoundSearch) -> Plot:
     """Largest drift of a normal image against the speed-up over float32.
 
-    A number at a point says how many layers are in float32, a ring what was built.
+    A number at a point says how many layers are not INT8, a ring what was built.
     """
     timed = [point for point in found.points if point.speedup is not None]
     places = list(_places(found))
@@ -105,7 +107,7 @@ def frontier_plot(found: FoundSearch) -> Plot:
     drifts = np.array([one.drift for one in places])
     lines = [] if limit is None else [limit]
     y = Axis.linear(drifts, (_BOTTOM, _TOP), origin=0, lines=lines)
-    drawing = svg.canvas(_WIDTH, 328, "Drift against speed-up, by how many layers stay in float32")
+    drawing = svg.canvas(_WIDTH, 328, "Drift against speed-up, by how many layers are not INT8")
     svg.x_axis(drawing, x, "speed-up over float32, when built", (_TOP, y.start))
     svg.y_axis(drawing, y, "largest drift (drift units)", (_LEFT, _RIGHT))
     if limit is not None and y.holds(limit):
@@ -121,7 +123,7 @@ def frontier_plot(found: FoundSearch) -> Plot:
     _draw(drawing, places, x, y)
     kinds = {one.kind for one in places}
     entries = [(kind, words) for kind, words in _KINDS.items() if kind in kinds]
-    svg.legend(drawing, [*entries, ("ring", "built")], _LEFT, 16)
+    svg.legend(drawing, [*entries, ("ring", "built")], _LEGEND, 16)
     return Plot(svg.as_text(drawing), tuple(notes))
 
 
@@ -132,17 +134,20 @@ def _places(found: FoundSearch) -> Iterator[_Place]:
         if gain is None or not abs(point.cost.drift) <= LARGEST:
             continue
         words = (
-            f"{count} of {found.layers} layers in float32{_order(point)}: {ratio(gain)} times as "
+            f"{count} of {found.layers} layers in {_order(point, found)}: {ratio(gain)} times as "
             f"fast, largest drift {figure(point.cost.drift)}"
         )
         ends = (gain.value, gain.low, gain.high)
         kind = "front" if point.order == "front" else "artifact"
+        if point.float_type == "bf16":
+            kind = "narrow"
         yield _Place(ends, point.cost.drift, kind, str(count), words, point is found.built)
 
 
-def _order(point: FoundPoint) -> str:
-    """How its layers went back to float32, in words that follow others."""
-    return f", {_ORDERS[point.order]}" if point.float_layers else ""
+def _order(point: FoundPoint, found: FoundSearch) -> str:
+    """What its layers that are not INT8 compute in, and how they were chosen."""
+    some = 0 < len(point.float_layers) < found.layers
+    return f"{point.float_words}, {_ORDERS[point.order]}" if some else point.float_words
 
 
 def _inside(place: _Place, x: Axis, y: Axis) -> bool:
@@ -203,12 +208,20 @@ def _judged(found: FoundSearch) -> str:
         f"The build judged forms of the network on {normal} normal images and {planted} with "
         "planted defects, against the float graph, and put groups of layers back to float32, the "
         "costliest first and from the front, until scores and maps held: "
-        f"{', '.join(held)}. Its limits are tighter than those below, for it has few images.{ended}"
+        f"{', '.join(held)}. {_narrow(found)}"
+        f"Its limits are tighter than those below, for it has few images.{ended}"
     )
 
 
+def _narrow(found: FoundSearch) -> str:
+    """What else was tried where the processor is fast at bfloat16."""
+    if all(point.float_type == "fp32" for point in found.points):
+        return ""
+    return "What went back, and the whole network, was tried in bfloat16 as well. "
+
+
 def _point_rows(found: FoundSearch) -> Iterator[tuple[str, ...]]:
-    """Layers in float32, speed-up, figures, and what became of it."""
+    """Layers that are not INT8, speed-up, figures, and what became of it."""
     for point in found.points:
         outcome = "held" if point.holds else "fell short"
         if point is found.built:
@@ -216,7 +229,7 @@ def _point_rows(found: FoundSearch) -> Iterator[tuple[str, ...]]:
         elif point is found.best:
             outcome = "held, not surely faster"
         yield (
-            f"{len(point.float_layers)}{_order(point)}",
+            f"{len(point.float_layers)} in {_order(point, found)}" if point.float_layers else "0",
             MISSING if point.speedup is None else ratio(point.speedup),
             *_figures(point.cost, found),
             outcome,
@@ -227,15 +240,18 @@ def _layer_rows(found: FoundSearch) -> Iterator[tuple[str, ...]]:
     """A group's layers, figures, and where they ended."""
     every = [name for group in found.groups for name in group.layers]
     shared = _shared(every)
-    in_float = set(every if found.built is None else found.built.float_layers)
+    ends = dict.fromkeys(every, "float32")
+    if found.built is not None:
+        narrow = "bfloat16" if found.built.float_type == "bf16" else "float32"
+        ends = dict.fromkeys(every, "INT8") | dict.fromkeys(found.built.float_layers, narrow)
+        ends |= dict.fromkeys(found.built.full_layers, "float32")
     for group in found.groups:
         names = [_short(name, shared) for name in group.layers]
         words = ", ".join(names)
         if len(names) > _NAMED:
             words = f"{names[0]} … {names[-1]} ({len(names)} layers)"
-        kept = in_float.intersection(group.layers)
-        ended = "INT8" if not kept else "float32" if len(kept) == len(names) else "both"
-        yield words, *_figures(group.cost, found), ended
+        ended = sorted({ends[name] for name in group.layers})
+        yield words, *_figures(group.cost, found), ended[0] if len(ended) == 1 else "both"
 
 
 def _figures(cost: FoundCost | None, found: FoundSearch) -> tuple[str, ...]:

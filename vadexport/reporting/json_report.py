@@ -95,9 +95,10 @@ def _search(found: FoundSearch) -> dict[str, Any]:
     gain = None if best is None else best.speedup
     return {
         "words": found.words,
-        "shipped": "fp32" if built is None else "int8",
+        "shipped": found.shipped,
         "layers": found.layers,
         "float_layers": found.layers if built is None else len(built.float_layers),
+        "float_type": "fp32" if built is None else built.float_type,
         "speedup": None if gain is None else asdict(gain),
         "finished": found.finished,
     }

@@ -21,6 +21,7 @@ SHAPES: Final = {
     "reference": "square",
     "artifact": "circle",
     "front": "triangle",
+    "narrow": "square",
 }
 _RADIUS: Final = 3.4
 _LETTER: Final = 6.2

@@ -13,7 +13,13 @@ from vadexport.backends.child import Child
 from vadexport.contract import RAW_SCORE, Call, ImageArray, ImageInput, Outputs
 from vadexport.errors import InputError
 from vadexport.thresholds import Thresholds
-from vadexport.verification.limits import Check, Limits, parity_checks, preprocessing_check
+from vadexport.verification.limits import (
+    Check,
+    Limits,
+    parity_checks,
+    preprocessing_check,
+    repeat_check,
+)
 from vadexport.verification.parity import Infer, ParityFigures, compare_images, figures
 from vadexport.verification.tensors import largest_difference, preprocessed_by
 
@@ -94,7 +100,14 @@ class Ladder:
             )
 
     def climb(
-        self, name: str, what: str, open_runner: RunnerOpener, unit: float, limits: Limits
+        self,
+        name: str,
+        what: str,
+        open_runner: RunnerOpener,
+        unit: float,
+        limits: Limits,
+        *,
+        repeated: bool = False,
     ) -> Rung:
         """Compare one step with the reference.
 
@@ -104,6 +117,7 @@ class Ladder:
             open_runner: opens it in a child process.
             unit: of drift.
             limits: that judge it.
+            repeated: run it twice more, and check that it says the same again.
 
         Raises:
             BackendError: it crashed or timed out.
@@ -112,12 +126,17 @@ class Ladder:
         with Child(what) as child:
             child.open(open_runner)
             infer = child_inference(child)
-            named = ((str(n), None, image) for n, image in enumerate(self._images))
+            named = [(str(n), None, image) for n, image in enumerate(self._images)]
             records = compare_images(
                 self._remembered, {name: infer}, named, self._image_input, self._thresholds
             )
-        found = figures(records[name], unit)
-        return Rung(name, found, tuple(parity_checks(found, limits)))
+            found = figures(records[name], unit)
+            checks = parity_checks(found, limits)
+            if repeated:
+                again = compare_images(infer, {name: infer}, named, self._image_input, None)[name]
+                finite = any(record.finite for record in again)
+                checks.append(repeat_check(figures(again, unit) if finite else None))
+        return Rung(name, found, tuple(checks))
 
     def check_preprocessing(self, rung: Rung, graph: Path) -> Rung:
         """Compare, for a rung, the tensor that its graph's network is given, on a few images.
@@ -133,9 +152,9 @@ class Ladder:
             found = child.run(preprocessed_by, graph, call)
         if found is None:
             return rung
-        difference = largest_difference(self._prepare(call)[:count], found[:count])
-        checks = (preprocessing_check(difference), *rung.checks)
-        return replace(rung, checks=checks, preprocessing=difference)
+        expected, found = self._prepare(call)[:count], found[:count]
+        checks = (preprocessing_check(expected, found), *rung.checks)
+        return replace(rung, checks=checks, preprocessing=largest_difference(expected, found))
 
     def _remembered(self, call: Call) -> Outputs:
         key = call.tobytes()

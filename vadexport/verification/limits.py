@@ -6,11 +6,14 @@ from dataclasses import dataclass, replace
 from typing import Final, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
+from vadexport.verification.causes import likely_cause
 from vadexport.verification.evidence import PlantedEvidence
 from vadexport.verification.latency import LatencyFigures, Speedup
 from vadexport.verification.parity import ROUNDING, ImageRecord, ParityFigures
 from vadexport.verification.statistics import median_interval, proportion_interval
+from vadexport.verification.tensors import largest_difference
 
 
 @dataclass(frozen=True)
@@ -204,18 +207,21 @@ def parity_checks(
     return checks
 
 
-def preprocessing_check(difference: float) -> Check:
+def preprocessing_check(expected: NDArray[np.float32], found: NDArray[np.generic]) -> Check:
     """Judge how far the tensor after preprocessing is from the reference's.
 
     Args:
-        difference: the largest, as a fraction of the tensor's largest value.
+        expected: the reference's, `[N, C, h, w]`.
+        found: the graph's.
     """
-    return _at_most(
+    check = _at_most(
         "preprocessing",
         "largest difference after preprocessing, as a fraction of the largest value,",
-        difference,
+        largest_difference(expected, found),
         _PREPROCESSED,
     )
+    cause = None if check.held else likely_cause(expected, found)
+    return check if cause is None else replace(check, line=f"{check.line}; likely {cause}")
 
 
 def planted_check(found: PlantedEvidence | None, limits: Limits) -> Check:
@@ -268,20 +274,28 @@ def latency_checks(
     return checks
 
 
-def repeat_check(found: ParityFigures | None) -> Check:
+def repeat_check(
+    found: ParityFigures | None, records: Sequence[ImageRecord] = (), unit: float = 1.0
+) -> Check:
     """Judge figures of an artifact against itself: it must say of an image what it said before.
 
-    None where none of the images has finite scores.
+    Args:
+        found: the figures; None where none of the images has finite scores.
+        records: that they are of; the image that moved most is named where one did.
+        unit: of drift.
     """
     if found is None:
         return Check("repeat", held=False, line="run again, no image has finite scores")
     moved = max(found.drift_max, found.map_max or 0.0)
     held = moved <= _REPEATABLE and not found.not_finite and not found.flips
+    most = ""
+    if records and not held:
+        most = f", most of all on {max(records, key=lambda one: one.change(unit)).name}"
     return Check(
         "repeat",
         held,
         f"run again on {found.images} images, scores and maps changed by at most {moved:.2g} drift "
-        f"units or map ranges, limit {_REPEATABLE:g}",
+        f"units or map ranges{most}, limit {_REPEATABLE:g}",
     )
 
 

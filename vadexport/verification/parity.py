@@ -76,6 +76,17 @@ class ImageRecord:
         """Whether the decisions differ."""
         return self.label != self.reference_label
 
+    def change(self, unit: float) -> tuple[bool, float]:
+        """How much it changed, to sort by: not finite or flipped first, then by drift and by map.
+
+        Args:
+            unit: of drift.
+        """
+        if not self.finite:
+            return True, float("inf")
+        maps = (self.map_max or 0.0) / (self.map_range or 1.0)
+        return self.flipped, max(abs(self.raw - self.reference_raw) / unit, maps)
+
 
 @dataclass(frozen=True)
 class ParityFigures:

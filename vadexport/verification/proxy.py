@@ -4,12 +4,14 @@ This proves the numerics of the graph, float16 and INT8 included, on the process
 prove the engine that was built from it, and it says nothing of speed.
 """
 
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 import onnx
 
+from vadexport.artifact import REPORT_FOLDER, Artifact
 from vadexport.backends.base import Runner, RunnerOpener
 from vadexport.backends.onnxruntime.runner import OnnxRuntimeRunner
 from vadexport.passes.half_rounding import rounded_as_half
@@ -17,6 +19,31 @@ from vadexport.targets import Target
 
 #: In a folder of an artifact, or of a step of its build.
 GRAPH_FILE: Final = "model.onnx"
+#: The quantised graph behind an artifact that has none in its folder, for `verify` to look into.
+_KEPT_FOLDER: Final = f"{REPORT_FOLDER}/quantised"
+#: Bytes of the largest graph that is kept: a large memory bank would be stored twice.
+_MOST_KEPT: Final = 64 * 2**20
+
+
+def keep_graph(graph: Path, folder: Path) -> None:
+    """Keep the quantised graph that an artifact was compiled from, where it is small.
+
+    It lies with the reports: it is not deployed, and no manifest counts it.
+
+    Args:
+        graph: its ONNX file.
+        folder: of the artifact.
+    """
+    if (folder / GRAPH_FILE).exists() or graph.stat().st_size > _MOST_KEPT:
+        return
+    (folder / _KEPT_FOLDER).mkdir(parents=True)
+    shutil.copyfile(graph, folder / _KEPT_FOLDER / GRAPH_FILE)
+
+
+def graph_folder(artifact: Artifact) -> Path | None:
+    """Where the graph behind an artifact lies; None where it was not kept."""
+    folders = (artifact.folder, artifact.folder / _KEPT_FOLDER)
+    return next((each for each in folders if (each / GRAPH_FILE).is_file()), None)
 
 
 def proxy_opener(folder: Path, precision: str, threads: int) -> RunnerOpener:

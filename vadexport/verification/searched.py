@@ -22,6 +22,7 @@ _LONGEST_NAME: Final = 1000
 _FASTEST: Final = 1e6
 
 Order = Literal["cost", "front"]
+FloatType = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,13 @@ class FoundPoint:
     """A form that the search tried.
 
     Attributes:
-        order: in which groups went back to float32: `cost`, the costliest first, or `front`.
-        float_layers: names of the layers in float32.
-        cost: of the others in INT8.
+        order: in which groups went back to float: `cost`, the costliest first, or `front`.
+        float_layers: names of the layers that are not INT8.
+        cost: of the form.
         holds: whether its scores and maps were within the search's limits.
         speedup: over the float graph, compiled for the target; None where it was not timed.
+        float_type: what the layers that are not INT8 compute in.
+        full_layers: those of them that are float32 though `float_type` is bfloat16.
     """
 
     order: Order
@@ -73,6 +76,15 @@ class FoundPoint:
     cost: FoundCost
     holds: bool
     speedup: Interval | None
+    float_type: FloatType = "fp32"
+    full_layers: tuple[str, ...] = ()
+
+    @property
+    def float_words(self) -> str:
+        """What the layers that are not INT8 compute in, in words."""
+        if self.float_type == "fp32":
+            return "float32"
+        return "bfloat16 and float32" if self.full_layers else "bfloat16"
 
 
 @dataclass(frozen=True)
@@ -81,7 +93,8 @@ class FoundSearch:
 
     Attributes:
         groups: the costliest first.
-        points: all in INT8 first, then more and more in float32, in one order after the other.
+        points: all in INT8 first, then more and more in float32, in one order after the other; then
+            those whose layers are bfloat16 in part, or all float.
         chosen: number of the point that was built; None where float32 was.
         finished: whether there was time enough.
         images: normal ones, and ones with planted defects, that were judged.
@@ -101,6 +114,25 @@ class FoundSearch:
     def layers(self) -> int:
         """How many there are."""
         return sum(len(group.layers) for group in self.groups)
+
+    @property
+    def shipped(self) -> str:
+        """The lowest precision of the network's layers that was built."""
+        point = self.built
+        if point is None or len(point.float_layers) == self.layers:
+            return "fp32" if point is None else point.float_type
+        return "int8"
+
+    def form(self, point: FoundPoint) -> str:
+        """A form in words: what its layers compute in."""
+        kept, full = len(point.float_layers), len(point.full_layers)
+        narrow = point.float_type == "bf16"
+        if kept == self.layers:
+            rest = f" but for {full} of {self.layers} layers" if full else ""
+            return f"bfloat16{rest}" if narrow else "float32 with the memory bank searched in INT8"
+        also = f", {full} of them in float32" if full else ""
+        inside = f" in bfloat16{also}" if narrow else ""
+        return f"INT8 but for {kept} of {self.layers} layers{inside}" if kept else "INT8"
 
     @property
     def built(self) -> FoundPoint | None:
@@ -123,8 +155,7 @@ class FoundSearch:
             if not self.finished:
                 reason = "the search found no INT8 layers in time (--search-minutes)"
             return f"auto: float32, as {reason}"
-        kept, gain = len(point.float_layers), point.speedup
-        form = f"INT8 but for {kept} of {self.layers} layers" if kept else "INT8"
+        form, gain = self.form(point), point.speedup
         if self.built is not None:
             return f"auto: {form}, {gain.value:.2f} times as fast as float32 when built"
         return (
@@ -166,16 +197,18 @@ def _search(value: Any) -> FoundSearch:
     _hold(bool(groups) and len(names) == len(known) == _count(value["layers"]))
     for point in points:
         kept = set(point.float_layers)
-        _hold(len(kept) == len(point.float_layers) and kept < known)
+        _hold(len(kept) == len(point.float_layers) and kept <= known)
+        full = set(point.full_layers)
+        _hold(len(full) == len(point.full_layers) and full <= kept)
+        _hold(not full or point.float_type == "bf16")
     chosen = None if value["chosen"] is None else _count(value["chosen"])
-    _hold(value["shipped"] == ("fp32" if chosen is None else "int8"))
     if chosen is not None:
         _hold(chosen < len(points) and points[chosen].holds and bool(points[chosen].speedup))
     drift, spearman = (
         None if value["limits"][name] is None else _finite(value["limits"][name])
         for name in ("drift", "spearman")
     )
-    return FoundSearch(
+    found = FoundSearch(
         groups=groups,
         points=points,
         chosen=chosen,
@@ -184,6 +217,8 @@ def _search(value: Any) -> FoundSearch:
         max_drift=None if drift is None else share * drift,
         least_spearman=None if spearman is None else 1 - share * (1 - spearman),
     )
+    _hold(value["shipped"] == found.shipped)
+    return found
 
 
 def _group(value: Any, unit: float) -> FoundGroup:
@@ -198,13 +233,15 @@ def _point(value: Any, unit: float) -> FoundPoint:
         middle, low, high = (_number(gain[name]) for name in ("value", "low", "high"))
         _hold(low <= high and all(1 / _FASTEST <= one <= _FASTEST for one in (middle, low, high)))
         gain = Interval(middle, low, high)
-    _hold(value["order"] in get_args(Order))
+    _hold(value["order"] in get_args(Order) and value["float_type"] in get_args(FloatType))
     return FoundPoint(
         order=value["order"],
         float_layers=_names(value["float_layers"]),
         cost=_cost(value["judged"], unit),
         holds=_truth(value["holds"]),
         speedup=gain,
+        float_type=value["float_type"],
+        full_layers=_names(value["full_layers"]),
     )
 
 

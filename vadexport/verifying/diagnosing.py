@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from vadexport.artifact import Artifact
+from vadexport.artifact import BUILD_FILE, REPORT_FOLDER, Artifact
 from vadexport.backends.base import available_threads
 from vadexport.backends.child import Child
 from vadexport.backends.registry import opener
@@ -27,12 +27,13 @@ from vadexport.listening import Listener
 from vadexport.machine import processor_name, tool_versions
 from vadexport.sources import Source
 from vadexport.targets import AUTO, Target
+from vadexport.verification.applied import read_passes
 from vadexport.verification.drift import DriftUnit
 from vadexport.verification.ladder import Ladder, Rung
 from vadexport.verification.limits import Limits
 from vadexport.verification.locating import locate
 from vadexport.verification.parity import ImageRecord
-from vadexport.verification.proxy import GRAPH_FILE
+from vadexport.verification.proxy import GRAPH_FILE, graph_folder
 from vadexport.verification.result import Diagnosis
 from vadexport.verifying.arena import REFERENCE, Arena
 from vadexport.verifying.options import VerifyOptions
@@ -41,9 +42,11 @@ from vadexport.verifying.options import VerifyOptions
 _MOST_IMAGES: Final = 8
 #: What the graph of an artifact is called as a step of its build.
 _STEPS: Final = {"fp32": "graph", "fp16": "half", "int8": "quantised", AUTO: "quantised"}
+#: What is named where the quantised graph is not there to tell which of the two it is.
+_UNTOLD: Final = "quantised or compiled"
 #: Checks that a step of the build can have spoilt.
 _PARITY: Final = frozenset(
-    {"finite", "outputs", "drift", "flips", "spearman", "map", "auroc", "synthetic"}
+    {"finite", "outputs", "drift", "flips", "spearman", "map", "auroc", "synthetic", "repeat"}
 )
 
 
@@ -55,19 +58,38 @@ class Subject:
         artifact: itself.
         records: of the verified images.
         unit: of drift.
+        again: of it against itself, where it did not say the same again.
     """
 
     artifact: Artifact
     records: Sequence[ImageRecord]
     unit: DriftUnit
+    again: Sequence[ImageRecord] = ()
 
-    def change(self, record: ImageRecord) -> tuple[bool, float]:
-        """How much an image changed: not finite or flipped first, then by drift and by map."""
-        if not record.finite:
-            return True, float("inf")
-        drift = abs(record.raw - record.reference_raw) / self.unit.value
-        maps = (record.map_max or 0.0) / (record.map_range or 1.0)
-        return record.flipped, max(drift, maps)
+    @property
+    def step(self) -> str:
+        """What its graph is called as a step of its build."""
+        manifest = self.artifact.manifest
+        if manifest.target.precision == AUTO and not any(
+            rung["rung"] == "quantised" for rung in manifest.parity
+        ):
+            return _STEPS["fp32"]
+        return _STEPS[manifest.target.precision]
+
+    def changed_most(self) -> list[str]:
+        """Names of its images, those that changed most first.
+
+        Where it did not say the same again, images in turn by that and by drift. No more than half
+        of those to be looked at have no finite scores: they say nothing of how far a step is off.
+        """
+        orders = [
+            sorted(records, key=lambda record: record.change(self.unit.value), reverse=True)
+            for records in (self.again, self.records)
+        ]
+        broken = [record.name for record in orders[-1] if not record.finite][: _MOST_IMAGES // 2]
+        finite = [[record.name for record in order if record.finite] for order in orders]
+        mixed = (name for pair in zip_longest(*finite) for name in pair if name is not None)
+        return list(dict.fromkeys([*broken, *mixed]))
 
 
 @dataclass(frozen=True)
@@ -127,6 +149,7 @@ def _diagnosed(subject: Subject, steps: _Steps, arena: Arena) -> Diagnosis:
     before = _of_the_build(subject)
     rungs, notes = _climbed(subject, steps, arena)
     first = next((rung for rung in rungs if not rung.held), None)
+    untold = first is not None and first.name == "compiled" and _is_untold(subject)
     words = list(before.lines) if before else []
     if first is None:
         these = "the image" if steps.images == 1 else f"the {steps.images} images"
@@ -134,13 +157,22 @@ def _diagnosed(subject: Subject, steps: _Steps, arena: Arena) -> Diagnosis:
             f"every step holds its limits of drift and maps on {these} that changed most: what "
             "fell short is judged over all images"
         )
+        if subject.again:
+            words.append("run again, each step said the same of them: scores change rarely")
     else:
         lines = "; ".join(check.line for check in first.checks if not check.held)
-        words += [f"the first step that falls short is: {first.name} ({lines})", *notes]
+        named = f"{_UNTOLD}: its graph was not kept" if untold else first.name
+        about = [note for note in notes if note.startswith(f"{first.name} fell short")]
+        words += [f"the first step that falls short is: {named} ({lines})", *about]
     if first is not None and first.name == "compiled":
         words += _elsewhere(subject.artifact)
-    name = before.rung if before else first.name if first else None
+    name = before.rung if before else _UNTOLD if untold else first.name if first else None
     return Diagnosis(name, tuple(words), tuple(rung.to_json() for rung in rungs))
+
+
+def _is_untold(subject: Subject) -> bool:
+    """Whether its quantised graph is not there to be checked: kept by no build, or too large."""
+    return subject.step == "quantised" and graph_folder(subject.artifact) is None
 
 
 def _shared(
@@ -166,14 +198,21 @@ def _shared(
         own = options.limits_of(name)
         limits[name] = Limits(max_drift=own.max_drift, max_map_drift=own.max_map_drift)
     threads = options.threads or available_threads()
-    climber = Climber(ladder, subjects[0].unit, threads, limits)
+    repeated = any(subject.again for subject in subjects)
+    climber = Climber(ladder, subjects[0].unit, threads, limits, repeated=repeated)
     chosen = BuildImages(None, images, "the images that changed most", real=True)
-    graphs = Graphs(source, arena.image_input, chosen, climber, work, listener)
+    told = (read_passes(_report(subject.artifact)) for subject in subjects)
+    left_out = next((passes.left_out for passes in told if passes is not None), ())
+    graphs = Graphs(source, arena.image_input, chosen, climber, work, listener, left_out=left_out)
     graph = graphs.of(Target("onnxruntime", "fp32"))
-    undone = () if graphs.undone is None else (graphs.undone,)
     notes = tuple(note for note in graphs.notes if "fell short" in note)
     call, _ = next(arena.image_input.batches(images[:1]))
-    return _Steps(climber, graph, (*graph.rungs, *undone), notes, call, len(images))
+    return _Steps(climber, graph, (*graph.rungs, *graphs.undone), notes, call, len(images))
+
+
+def _report(artifact: Artifact) -> Path:
+    """What the build noted beside the artifact."""
+    return artifact.folder / REPORT_FOLDER / BUILD_FILE
 
 
 def _climbed(subject: Subject, steps: _Steps, arena: Arena) -> tuple[list[Rung], list[str]]:
@@ -181,15 +220,14 @@ def _climbed(subject: Subject, steps: _Steps, arena: Arena) -> tuple[list[Rung],
     artifact, climber = subject.artifact, steps.climber
     target = artifact.manifest.target
     rungs, notes = list(steps.rungs), list(steps.notes)
-    if (artifact.folder / GRAPH_FILE).exists():
-        rungs.append(
-            climber.climb_graph(_STEPS[target.precision], artifact.folder, target.precision)
-        )
-        if not rungs[-1].held and not notes:
+    folder = graph_folder(artifact)
+    if folder is not None:
+        rungs.append(climber.climb_graph(subject.step, folder, target.precision))
+        if not rungs[-1].held:
             with Child("comparison of two steps") as child:
-                graph = artifact.folder / GRAPH_FILE
-                found = child.run(locate, steps.graph.path, graph, steps.call)
-            notes += [str(found)] if found else []
+                found = child.run(locate, steps.graph.path, folder / GRAPH_FILE, steps.call)
+            if found is not None:
+                notes.append(f"{subject.step} fell short; on the image that changed most {found}")
     if str(target) not in arena.proxied:
         opened = opener(target, artifact.folder, climber.threads)
         rungs.append(climber.climb("compiled", str(target), opened, target.precision))
@@ -197,16 +235,8 @@ def _climbed(subject: Subject, steps: _Steps, arena: Arena) -> tuple[list[Rung],
 
 
 def _changed_most(subjects: Sequence[Subject], arena: Arena) -> ImageArray:
-    """Pixels `[n, H, W, C]` of the images that changed most, of each artifact in turn.
-
-    Half of them at most have no finite scores: those say nothing of how far a step is off.
-    """
-    orders = []
-    for subject in subjects:
-        order = sorted(subject.records, key=subject.change, reverse=True)
-        finite = [record.name for record in order if record.finite]
-        other = [record.name for record in order if not record.finite][: _MOST_IMAGES // 2]
-        orders.append([*other, *finite])
+    """Pixels `[n, H, W, C]` of the images that changed most, of each artifact in turn."""
+    orders = [subject.changed_most() for subject in subjects]
     most = max(_MOST_IMAGES, 2 * len(subjects))
     names = list(dict.fromkeys(chain.from_iterable(zip_longest(*orders))))
     channels = arena.image_input.channels

@@ -24,7 +24,7 @@ from vadexport.verifying.arena import REFERENCE, Arena
 from vadexport.verifying.options import VerifyOptions
 from vadexport.verifying.planting import needs_defects, planted_records
 
-#: Images that are run again where nobody asks for more.
+#: Images, spread over all, that are run again where nobody asks for more.
 _REPEATED: Final = 8
 
 
@@ -170,7 +170,10 @@ def _repeated(
     arena: Arena, files: Sequence[ImageFile], options: VerifyOptions, listener: Listener
 ) -> dict[str, list[ImageRecord]]:
     """Records of each artifact against itself, run again on the same images."""
-    chosen = files if options.repeat else files[:_REPEATED]
+    chosen = files
+    if not options.repeat and len(files) > _REPEATED:
+        places = np.linspace(0, len(files) - 1, _REPEATED).round().astype(int)
+        chosen = [files[place] for place in places]
     found: dict[str, list[ImageRecord]] = {name: [] for name in arena.artifacts}
     for _ in range(options.repeat or 1):
         for name in arena.artifacts:

@@ -65,7 +65,10 @@ def judge(
     if any(record.finite for record in images.again):
         again = figures(images.again, unit.value)
     held_to = limits if finite else Limits()  # of no finite score, no other figure says anything
-    checks = [*parity_checks(found, held_to, records), repeat_check(again)]
+    checks = [
+        *parity_checks(found, held_to, records),
+        repeat_check(again, images.again, unit.value),
+    ]
     planted = None
     if images.planted is not None:
         planted = weigh_planted(images.planted, unit.value)

@@ -1,7 +1,7 @@
 """The steps of a verification."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,6 @@ from vadexport.artifact import (
 )
 from vadexport.contract import ImageInput
 from vadexport.errors import InputError
-from vadexport.images import ImageFile
 from vadexport.images.listing import test_images as images_to_test
 from vadexport.listening import Listener
 from vadexport.reporting import remove_reports, write_reports
@@ -23,7 +22,7 @@ from vadexport.verification.drift import DriftUnit
 from vadexport.verification.result import Verification
 from vadexport.verifying.arena import Arena
 from vadexport.verifying.diagnosing import Subject, diagnose, explains
-from vadexport.verifying.findings import findings
+from vadexport.verifying.findings import Findings, findings
 from vadexport.verifying.judging import failed, judge
 from vadexport.verifying.options import VerifyOptions, VerifyResult
 
@@ -56,8 +55,9 @@ def verify(options: VerifyOptions, listener: Listener) -> VerifyResult:
     with ExitStack() as stack:
         arena = Arena.opened(stack, options, spec, artifacts, files)
         listener.step("load", 1, 1)
-        judged = _judged(arena, artifacts, source, files, options, listener)
-        verifications = _diagnosed(judged, artifacts, source, arena, options, listener)
+        found = findings(arena, source, files, options, listener)
+        judged = _judged(found, artifacts, arena, source, options, listener)
+        verifications = _diagnosed(judged, found, arena, source, options, listener)
     _write(verifications, reports, listener)
     return VerifyResult(tuple(verifications), tuple(reports))
 
@@ -100,15 +100,14 @@ def _report_folder(
 
 
 def _judged(
-    arena: Arena,
+    found: Mapping[str, Findings],
     artifacts: Sequence[Artifact],
+    arena: Arena,
     source: Source,
-    files: Sequence[ImageFile],
     options: VerifyOptions,
     listener: Listener,
 ) -> list[Verification]:
     """A verdict on every artifact, on one that fails too; the reference must not."""
-    found = findings(arena, source, files, options, listener)
     timed = arena.surviving(lambda: arena.timed(options, listener))
     rates = arena.surviving(lambda: arena.throughput(options, listener))
     judged = {}
@@ -125,24 +124,26 @@ def _judged(
 
 def _diagnosed(
     verifications: Sequence[Verification],
-    artifacts: Sequence[Artifact],
-    source: Source,
+    found: Mapping[str, Findings],
     arena: Arena,
+    source: Source,
     options: VerifyOptions,
     listener: Listener,
 ) -> list[Verification]:
     """The same with what is known of why parity fell short."""
-    subjects = {
-        v.target: Subject(artifact, v.records, DriftUnit(v.drift_unit, v.drift_unit_from))
-        for v, artifact in zip(verifications, artifacts, strict=True)
-        if explains([check.name for check in v.checks if not check.held])
-    }
+    subjects = {}
+    for v in verifications:
+        fallen = [check.name for check in v.checks if not check.held]
+        if explains(fallen):
+            unit = DriftUnit(v.drift_unit, v.drift_unit_from)
+            again = found[v.target].again if "repeat" in fallen else ()
+            subjects[v.target] = Subject(arena.artifacts[v.target], v.records, unit, again)
     if not subjects:
         return list(verifications)
     names = ", ".join(subjects)
     listener.note(f"{names} fell short: steps of the build are done again, to find where")
-    found = diagnose(list(subjects.values()), source, arena, options, listener)
-    known = dict(zip(subjects, found, strict=True))
+    diagnoses = diagnose(list(subjects.values()), source, arena, options, listener)
+    known = dict(zip(subjects, diagnoses, strict=True))
     return [replace(v, diagnosis=known.get(v.target)) for v in verifications]
 
 

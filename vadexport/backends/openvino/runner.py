@@ -7,6 +7,7 @@ from typing import Any, Final
 from numpy.typing import NDArray
 
 from vadexport.backends.base import Execution
+from vadexport.backends.openvino.bfloat16 import has_fast_bfloat16, widen
 from vadexport.backends.openvino.compiler import MODEL_FILE, version
 from vadexport.contract import INPUT_NAME, OUTPUT_NAMES, RAW_SCORE, Outputs
 from vadexport.errors import BackendError
@@ -15,7 +16,7 @@ from vadexport.targets import Target
 _PRECISIONS: Final = {
     "fp32": "float32",
     "int8": "INT8 network, float32 score head",
-    "auto": "INT8 and float32 layers as chosen by the build, float32 score head",
+    "auto": "INT8, bfloat16 and float32 layers as chosen by the build, float32 score head",
 }
 #: Layers that move or hold data and compute nothing.
 _SILENT_LAYERS = frozenset({"Input", "Output", "Const", "Reorder", "Reshape"})
@@ -26,7 +27,8 @@ class OpenVinoRunner:
 
     On processors with AMX, OpenVINO computes float32 graphs in bfloat16 unless told otherwise,
     which moves scores. The inference precision is therefore pinned to float32; what is quantised
-    in the graph runs in INT8 all the same.
+    in the graph runs in INT8 all the same, and what is bfloat16 in the graph in bfloat16, on
+    processors that are fast at it.
 
     Args:
         folder: of the artifact.
@@ -47,6 +49,8 @@ class OpenVinoRunner:
 
         core = openvino.Core()
         model = core.read_model(folder / MODEL_FILE)
+        if not has_fast_bfloat16(core):
+            widen(model)
         if until is not None:
             ports = (port for layer in model.get_ordered_ops() for port in layer.outputs())
             end = next((port for port in ports if until in port.get_names()), None)

@@ -1,0 +1,170 @@
+"""Which forms `auto` tries beside those of its search; compiling, judging and the clock made up."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from vadexport.building.climbing import Graph
+from vadexport.building.mixing import Mixing, _Candidate
+from vadexport.calibration.judging import Judged
+from vadexport.calibration.search import Frontier, Group, Point
+from vadexport.targets import Target
+from vadexport.verification.statistics import Interval
+
+GOOD = Judged(drift=0.1, rms=0.1, spearman=1.0, flips=0, maps=0.01)
+LAYERS = tuple("abcdefgh")
+#: The costliest first.
+GROUPS = tuple(Group((name,), GOOD) for name in "hgfedcba")
+WHOLE = Point("cost", 0, (), GOOD, holds=False)
+COST = Point("cost", 2, ("h", "g"), GOOD, holds=True)
+FRONT = Point("front", 3, ("a", "b", "c"), GOOD, holds=True)
+FOUND = Frontier(GROUPS, (WHOLE, COST, FRONT), finished=True, images=(8, 16))
+HELD = SimpleNamespace(held=True)
+
+
+@dataclass
+class Integers:
+    """What `Mixing` needs of a build."""
+
+    searched: tuple[bool, ...] = (False,)
+    notes: list[str] = field(default_factory=list)
+    base: Graph = field(
+        default_factory=lambda: Graph(Path("float/m"), (HELD,), {"network": "fp32"})
+    )
+    plan: SimpleNamespace = field(
+        default_factory=lambda: SimpleNamespace(
+            layers=[SimpleNamespace(node=name) for name in LAYERS]
+        )
+    )
+    climber: SimpleNamespace = field(
+        default_factory=lambda: SimpleNamespace(
+            unit=SimpleNamespace(value=1.0), climb_graph=lambda *_: HELD
+        )
+    )
+
+    def searches(self, _target):
+        return self.searched
+
+    def in_float(self, *, searched):
+        return Path("float-bank/m") if searched else self.base.path
+
+    def precision(self, _target, network, _rung, *, searched):
+        return {"network": network, "score head": "int8 search" if searched else "fp32"}
+
+
+@pytest.fixture
+def mixing(monkeypatch):
+    """A `Mixing` whose forms hold where `holds` says so, and are as fast as `speed` says."""
+
+    def make(*, holds=lambda *_: True, speed=lambda _: 2.0, fast=True, found=FOUND, searched=False):
+        made = Mixing(Integers((True, False) if searched else (False,)), Target("openvino", "auto"))
+
+        def judged(_self, order, count, kept, proof, float_type, full=()):
+            good = holds(count, full)
+            point = Point(order, count, kept, GOOD, good, float_type, full)
+            path = Path(f"{proof.parent}-{float_type}/m")
+            return _Candidate(point, path if good else None, proof)
+
+        def timed(_self, candidates):
+            numbers = [n for n, one in enumerate(candidates) if one.path]
+            speeds = {n: speed(candidates[n].point) for n in numbers}
+            return {n: Interval(one, one - 0.1, one + 0.1) for n, one in speeds.items()}, 1.0
+
+        def written(_self, point, *, searched):
+            return Path(f"{point.order}-{point.float_groups}{'-bank' if searched else ''}/m")
+
+        monkeypatch.setattr(Mixing, "_judged", judged)
+        monkeypatch.setattr(Mixing, "_timed", timed)
+        monkeypatch.setattr(Mixing, "_int8", written)
+        monkeypatch.setattr(Mixing, "_searched", lambda *_: found)
+        made.__dict__["_bfloat16"] = fast
+        return made
+
+    return make
+
+
+def tried(graph):
+    """The forms behind the search's own: layers not in INT8, type, and which stay in float32."""
+    return [
+        ("".join(point["float_layers"]), point["float_type"], "".join(point["full_layers"]))
+        for point in graph.search["points"][3:]
+    ]
+
+
+def test_what_went_back_and_the_whole_network_in_bfloat16(mixing):
+    made = mixing().graph(1.0)
+    assert tried(made) == [("abcdefgh", "bf16", ""), ("hg", "bf16", ""), ("abc", "bf16", "")]
+    # As fast as each other: what is known best goes first.
+    assert made.precision["network"] == "int8, 6 of 8 layers, 2 fp32"
+
+
+def test_the_front_in_float32_where_bfloat16_falls_short(mixing):
+    def holds(count, full):
+        return len(full) == 2 and count in {3, 8}
+
+    made = mixing(holds=holds, speed=lambda point: 2.0 + len(point.full_layers)).graph(1.0)
+    assert tried(made) == [
+        *(("abcdefgh", "bf16", ""), ("abcdefgh", "bf16", "ab")),
+        *(("hg", "bf16", ""), ("hg", "bf16", ""), ("abc", "bf16", "ab")),
+    ]
+    held = [point["holds"] for point in made.search["points"][3:]]
+    assert held == [False, True, False, False, True]
+    assert made.precision["network"] == "bf16, 6 of 8 layers, 2 fp32"
+
+
+def test_no_front_is_long_enough(mixing):
+    made = mixing(holds=lambda *_: False).graph(1.0)
+    assert tried(made) == [("abcdefgh", "bf16", full) for full in ("", "ab", "abcd")]
+
+
+@pytest.mark.parametrize(
+    ("wins", "network", "path", "shipped"),
+    [
+        ((2, "bf16"), "int8, 6 of 8 layers, 2 bf16", "cost-2-bf16/m", "int8"),
+        ((8, "bf16"), "bf16", "float-bf16/m", "bf16"),
+        ((3, "fp32"), "int8, 5 of 8 layers, 3 fp32", "front-3/m", "int8"),
+    ],
+)
+def test_the_fastest_is_shipped_and_named(mixing, wins, network, path, shipped):
+    made = mixing(speed=lambda point: 2.0 + ((point.float_groups, point.float_type) == wins)).graph(
+        1.0
+    )
+    assert (made.precision["network"], str(made.path)) == (network, path)
+    assert made.search["shipped"] == shipped
+    assert made.search["points"][made.search["chosen"]]["speedup"]["value"] == 3.0
+    # ONNX Runtime proves what it can run: nothing but the float graph of a network in bfloat16.
+    assert len(made.rungs) == (1 if shipped == "bf16" else 2)
+
+
+def test_a_float_network_whose_bank_is_searched_in_int8(mixing):
+    made = mixing(searched=True, speed=lambda point: 2.0 + (point.float_groups == 8)).graph(1.0)
+    assert tried(made)[0] == ("abcdefgh", "fp32", "")
+    assert made.precision == {"network": "fp32", "score head": "int8 search"}
+    assert (made.search["shipped"], made.search["chosen"]) == ("fp32", 3)
+
+
+def test_without_fast_bfloat16_it_is_as_it_was(mixing):
+    made = mixing(fast=False).graph(1.0)
+    assert tried(made) == []
+    assert {point["float_type"] for point in made.search["points"]} == {"fp32"}
+
+
+def test_bfloat16_alone_holds(mixing):
+    made = mixing(found=replace(FOUND, points=(WHOLE,))).graph(1.0)
+    assert (made.precision["network"], made.search["chosen"]) == ("bf16", 1)
+    none = mixing(found=replace(FOUND, points=(), finished=False)).graph(1.0)
+    assert (none.precision["network"], none.search["chosen"]) == ("bf16", 0)
+
+
+def test_nothing_holds(mixing):
+    short = mixing(found=replace(FOUND, points=(WHOLE,)), holds=lambda *_: False)
+    made = short.graph(1.0)
+    assert (made.path, made.search["shipped"], made.search["chosen"]) == (
+        short.integers.base.path,
+        *("fp32", None),
+    )
+    assert short.integers.notes == [
+        "openvino:auto: float32, for no layer of its network can be INT8 within the limits"
+    ]
