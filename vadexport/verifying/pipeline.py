@@ -1,9 +1,9 @@
 """The steps of a verification."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from vadexport.artifact import (
@@ -14,17 +14,15 @@ from vadexport.artifact import (
 )
 from vadexport.contract import ImageInput
 from vadexport.errors import InputError
-from vadexport.images import ImageFile
 from vadexport.images.listing import test_images as images_to_test
 from vadexport.listening import Listener
 from vadexport.reporting import remove_reports, write_reports
 from vadexport.sources import Source, SourceSpec, open_source
 from vadexport.verification.drift import DriftUnit
-from vadexport.verification.parity import ImageRecord
 from vadexport.verification.result import Verification
 from vadexport.verifying.arena import Arena
 from vadexport.verifying.diagnosing import Subject, diagnose, explains
-from vadexport.verifying.findings import findings
+from vadexport.verifying.findings import Findings, findings
 from vadexport.verifying.judging import failed, judge
 from vadexport.verifying.options import VerifyOptions, VerifyResult
 
@@ -57,8 +55,9 @@ def verify(options: VerifyOptions, listener: Listener) -> VerifyResult:
     with ExitStack() as stack:
         arena = Arena.opened(stack, options, spec, artifacts, files)
         listener.step("load", 1, 1)
-        judged = _judged(arena, artifacts, source, files, options, listener)
-        verifications = _diagnosed(judged, source, arena, options, listener)
+        found = findings(arena, source, files, options, listener)
+        judged = _judged(found, artifacts, arena, source, options, listener)
+        verifications = _diagnosed(judged, found, arena, source, options, listener)
     _write(verifications, reports, listener)
     return VerifyResult(tuple(verifications), tuple(reports))
 
@@ -100,66 +99,52 @@ def _report_folder(
         raise InputError(f"cannot write the report {folder}: {error.strerror}") from None
 
 
-@dataclass(frozen=True)
-class _Judged:
-    """An artifact, the verdict on it, and what it gave when it was run again."""
-
-    artifact: Artifact
-    verdict: Verification
-    again: Sequence[ImageRecord]
-
-
 def _judged(
-    arena: Arena,
+    found: Mapping[str, Findings],
     artifacts: Sequence[Artifact],
+    arena: Arena,
     source: Source,
-    files: Sequence[ImageFile],
     options: VerifyOptions,
     listener: Listener,
-) -> list[_Judged]:
+) -> list[Verification]:
     """A verdict on every artifact, on one that fails too; the reference must not."""
-    found = findings(arena, source, files, options, listener)
     timed = arena.surviving(lambda: arena.timed(options, listener))
     rates = arena.surviving(lambda: arena.throughput(options, listener))
     judged = {}
     for name, artifact in list(arena.artifacts.items()):
         with arena.without_failed():
             judged[name] = judge(artifact, source, found[name], (timed, rates), arena, options)
-    done = []
-    for artifact in artifacts:
-        name = str(artifact.manifest.target)
-        if name in judged:
-            done.append(_Judged(artifact, judged[name], found[name].again))
-        else:
-            verdict = failed(artifact, source, arena.failed[name], arena, options)
-            done.append(_Judged(artifact, verdict, ()))
-    return done
+    return [
+        judged[name]
+        if (name := str(artifact.manifest.target)) in judged
+        else failed(artifact, source, arena.failed[name], arena, options)
+        for artifact in artifacts
+    ]
 
 
 def _diagnosed(
-    judged: Sequence[_Judged],
-    source: Source,
+    verifications: Sequence[Verification],
+    found: Mapping[str, Findings],
     arena: Arena,
+    source: Source,
     options: VerifyOptions,
     listener: Listener,
 ) -> list[Verification]:
-    """The verdicts with what is known of why parity fell short."""
+    """The same with what is known of why parity fell short."""
     subjects = {}
-    for one in judged:
-        verdict = one.verdict
-        fallen = [check.name for check in verdict.checks if not check.held]
+    for v in verifications:
+        fallen = [check.name for check in v.checks if not check.held]
         if explains(fallen):
-            unit = DriftUnit(verdict.drift_unit, verdict.drift_unit_from)
-            again = one.again if "repeat" in fallen else ()
-            subjects[verdict.target] = Subject(one.artifact, verdict.records, unit, again)
-    verdicts = [one.verdict for one in judged]
+            unit = DriftUnit(v.drift_unit, v.drift_unit_from)
+            again = found[v.target].again if "repeat" in fallen else ()
+            subjects[v.target] = Subject(arena.artifacts[v.target], v.records, unit, again)
     if not subjects:
-        return verdicts
+        return list(verifications)
     names = ", ".join(subjects)
     listener.note(f"{names} fell short: steps of the build are done again, to find where")
     diagnoses = diagnose(list(subjects.values()), source, arena, options, listener)
     known = dict(zip(subjects, diagnoses, strict=True))
-    return [replace(v, diagnosis=known.get(v.target)) for v in verdicts]
+    return [replace(v, diagnosis=known.get(v.target)) for v in verifications]
 
 
 def _check_comparable(artifacts: Sequence[Artifact], source: Source) -> None:
