@@ -1,4 +1,5 @@
 import json
+import shutil
 from contextlib import suppress
 
 import pytest
@@ -76,6 +77,29 @@ class TestReports:
         other = {"b.png": (2.0, False), "d.png": (5.0, True)}
         assert diff(write("a", parity(SCORES)), write("b", parity(other))).shared == 1
 
+    def test_images_that_were_renamed_or_are_gone_are_counted(self, write):
+        first = write("a", parity(SCORES))
+        other = {"b.png": (2.0, False), "d.png": (5.0, True)}
+        found = diff(first, write("b", parity(other)))
+        assert (found.only_before, found.only_after, found.exit_status) == (2, 1, 0)
+        renamed = {f"new/{name}": score for name, score in SCORES.items()}
+        found = diff(first, write("c", parity(renamed)))
+        assert (found.shared, found.held, found.exit_status) == (0, False, 1)
+        assert found.reasons[0].startswith("no image was verified by both: 3 by the first alone, 3")
+
+    def test_a_check_that_is_no_longer_made(self, write):
+        after = parity(SCORES)
+        del after["checks"][0]
+        found = diff(write("a", parity(SCORES)), write("b", after))
+        assert found.worse == ("no longer checked: drift (before: largest drift 0.1, limit 1)",)
+        assert (found.held, found.exit_status) == (False, 1)
+
+    def test_a_score_that_is_no_longer_finite(self, write):
+        after = parity({**SCORES, "b.png": ("NaN", False)})
+        found = diff(write("a", parity(SCORES)), write("b", after))
+        assert found.worse == ("1 images no longer have a finite score, such as b.png",)
+        assert (found.shared, found.only_before) == (2, 0)
+
     def test_figures_that_changed(self, write):
         after = parity(SCORES)
         after["figures"] = {**after["figures"], "auroc": 0.9, "drift_max": 0.1000001}
@@ -132,6 +156,15 @@ class TestArtifacts:
     def test_of_the_same_artifact_is_nothing(self, artifact):
         assert diff(artifact, artifact).build == ()
 
+    def test_without_a_report_nothing_was_compared(self, artifact, write, tmp_path):
+        unverified = tmp_path / "unverified"
+        shutil.copytree(artifact, unverified)
+        shutil.rmtree(unverified / "report", ignore_errors=True)
+        found = diff(unverified, unverified)
+        assert (found.held, found.exit_status, len(found.reasons)) == (False, 2, 2)
+        found = diff(write("a", parity(SCORES, checks=[])), unverified)
+        assert (found.unverified, found.exit_status) == ((str(unverified),), 2)
+
 
 class TestFolders:
     """Of several artifacts, or of their reports."""
@@ -162,6 +195,8 @@ class TestFolders:
         assert (found.added, found.removed, found.held) == (("y",), (), True)
         assert diff_folders(second, first).removed == ("y",)
         assert not diff_folders(second, first).held
+        (second / "y" / "parity.json").unlink()
+        assert diff_folders(first, second).held  # nothing is left in that folder
         found = diff_folders(first, several("c", x=good, y=parity(SCORES)))
         assert (found.short, found.held) == (("y: 1 of 3 decisions flipped",), False)
 
@@ -240,6 +275,8 @@ class TestCommand:
         assert other.exit_code == 1
         assert "c.png" in other.stdout
         assert other.stdout.endswith("1 of 3 decisions changed\n")
+        assert other.stderr == "vadexport: fell short: 1 of 3 decisions changed\n"
+        assert same.stderr == ""
 
     def test_json(self, write):
         folder = write("a", parity(SCORES))

@@ -29,6 +29,44 @@ def test_affinity_is_written_so_that_it_can_be_read_again(numbers):
     assert again == numbers
 
 
+@pytest.mark.parametrize(
+    ("group", "files", "quota"),
+    [
+        ("0::/\n", {"cpu.max": "150000 100000\n"}, 1.5),
+        ("0::/\n", {"cpu.max": "max 100000\n"}, None),
+        ("0::/a/b\n", {"a/cpu.max": "400000 100000\n", "a/b/cpu.max": "max 100000"}, 4.0),
+        ("0::/a\n", {"cpu.max": "300000 100000\n", "a/cpu.max": "400000 100000"}, 3.0),
+        ("0::/elsewhere\n", {"cpu.max": "200000 100000\n"}, 2.0),
+        ("0::/\n", {"cpu.max": "nonsense"}, None),
+        ("0::/\n", {}, None),
+        ("", {"cpu.max": "150000 100000\n"}, None),
+        (
+            "4:cpu,cpuacct:/docker/x\n3:memory:/\n",
+            {"cpu/cpu.cfs_quota_us": "250000\n", "cpu/cpu.cfs_period_us": "100000\n"},
+            2.5,
+        ),
+        (
+            "4:cpu,cpuacct:/\n",
+            {"cpu,cpuacct/cpu.cfs_quota_us": "-1\n", "cpu,cpuacct/cpu.cfs_period_us": "100000\n"},
+            None,
+        ),
+    ],
+)
+def test_the_quota_of_a_container(tmp_path, group, files, quota):
+    (tmp_path / "own").write_text(group)
+    for name, text in files.items():
+        (tmp_path / "mounts" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mounts" / name).write_text(text)
+    assert machine.processor_quota(tmp_path / "mounts", tmp_path / "own") == quota
+
+
+@pytest.mark.parametrize(("quota", "found"), [(None, 4), (1.5, 2), (0.2, 1), (9.0, 4)])
+def test_no_more_processors_are_used_than_the_quota_allows(monkeypatch, quota, found):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    monkeypatch.setattr(machine, "processor_quota", lambda: quota)
+    assert machine.available_processors() == found
+
+
 def test_governors(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "_PROCESSORS", tmp_path)
     assert machine._governor([0, 1]) is None
@@ -47,9 +85,11 @@ def test_the_load_is_that_of_the_last_minute():
 def test_where_the_system_does_not_say(monkeypatch):
     monkeypatch.delattr(os, "getloadavg", raising=False)
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(machine, "processor_quota", lambda: None)
     assert machine.load_average() is None
     assert machine.processors() == {
         "processors": os.cpu_count(),
         "affinity": None,
+        "quota": None,
         "governor": None,
     }

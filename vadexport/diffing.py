@@ -77,7 +77,11 @@ class Diff:
         images: whose decision changed, then those whose score changed most; at most 20.
         shared: number of images that both verified.
         decisions: number of these whose decision changed.
-        worse: checks that fall short now and did not before, new ones too, in words.
+        only_before: number of images that only the first verified.
+        only_after: number of images that only the second verified.
+        worse: checks that fall short now and did not before, new ones too, and those that are no
+            longer made, in words.
+        unverified: which of the two has no report of `verify`.
     """
 
     build: tuple[Change, ...]
@@ -85,12 +89,40 @@ class Diff:
     images: tuple[ChangedImage, ...]
     shared: int
     decisions: int
+    only_before: int
+    only_after: int
     worse: tuple[str, ...]
+    unverified: tuple[str, ...]
 
     @property
     def held(self) -> bool:
-        """Whether no decision changed and nothing falls short that did not before."""
-        return not self.decisions and not self.worse
+        """Whether images were compared, no decision changed, and no check is worse."""
+        return not self.reasons
+
+    @property
+    def exit_status(self) -> int:
+        """1 where something changed that must not, or no image could be compared; 2 unverified."""
+        return _status(fell_short=bool(self._changes), unverified=bool(self.unverified))
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why it did not hold, in words."""
+        missing = (
+            f"{one} was not verified: `vadexport verify` it first" for one in self.unverified
+        )
+        return (*self._changes, *missing)
+
+    @property
+    def _changes(self) -> tuple[str, ...]:
+        words = list(self.worse)
+        if self.decisions:
+            words.append(f"{self.decisions} of {self.shared} decisions changed")
+        if not self.shared and not self.unverified:
+            words.append(
+                f"no image was verified by both: {self.only_before} by the first alone, "
+                f"{self.only_after} by the second"
+            )
+        return tuple(words)
 
 
 @dataclass(frozen=True)
@@ -102,17 +134,45 @@ class FolderDiff:
         removed: names that only the first has.
         added: names that only the second has.
         short: checks that fall short of those that were added, in words.
+        unverified: names of those that were added and have no report of `verify`.
     """
 
     pairs: dict[str, Diff]
     removed: tuple[str, ...]
     added: tuple[str, ...]
     short: tuple[str, ...]
+    unverified: tuple[str, ...]
 
     @property
     def held(self) -> bool:
-        """Whether each pair held, none is gone, and nothing falls short of what is new."""
-        return all(one.held for one in self.pairs.values()) and not (self.removed or self.short)
+        """Whether each pair held, none is gone, and what is new was verified and held."""
+        return self.exit_status == 0
+
+    @property
+    def exit_status(self) -> int:
+        """As that of a pair."""
+        statuses = {one.exit_status for one in self.pairs.values()}
+        fell_short = bool(self.removed or self.short or 1 in statuses)
+        return _status(fell_short=fell_short, unverified=bool(self.unverified or 2 in statuses))
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why it did not hold, in words."""
+        return (
+            *(
+                f"{name}: {'; '.join(one.reasons)}"
+                for name, one in self.pairs.items()
+                if one.reasons
+            ),
+            *(f"{name}: no longer there" for name in self.removed),
+            *self.short,
+            *(f"{name}: new, and not verified" for name in self.unverified),
+        )
+
+
+def _status(*, fell_short: bool, unverified: bool) -> int:
+    """What fell short is known; what was not verified is wrong input."""
+    return 1 if fell_short else 2 if unverified else 0
 
 
 def diff_folders(before: Path, after: Path) -> Diff | FolderDiff:
@@ -130,17 +190,18 @@ def diff_folders(before: Path, after: Path) -> Diff | FolderDiff:
             f"{several} holds several artifacts, the other one: compare it with one of "
             f"{', '.join(sorted(names or ()))}"
         )
-    added = sorted(second.keys() - first.keys())
+    added = {name: read_side(second[name]) for name in sorted(second.keys() - first.keys())}
     return FolderDiff(
         pairs={name: diff(first[name], second[name]) for name in sorted(first.keys() & second)},
         removed=tuple(sorted(first.keys() - second.keys())),
         added=tuple(added),
         short=tuple(
             f"{name}: {line}"
-            for name in added
-            for _, held, line in _checks(read_side(second[name]))
+            for name, side in added.items()
+            for _, held, line in _checks(side)
             if not held
         ),
+        unverified=tuple(name for name, side in added.items() if side.parity is None),
     )
 
 
@@ -163,6 +224,7 @@ def diff(before: Path, after: Path) -> Diff:
         InputError: one of them is neither, damaged, or of a newer vadexport.
     """
     first, second = read_side(before), read_side(after)
+    old, new = _by_name(first), _by_name(second)
     images = sorted(_images(first, second), key=lambda one: (not one.decision, -abs(one.drift)))
     return Diff(
         build=tuple(_build_changes(first.manifest, second.manifest)),
@@ -174,7 +236,10 @@ def diff(before: Path, after: Path) -> Diff:
         ),
         shared=len(images),
         decisions=sum(one.decision for one in images),
+        only_before=len(old.keys() - new.keys()),
+        only_after=len(new.keys() - old.keys()),
         worse=tuple(_worse(first, second)),
+        unverified=tuple(str(one.path) for one in (first, second) if one.parity is None),
     )
 
 
@@ -288,28 +353,46 @@ def _images(first: Side, second: Side) -> Iterator[ChangedImage]:
     scale = float(unit) if _is_number(unit) and unit > 0 else 1.0
     for name in old.keys() & new.keys():
         before, after = old[name]["raw"], new[name]["raw"]
+        if not (_is_number(before) and _is_number(after)):
+            continue
         drift = (after - before) / scale
         changed = old[name].get("label") != new[name].get("label")
         yield ChangedImage(name, before, after, drift, changed)
 
 
 def _by_name(side: Side) -> dict[str, dict[str, Any]]:
-    """Images with a finite score."""
+    """Images, those without a finite score too."""
     images = (side.parity or {}).get("images", [])
     if not isinstance(images, list):
         raise InputError(f"{side.path}: {PARITY_FILE} is damaged: images is no list")
     return {
         one["name"]: one
         for one in images
-        if isinstance(one, dict) and isinstance(one.get("name"), str) and _is_number(one.get("raw"))
+        if isinstance(one, dict) and isinstance(one.get("name"), str) and "raw" in one
     }
 
 
 def _worse(first: Side, second: Side) -> Iterator[str]:
-    held = {name: ok for name, ok, _ in _checks(first)}
+    """Checks, and scores that are no longer finite; of a side without a report, all is new."""
+    before = {name: (ok, line) for name, ok, line in _checks(first)}
+    names = set()
     for name, ok, line in _checks(second):
-        if not ok and held.get(name, True):  # a check that is new has nothing to excuse it
+        names.add(name)
+        if not ok and before.get(name, (True, ""))[0]:  # a new check has nothing to excuse it
             yield line
+    if second.parity is None:
+        return
+    for name, (_, line) in before.items():
+        if name not in names:
+            yield f"no longer checked: {name} (before: {line})"
+    old, new = _by_name(first), _by_name(second)
+    lost = [
+        name
+        for name in old.keys() & new.keys()
+        if _is_number(old[name]["raw"]) and not _is_number(new[name]["raw"])
+    ]
+    if lost:
+        yield f"{len(lost)} images no longer have a finite score, such as {min(lost)}"
 
 
 def _checks(side: Side) -> Iterator[tuple[str, bool, str]]:

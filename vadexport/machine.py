@@ -1,6 +1,7 @@
 """What this machine is, for manifests and reports."""
 
 import importlib.metadata
+import math
 import os
 import platform
 from pathlib import Path
@@ -35,15 +36,67 @@ def processors() -> dict[str, Any]:
     """Which processors there are, and which of them this process may use.
 
     Keys are `processors` (their number), `affinity` (numbers of those that may be used, such as
-    `0-3,8`) and `governor` (of their clocks; several are joined). None where the system does not
-    say; a virtual machine mostly has no governor.
+    `0-3,8`), `quota` (how many of them at a time, of a container) and `governor` (of their clocks;
+    several are joined). None where the system does not say, or there is no quota; a virtual machine
+    mostly has no governor.
     """
     usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     return {
         "processors": os.cpu_count(),
         "affinity": None if usable is None else _as_ranges(usable),
+        "quota": processor_quota(),
         "governor": _governor(usable or []),
     }
+
+
+def available_processors() -> int:
+    """How many processors this process may use at a time, by affinity and quota; at least 1."""
+    affine = hasattr(os, "sched_getaffinity")
+    usable = len(os.sched_getaffinity(0)) if affine else os.cpu_count() or 1
+    quota = processor_quota()
+    return usable if quota is None else max(1, min(usable, math.ceil(quota)))
+
+
+def processor_quota(
+    mounts: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> float | None:
+    """Processors' worth of time that the control groups of this process grant (Linux).
+
+    The smallest of the group's and of those above it: `cpu.max` of version 2, `cpu.cfs_quota_us`
+    over `cpu.cfs_period_us` of version 1. None without a limit.
+
+    Args:
+        mounts: where the groups are mounted; a container sees its own group right there.
+        own: names the groups of this process, `ID:CONTROLLERS:/PATH` a line.
+    """
+    try:
+        lines = [line.split(":", 2) for line in own.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError):
+        return None
+    quotas = []
+    for line in lines:
+        if len(line) < 3 or (line[1] and "cpu" not in line[1].split(",")):
+            continue
+        # The group may lie elsewhere than it says, where only a part of the tree is mounted.
+        roots = [mounts / line[1], mounts / "cpu"] if line[1] else [mounts, mounts / "unified"]
+        for root in roots:
+            folder = root / line[2].lstrip("/")
+            above = [each for each in folder.parents if each.is_relative_to(root)]
+            quotas += [_quota_of(each) for each in (folder, *above)]
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def _quota_of(group: Path) -> float | None:
+    try:
+        if (group / "cpu.max").exists():
+            quota, period = (group / "cpu.max").read_text(encoding="ascii").split()
+        else:
+            names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+            quota, period = ((group / name).read_text(encoding="ascii") for name in names)
+        found = float(quota) / float(period)  # version 2 says "max" where there is no limit
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+    return found if found > 0 else None  # version 1 says -1
 
 
 def load_average() -> float | None:

@@ -19,6 +19,8 @@ PRECISIONS: Final[dict[str, tuple[str, ...]]] = {
     "tensorrt": ("fp32", "fp16", "int8"),
     "tensorrt-rtx": ("fp32", "fp16", "int8"),
 }
+#: Each of them once.
+ALL_PRECISIONS: Final = ("fp32", "fp16", "int8", AUTO)
 #: ONNX Runtime on an NVIDIA GPU.
 CUDA: Final = "cuda"
 _CUDA_PRECISIONS: Final = ("fp32", "fp16", "int8")

@@ -236,21 +236,47 @@ def test_a_verification_from_a_file(options_of, file, tmp_path):
     assert found.reference.location == str(tmp_path / "stored.onnx")
     assert found.reference.threshold == 1.5
     assert found.images == str(tmp_path / "test")
-    given = {name: limit for name, limit in found.limits.items() if limit is not None}
-    assert given == {"max_drift": 0.25, "min_speedup": 2}
+    assert found.limits == {"max_drift": 0.25, "min_speedup": 2}
 
 
 def test_a_verification_whose_command_line_goes_before_the_file(options_of, file):
     found = options_of(
         *(verify, "mine", "--reference", "python:a:b", "--images", "here", "--config", file),
         *("--max-drift", "0", "--max-flips", "0.5", "--threshold", "9"),
+        *("--max-map-drift", "int8=0.25"),
     )
     assert str(found.artifact) == "mine"
     assert found.reference.location == "python:a:b"
     assert found.reference.threshold == 9
     assert found.images == "here"
-    given = {name: limit for name, limit in found.limits.items() if limit is not None}
-    assert given == {"max_drift": 0, "max_flips": 0.5, "min_speedup": 2}
+    assert found.limits == {"max_drift": 0, "max_flips": 0.5, "min_speedup": 2}
+    assert found.limits_of_precision == {"int8": {"max_map_drift": 0.25}}
+
+
+def test_a_limit_of_one_precision_goes_before_one_of_all(options_of, file):
+    with file.open("a") as stream:
+        stream.write(
+            "[limits.int8]\nmax_drift = 0.5\nmax_flips = 0.01\n[limits.fp32]\nmax_drift = 2\n"
+        )
+    words = ("--max-flips", "0.1", "--max-drift", "int8=0.75", "--max-drift", "auto=0.3")
+    found = options_of(verify, "--config", file, *words)
+    assert found.limits == {"max_drift": 0.25, "min_speedup": 2, "max_flips": 0.1}
+    assert found.limits_of("int8").max_drift == 0.75
+    assert found.limits_of("int8").max_flips == 0.1  # the command line goes before the file
+    assert found.limits_of("auto").max_drift == 0.3
+    assert found.limits_of("fp32").max_drift == 2
+    assert found.limits_of("fp16").max_drift == 0.25
+    assert found.limits_of("int8").min_speedup == 2
+
+
+def test_limits_of_all_that_are_looser_than_a_default_are_known(options_of):
+    words = ("a", "--reference", "r", "--images", "i", "--min-spearman", "0.99")
+    found = options_of(verify, *words, "--max-drift", "0.5", "--max-flips", "fp32=1")
+    assert found.loosened("fp32") == ["max_drift", "min_spearman"]
+    assert found.loosened("fp16") == ["max_drift"]
+    assert found.loosened("int8") == []
+    found = options_of(verify, *words, "--max-drift", "0.5", "--max-drift", "fp16=0.5")
+    assert found.loosened("fp16") == []
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,8 @@ max_latency_ms = 7.5
 min_auroc_delta = -0.002
 max_size_mb = 50
 max_memory_mb = 500.5
+[limits.int8]
+max_drift = 0.75
 """
 
 
@@ -109,7 +111,8 @@ def test_every_key(read, tmp_path):
         "time_limit_s": 60,
     }
     assert set(found.tensorrt) == {each.name for each in fields(TensorRTSettings)}
-    assert found.limits == {
+    assert found.limits.of_precision == {"int8": {"max_drift": 0.75}}
+    assert found.limits.everywhere == {
         "max_drift": 1e-3,
         "max_flips": 0,
         "max_map_drift": 0.5,
@@ -129,8 +132,9 @@ def test_that_text_names_every_key_there_is():
         "source.preprocess": content["source"].pop("preprocess"),
         "build.tensorrt": content["build"].pop("tensorrt"),
     }
+    assert content["limits"].pop("int8").keys() <= SCHEMA["limits.int8"].keys()
     assert {name: set(table) for name, table in held.items()} == {
-        name: set(table) for name, table in SCHEMA.items()
+        name: set(table) for name, table in SCHEMA.items() if not name.startswith("limits.")
     }
 
 

@@ -86,11 +86,12 @@ def test_every_example_in_the_comments_is_one_the_reader_takes(read):
     text = config_text(
         "v.toml", SourceChoices("d"), SourceChoices(camera="gray"), {}, preprocesses=False
     )
-    live = re.sub(r"^# (\[?[a-z_.]+(\]| = ))", r"\1", text, flags=re.MULTILINE)
+    live = re.sub(r"^# (\[?[a-z0-9_.]+(\]| = ))", r"\1", text, flags=re.MULTILINE)
     found = tomllib.loads(live)
     assert set(found) == {"source", "calibration", "build", "verify", "limits"}
     assert set(found["source"]["preprocess"]) == set(SCHEMA["source.preprocess"])
     assert set(found["build"].pop("tensorrt")) < set(SCHEMA["build.tensorrt"])
+    assert found["limits"].pop("int8") == {"max_drift": 0.5}
     for table in ("calibration", "build", "verify", "limits"):
         assert set(found[table]) == set(SCHEMA[table])
     assert read(live).source.camera == "gray"

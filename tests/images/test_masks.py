@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -34,6 +36,12 @@ def found_in(category):
         ).as_posix()
         for image, mask in masks.items()
     }
+
+
+def test_of_images_whose_folder_is_spelt_otherwise(category, monkeypatch):
+    monkeypatch.chdir(category / "test")
+    masks = find_masks(category, images_to_test("."), Path())
+    assert {image.as_posix() for image in masks} == {"crack/0.png", "crack/1.png", "dent/0.png"}
 
 
 def refused(category, *words):

@@ -65,12 +65,31 @@ class Pipeline:
         defaults = {key: one["default"] for key, one in ACTION["inputs"].items()}
         inputs = {**defaults, **self.inputs, **given}
         values = {
-            key: inputs[re.fullmatch(r"\$\{\{ inputs\.([\w-]+) \}\}", value).group(1)]
+            key: str(ROOT)
+            if value == "${{ github.action_path }}"
+            else inputs[re.fullmatch(r"\$\{\{ inputs\.([\w-]+) \}\}", value).group(1)]
             for key, value in step["env"].items()
         }
+        if name == "Install vadexport":
+            values |= self.stand_in("python", "vadexport")
         # As GitHub runs `shell: bash`.
         command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]]
         return self.run(command, values)
+
+    def stand_in(self, *names):
+        """Programs that only write their arguments, one a line, and go before those of PATH."""
+        folder = self.folder / "bin"
+        folder.mkdir()
+        for name in names:
+            (folder / name).write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+            (folder / name).chmod(0o755)
+        return {"PATH": os.pathsep.join((str(folder), os.environ["PATH"]))}
+
+    def gitlab_installs(self, **given):
+        """Run what the job's script installs by."""
+        variables = {key: str(value) for key, value in GITLAB["variables"].items()}
+        values = {**variables, **self.stand_in("python"), **given}
+        return self.run(["sh", "-e", "-c", GITLAB["script"][0]], values)
 
     def gitlab(self, **given):
         """Run the job's script, but for the installation."""
@@ -105,6 +124,37 @@ def pipeline(tmp_path, checkpoint, images):
     return Pipeline(tmp_path, checkpoint, images)
 
 
+class TestInstalling:
+    """The arguments that pip gets."""
+
+    def test_the_action_installs_its_own_version(self, pipeline):
+        done = pipeline.step("Install vadexport", extras="openvino")
+        constraints = ["--constraint", f"{ROOT}/constraints.txt"]
+        words = ["-m", "pip", "install", "--disable-pip-version-check", "--quiet", *constraints]
+        assert done.stdout.splitlines() == [*words, f"{ROOT}[openvino]", "doctor"], done.stderr
+        assert (ROOT / "constraints.txt").is_file()
+
+    def test_the_action_installs_what_it_is_given(self, pipeline):
+        done = pipeline.step("Install vadexport", install="a wheel.whl")
+        assert done.stdout.splitlines()[-2:] == ["a wheel.whl", "doctor"]
+        assert "--constraint" not in done.stdout
+
+    def test_gitlab_installs_from_a_git_address_or_a_path(self, pipeline):
+        address = "git+https://gitlab.example.com/a/vadexport.git@v1.0.0"
+        done = pipeline.gitlab_installs(VADEXPORT_INSTALL=address)
+        assert done.stdout.splitlines()[-1] == f"vadexport[openvino,report] @ {address}"
+
+    def test_gitlab_installs_the_tested_versions_of_a_checkout(self, pipeline):
+        done = pipeline.gitlab_installs(VADEXPORT_INSTALL=str(ROOT), VADEXPORT_EXTRAS="openvino")
+        constraint = ["--constraint", f"{ROOT}/constraints.txt"]
+        assert done.stdout.splitlines()[-3:] == [*constraint, f"{ROOT}[openvino]"]
+
+    def test_gitlab_must_be_told_from_where(self, pipeline):
+        done = pipeline.gitlab_installs()
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "set VADEXPORT_INSTALL" in done.stderr
+
+
 class TestAction:
     @pytest.mark.slow
     def test_builds_verifies_and_writes_the_summary(self, pipeline):
@@ -127,7 +177,10 @@ class TestAction:
         assert verified.returncode == 1
         assert pipeline.outputs()["held"] == "false"
         (line,) = [one for one in verified.stdout.splitlines() if one.startswith("::error")]
-        assert re.match(r"::error title=vadexport verify::largest drift .*, limit 0$", line)
+        told = r"vadexport: fell short: openvino:fp32: .*largest drift .*, limit 0(; |$)"
+        assert re.match(rf"::error title=vadexport verify::{told}", line)
+        last = verified.stderr.splitlines()[-1]
+        assert line.partition("verify::")[2].replace("%25", "%") == last
         assert "## ✗" in pipeline.summary.read_text()
 
     def test_wrong_input_fails_the_build_with_its_line(self, pipeline):

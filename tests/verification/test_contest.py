@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from vadexport.backends.base import Execution
+from vadexport.contract import ImageInput
 from vadexport.listening import Listener
-from vadexport.verification.contest import Contest
+from vadexport.verification import contest as contest_module
+from vadexport.verification.contest import Contest, timed_calls
 
 CALLS = [np.full((1, 1, 1, 1), value, np.uint8) for value in range(3)]
 
@@ -65,3 +67,30 @@ def test_what_goes_before_the_timed_calls_is_told(timed):
     found = timed({"a": Sleeping}, 3)["a"]
     assert found.warm_up.calls > 10
     assert found.footprint.first_ms >= 2
+
+
+def test_calls_are_sent_only_when_they_are_timed():
+    with ExitStack() as stack:
+        contest = Contest(stack, {"a": Sleeping}, CALLS)
+        assert contest._children["a"].apply(lengths) == 1
+        contest.time(["a"], 1, Listener())
+        assert contest._children["a"].apply(lengths) == len(CALLS)
+
+
+def lengths(stopwatch):
+    return len(stopwatch._calls)
+
+
+@pytest.mark.parametrize(("height", "batch", "count"), [(8, 1, 16), (4000, 2, 2), (9000, 1, 1)])
+def test_timed_calls_are_as_many_as_so_much_memory_holds(monkeypatch, height, batch, count):
+    taken = []
+
+    def load(files, *_, **__):
+        for file in files:
+            taken.append(file)
+            yield file, np.zeros((height, 4000, 1), np.uint8)
+
+    monkeypatch.setattr(contest_module, "load_images", load)
+    image_input = ImageInput(height, 4000, 1, batch)
+    found = timed_calls(range(40), image_input, skip_unreadable=False)
+    assert (len(found), len(taken)) == (count, count * batch)

@@ -84,7 +84,9 @@ def test_lines_give_measured_and_limit():
     assert lines["map"] == (
         "largest difference of a map, as a fraction of the maps' range, 0.1, limit 0.1"
     )
-    assert lines["flips"] == "3 of 100 decisions flipped (3.00%), limit 2.0%"
+    assert lines["flips"] == (
+        "3 of 100 decisions flipped (3.00%, at most 8.52% of such images, 95%), limit 2.0%"
+    )
     assert lines["spearman"] == "Spearman 0.99500, limit 0.995"
     assert lines["auroc"] == "AUROC 0.9825, reference 0.9875 (-0.0050), limit -0.0051"
     assert lines["finite"] == "0 of 100 images have scores that are not finite"

@@ -1,6 +1,5 @@
 """What every backend offers: compile a graph into files, and open the files to run them."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from vadexport.backends.tensorrt.settings import DEFAULT_SETTINGS, TensorRTSettings
 from vadexport.contract import Outputs
+from vadexport.machine import available_processors
 from vadexport.targets import Target
 
 
@@ -93,7 +93,5 @@ def outputs_of(runner: Runner, image: NDArray[Any]) -> Outputs:
 
 
 def available_threads() -> int:
-    """Processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Processors that this process may use, by affinity and by the quota of its container."""
+    return available_processors()

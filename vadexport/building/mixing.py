@@ -92,7 +92,7 @@ class Mixing:
                 continue
             gains, floor = self._timed(candidates)
             points = tuple(one.point for one in candidates)
-            record = self._record(replace(found, points=points), gains)
+            record = {**self._record(replace(found, points=points), gains), "floor": floor}
             chosen = max(numbers, key=lambda number: gains[number].value)
             gain = gains[chosen]
             if gain.low / floor < _LEAST_SPEEDUP:
@@ -305,7 +305,11 @@ class Mixing:
             "points": points,
             "layers": len(self.integers.plan.layers),
             "drift_unit": self.integers.climber.unit.value,
-            "limits": {"drift": limits.max_drift, "spearman": limits.min_spearman},
+            "limits": {
+                "drift": limits.max_drift,
+                "maps": limits.max_map_drift,
+                "spearman": limits.min_spearman,
+            },
             "share": _SHARE,
         }
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from vadexport.building import BuildOptions, BuildResult, BuiltTarget
     from vadexport.contract import Layout
     from vadexport.verification.applied import Passes
+    from vadexport.verification.ladder import Rung
     from vadexport.verification.limits import Check
     from vadexport.verifying import VerifyResult
 
@@ -177,12 +178,13 @@ def command(
     found = None
     if images is not None and any(one.folder for one in result.targets):
         found = _verify(console, options, images, config)
-        status = status or int(not found.held)
+        status = status or found.exit_status
     if as_json:
         both = {} if found is None else {"verifications": verify_json(found)}
         console.result(json.dumps({**_as_json(result), **both}, indent=2))
     elif found is not None:
         console.result(f"\n{verify_text(found)}")
+    console.verdict([*_reasons(result), *(found.reasons if found else ())])
     ctx.exit(status)
 
 
@@ -205,7 +207,8 @@ def _verify(
         artifact=options.destination,
         reference=options.source,
         images=images,
-        limits=dict(config.limits),
+        limits=config.limits.everywhere,
+        limits_of_precision=config.limits.of_precision,
         threads=options.threads,
         skip_unreadable=options.skip_unreadable,
     )
@@ -229,6 +232,21 @@ def _status(result: "BuildResult") -> int:
     return int(any(not rung.held for one in result.targets for rung in one.rungs))
 
 
+def _reasons(result: "BuildResult") -> list[str]:
+    """Why the status is not 0: targets that failed, and each rung that fell short, once."""
+    words = [f"{one.target}: {one.error}" for one in result.targets if one.error]
+    for one in result.targets:
+        for rung in one.rungs:
+            words += [f"{_rung_name(rung, one)}: {_shortfall(rung.checks)}"] * (not rung.held)
+    return list(dict.fromkeys(words))
+
+
+def _rung_name(rung: "Rung", target: "BuiltTarget") -> str:
+    """With the target, where others have one of the same name."""
+    of_target = rung.name in ("prepared", "compiled")
+    return f"{rung.name} {target.target}" if of_target else rung.name
+
+
 def _as_text(result: "BuildResult") -> str:
     lines = [
         printable(f"checked on {result.check_images}; drift unit {result.drift_unit}"),
@@ -240,8 +258,7 @@ def _as_text(result: "BuildResult") -> str:
     seen = set()
     for one in result.targets:
         for rung in one.rungs:
-            of_target = rung.name in ("prepared", "compiled")
-            name = f"{rung.name} {one.target}" if of_target else rung.name
+            name = _rung_name(rung, one)
             if name not in seen:
                 seen.add(name)
                 found = rung.figures

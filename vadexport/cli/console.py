@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
@@ -82,6 +82,13 @@ class Console(Listener):
         """Print a result, text or JSON; what it names must be `printable`, or hold no newline."""
         self._erase()
         click.echo(printable_lines(text))  # JSON is printable as it is
+
+    def verdict(self, reasons: Sequence[str]) -> None:
+        """Say in one line, the last of standard error, why something fell short; nothing if not."""
+        if reasons:
+            self.finish()
+            line = " ".join("; ".join(reasons).split())
+            click.echo(printable(f"vadexport: fell short: {line}"), err=True)
 
     def _close(self, line: str) -> None:
         self._erase()

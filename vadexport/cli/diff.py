@@ -28,8 +28,8 @@ def command(
 
     Of artifacts: target, source, precision, versions, files; and where both were verified, their
     figures and every image whose decision changed. Of folders with several, those of the same name.
-    Exit status 1 where a decision changed, an artifact is gone, or a check falls short that did not
-    before.
+    Exit status 1 where a decision changed, an artifact is gone, a check falls short that did not
+    before or is no longer made, or no image was verified by both; 2 where one was not verified.
 
     \b
     Example:
@@ -43,7 +43,8 @@ def command(
     else:
         shown = json.dumps(_several_as_json(found), indent=2) if as_json else _several(found)
     console.result(shown)
-    ctx.exit(0 if found.held else 1)
+    console.verdict(found.reasons)
+    ctx.exit(found.exit_status)
 
 
 def _as_json(found: "Diff") -> dict[str, object]:
@@ -57,6 +58,7 @@ def _several_as_json(found: "FolderDiff") -> dict[str, object]:
         "removed": found.removed,
         "added": found.added,
         "short": found.short,
+        "unverified": found.unverified,
     }
 
 
@@ -65,6 +67,7 @@ def _several(found: "FolderDiff") -> str:
     parts += [printable(f"no longer there: {name}") for name in found.removed]
     parts += [printable(f"new: {name}") for name in found.added]
     parts += [printable(f"falls short: {line}") for line in found.short]
+    parts += [printable(f"not verified: {name}") for name in found.unverified]
     return "\n\n".join(parts)
 
 
@@ -83,11 +86,17 @@ def _as_text(found: "Diff") -> str:
             for one in found.images
         ]
         parts.append(columns(rows))
-    parts += [printable(f"falls short, and did not before: {line}") for line in found.worse]
+    parts += [printable(f"worse than before: {line}") for line in found.worse]
     if found.shared:
         parts.append(f"{found.decisions} of {found.shared} decisions changed")
-    else:
+    elif not found.unverified:
         parts.append("no image was verified by both: their decisions cannot be compared")
+    if not found.unverified and (found.only_before or found.only_after):
+        parts.append(
+            f"images that only one of the two verified: {found.only_before} before, "
+            f"{found.only_after} after"
+        )
+    parts += [printable(f"not verified: {path}") for path in found.unverified]
     return "\n\n".join(part for part in parts if part)
 
 

@@ -8,9 +8,9 @@ import click
 
 from vadexport.cli.config_options import config_option, needed
 from vadexport.cli.console import Console
+from vadexport.cli.limit_options import limit_options
 from vadexport.cli.options import (
     PATH,
-    NumberType,
     console_options,
     json_option,
     rounds_option,
@@ -20,7 +20,7 @@ from vadexport.cli.options import (
     torch_compile_option,
 )
 from vadexport.cli.source_options import source_options
-from vadexport.config import Config, SourceChoices
+from vadexport.config import Config, LimitChoices, SourceChoices
 from vadexport.terminal import printable
 
 if TYPE_CHECKING:
@@ -32,45 +32,7 @@ if TYPE_CHECKING:
 @click.option("--reference", metavar="SOURCE", help="The trained detector, as trained.")
 @click.option("--images", help="IMAGES that neither training nor calibration has seen.")
 @config_option
-@click.option(
-    "--max-drift", type=NumberType(min=0), help="Largest drift of an image, in drift units."
-)
-@click.option(
-    "--max-flips", type=NumberType(0, 1), help="Largest fraction of decisions that differ."
-)
-@click.option(
-    "--max-map-drift",
-    type=NumberType(min=0),
-    help="Largest difference of an anomaly map, as a fraction of the maps' range.",
-)
-@click.option(
-    "--min-spearman",
-    type=NumberType(-1, 1),
-    help="Smallest rank correlation of raw scores with the reference's.",
-)
-@click.option(
-    "--min-speedup",
-    type=NumberType(min=0, min_open=True),
-    help="Over the reference; the 95% interval, divided by the A/A floor, must clear it.",
-)
-@click.option(
-    "--max-latency-ms",
-    type=NumberType(min=0, min_open=True),
-    help="Of the median of one call; its 95% interval must clear it.",
-)
-@click.option(
-    "--min-auroc-delta",
-    type=NumberType(-1, 1),
-    help="Image AUROC minus the reference's, such as -0.002, where labels are known.",
-)
-@click.option(
-    "--max-size-mb", type=NumberType(min=0, min_open=True), help="Of the artifact's files."
-)
-@click.option(
-    "--max-memory-mb",
-    type=NumberType(min=0, min_open=True),
-    help="Peak of a process that runs the artifact, while latency is measured.",
-)
+@limit_options
 @rounds_option(least=0)
 @torch_compile_option
 @streams_option
@@ -102,15 +64,7 @@ def command(
     images: str | None,
     config: Config | None,
     given: SourceChoices,
-    max_drift: float | None,
-    max_flips: float | None,
-    max_map_drift: float | None,
-    min_spearman: float | None,
-    min_speedup: float | None,
-    max_latency_ms: float | None,
-    min_auroc_delta: float | None,
-    max_size_mb: float | None,
-    max_memory_mb: float | None,
+    limits: LimitChoices,
     rounds: int | None,
     torch_compile: bool,
     streams: int | None,
@@ -125,13 +79,14 @@ def command(
 
     Drift is the difference of raw scores, in units of the spread (interquartile range) of the
     reference's scores on normal images: those that the detector brings, else those of the build.
-    Limits that are not given depend on the precision. How the build read its source is in the
-    artifact: options of the reference need not be given again.
+    Limits that are not given depend on the precision. A limit holds for all targets, or, written
+    int8=X, for those of a precision; it may be given several times. How the build read its source
+    is in the artifact: options of the reference need not be given again.
 
     \b
     Example:
       vadexport verify artifact --reference detector.safetensors --images images/test
-      vadexport verify --config vadexport.toml
+      vadexport verify artifact --config vadexport.toml --max-drift int8=0.5
     """
     console.when_interrupted = lambda: "reports are written only at the end"
     config = config or Config()
@@ -140,25 +95,13 @@ def command(
     location = needed(reference or config.source.location, "--reference", "location of [source]")
     from vadexport.verifying import VerifyOptions, verify
 
-    limits = {
-        "max_drift": max_drift,
-        "max_flips": max_flips,
-        "max_map_drift": max_map_drift,
-        "min_spearman": min_spearman,
-        "min_speedup": min_speedup,
-        "max_latency_ms": max_latency_ms,
-        "min_auroc_delta": min_auroc_delta,
-        "max_size_mb": max_size_mb,
-        "max_memory_mb": max_memory_mb,
-    }
+    limits = limits.over(config.limits)
     options = VerifyOptions(
         artifact=artifact,
         reference=given.over(config.source).at(location).spec(),
         images=images,
-        limits={
-            name: config.limits.get(name) if value is None else value
-            for name, value in limits.items()
-        },
+        limits=limits.everywhere,
+        limits_of_precision=limits.of_precision,
         rounds=rounds,
         torch_compile=torch_compile,
         streams=streams,
@@ -171,7 +114,8 @@ def command(
     result = verify(options, console)
     shown = json.dumps(verify_json(result), indent=2) if as_json else verify_text(result)
     console.result(shown)
-    ctx.exit(0 if result.held else 1)
+    console.verdict(result.reasons)
+    ctx.exit(result.exit_status)
 
 
 def verify_text(result: "VerifyResult") -> str:

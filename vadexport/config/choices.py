@@ -1,9 +1,10 @@
-"""How to read a source, as flags and files say it; turned into a specification when all is known.
+"""What flags and files say: how to read a source, which becomes a specification, and limits.
 
 Nothing here imports PyTorch at once, which the specification's steps do: `--help` must not wait.
 """
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Final, Self, cast
 
 from vadexport.errors import InputError
@@ -129,3 +130,32 @@ class SourceChoices:
         if self.mean is not None and self.std is not None:
             steps.append(Normalise(self.mean, self.std))
         return tuple(steps)
+
+
+@dataclass(frozen=True)
+class LimitChoices:
+    """Limits of a verification that are given, by their name in `Limits`.
+
+    Attributes:
+        everywhere: for all targets.
+        of_precision: for the targets of a precision, whatever holds for all.
+    """
+
+    everywhere: Mapping[str, float] = field(default_factory=dict)
+    of_precision: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def over(self, other: Self) -> Self:
+        """These limits, and those of `other` that none given here is about."""
+        mine, theirs = self.of_precision, other.of_precision
+        left = {
+            precision: {name: limit for name, limit in table.items() if name not in self.everywhere}
+            for precision, table in theirs.items()
+        }
+        return replace(
+            self,
+            everywhere={**other.everywhere, **self.everywhere},
+            of_precision={
+                precision: {**left.get(precision, {}), **mine.get(precision, {})}
+                for precision in {**theirs, **mine}
+            },
+        )

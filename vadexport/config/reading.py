@@ -14,10 +14,16 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from vadexport.backends.tensorrt.settings import TensorRTSettings
 from vadexport.config import kinds
-from vadexport.config.choices import CAMERAS, FACTORY, INTERPOLATIONS, SourceChoices
+from vadexport.config.choices import (
+    CAMERAS,
+    FACTORY,
+    INTERPOLATIONS,
+    LimitChoices,
+    SourceChoices,
+)
 from vadexport.config.kinds import Kind, WrongValueError, shown
 from vadexport.errors import InputError
-from vadexport.targets import Target
+from vadexport.targets import ALL_PRECISIONS, Target
 
 if TYPE_CHECKING:
     from vadexport.contract import Layout
@@ -29,6 +35,18 @@ MAX_BYTES: Final = 64 * 1024
 
 _AT_LEAST_0: Final = kinds.number(0)
 _ABOVE_0: Final = kinds.number(above=0)
+
+_LIMITS: Final[dict[str, Kind]] = {
+    "max_drift": _AT_LEAST_0,
+    "max_flips": kinds.number(0, 1),
+    "max_map_drift": _AT_LEAST_0,
+    "min_spearman": kinds.number(-1, 1),
+    "min_speedup": _ABOVE_0,
+    "max_latency_ms": _ABOVE_0,
+    "min_auroc_delta": kinds.number(-1, 1),
+    "max_size_mb": _ABOVE_0,
+    "max_memory_mb": _ABOVE_0,
+}
 
 #: Every table and key; a table in another has that one's name before a dot.
 SCHEMA: Final[dict[str, dict[str, Kind]]] = {
@@ -65,17 +83,8 @@ SCHEMA: Final[dict[str, dict[str, Kind]]] = {
         field.name: kinds.tensorrt(field.name) for field in fields(TensorRTSettings)
     },
     "verify": {"images": kinds.TEXT},
-    "limits": {
-        "max_drift": _AT_LEAST_0,
-        "max_flips": kinds.number(0, 1),
-        "max_map_drift": _AT_LEAST_0,
-        "min_spearman": kinds.number(-1, 1),
-        "min_speedup": _ABOVE_0,
-        "max_latency_ms": _ABOVE_0,
-        "min_auroc_delta": kinds.number(-1, 1),
-        "max_size_mb": _ABOVE_0,
-        "max_memory_mb": _ABOVE_0,
-    },
+    "limits": _LIMITS,
+    **{f"limits.{precision}": _LIMITS for precision in ALL_PRECISIONS},
 }
 
 _WILDCARD: Final = re.compile(r"[*?[]")
@@ -104,7 +113,7 @@ class Config:
         calibration: IMAGES.
         build: what to build.
         verify: IMAGES.
-        limits: of a verification, by their name in `Limits`.
+        limits: of a verification.
         tensorrt: settings of its builder, by their name in `TensorRTSettings`.
     """
 
@@ -112,7 +121,7 @@ class Config:
     calibration: str | None = None
     build: BuildTable = field(default_factory=BuildTable)
     verify: str | None = None
-    limits: dict[str, float] = field(default_factory=dict)
+    limits: LimitChoices = field(default_factory=LimitChoices)
     tensorrt: dict[str, Any] = field(default_factory=dict)
 
 
@@ -146,7 +155,7 @@ def read_config(file: Path) -> Config:
         _images(tables["calibration"], file.parent),
         build,
         _images(tables["verify"], file.parent),
-        tables["limits"],
+        _limits(tables),
         _from(file.parent, tables["build.tensorrt"]),
     )
 
@@ -249,6 +258,11 @@ def _unknown_table(place: _Place, name: str) -> str:
 def _nearest(name: str, known: list[str]) -> str:
     near = get_close_matches(name[:64], known, n=1)
     return f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
+
+
+def _limits(tables: dict[str, dict[str, Any]]) -> LimitChoices:
+    found = {precision: tables[f"limits.{precision}"] for precision in ALL_PRECISIONS}
+    return LimitChoices(tables["limits"], {name: table for name, table in found.items() if table})
 
 
 def _from(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:

@@ -45,7 +45,8 @@ input_layout = "nhwc"
 # IMAGES that neither training nor calibration has seen.
 # images = "images/test"
 
-# Of `vadexport verify`. The first four have defaults that depend on the precision.
+# Of `vadexport verify`, for all targets. The first four, and that of AUROC, have defaults that
+# depend on the precision; what stands here replaces them for every one, looser or not.
 [limits]
 # max_drift = 0.001        # of an image, in drift units
 # max_flips = 0.0          # fraction of decisions that differ
@@ -56,6 +57,10 @@ input_layout = "nhwc"
 # min_auroc_delta = -0.002 # image AUROC minus the reference's
 # max_size_mb = 50.0       # of the artifact's files
 # max_memory_mb = 500.0    # peak of a process that runs the artifact
+
+# For targets of one precision: fp32, fp16, int8 or auto.
+# [limits.int8]
+# max_drift = 0.5
 """
 _EXAMPLE: Final = """
 # What was done to images in training; each step is left out where it is not given.

@@ -26,6 +26,8 @@ _LIST_SUFFIXES: Final = (".txt", ".lst")
 
 #: Name of the folder of normal images in MVTec AD and the data sets laid out like it.
 _NORMAL_FOLDER: Final = "good"
+#: Name of the folder of a category's images to test with.
+TEST_FOLDER: Final = "test"
 #: Name of the folder of defect masks: PNG files that are no camera images.
 MASK_FOLDER: Final = "ground_truth"
 

@@ -22,7 +22,9 @@ _MASK_ENDING: Final = "_mask"
 _LOSSY_SUFFIXES: Final = (".jpg", ".jpeg", ".webp")
 
 
-def find_masks(category: Path, images: Sequence[ImageFile]) -> dict[Path, Path]:
+def find_masks(
+    category: Path, images: Sequence[ImageFile], tests: Path | None = None
+) -> dict[Path, Path]:
     """The mask file of each image that has one, by the image's path.
 
     Empty where the category has no masks at all. Headers are read, pixels are not.
@@ -30,12 +32,14 @@ def find_masks(category: Path, images: Sequence[ImageFile]) -> dict[Path, Path]:
     Args:
         category: the folder that holds `test` and `ground_truth`.
         images: its test images, as `test_images` lists them.
+        tests: the folder of these, as their paths spell it; default `test` in the category.
 
     Raises:
         InputError: an anomalous image has no mask while there are some, an image has several, a
             mask is that of no image or of two, has another size than its image, cannot be read,
             or is a JPEG or WebP file.
     """
+    tests = tests or category / "test"
     files = _mask_files(category / MASK_FOLDER)
     if not files:
         return {}
@@ -45,7 +49,7 @@ def find_masks(category: Path, images: Sequence[ImageFile]) -> dict[Path, Path]:
     found: dict[Path, Path] = {}
     owners: dict[Path, Path] = {}
     for image in images:
-        name = image.path.relative_to(category / "test").with_suffix("")
+        name = image.path.relative_to(tests).with_suffix("")
         mask = _mask_of(image, name, by_name)
         if mask is None:
             continue
@@ -55,7 +59,7 @@ def find_masks(category: Path, images: Sequence[ImageFile]) -> dict[Path, Path]:
         found[image.path] = mask
     for path in files:
         if path not in owners:
-            raise InputError(f"{path} is the mask of no image in {category / 'test'}")
+            raise InputError(f"{path} is the mask of no image in {tests}")
     for image_path, mask in found.items():
         _check_size(mask, image_path)
     return found

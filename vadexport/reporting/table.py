@@ -95,7 +95,8 @@ def _latency(v: Verification) -> Row:
 
 
 def _below(v: Verification) -> list[str]:
-    lines = [check.line for check in v.checks if not check.held]
+    # How many flips there may be elsewhere is part of the verdict, so it is told where it held too.
+    lines = [check.line for check in v.checks if not check.held or check.name == "flips"]
     if v.proven_on == "graph":
         lines.insert(0, "its ONNX graph, run on the processor; the artifact itself did not run")
     if v.diagnosis is not None:

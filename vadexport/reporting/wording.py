@@ -211,6 +211,9 @@ _LIMITS: Final[tuple[tuple[str, str, str, Callable[[float], str], str], ...]] = 
     ),
 )
 
+#: Checks that need no image.
+_WITHOUT_SCORES: Final = ("speedup", "latency", "size", "memory")
+_NO_SCORES: Final = "no image has a finite score under both reference and artifact"
 _ONE_IMAGE: Final = "one image alone has no rank"
 
 
@@ -225,7 +228,9 @@ def limit_rows(verification: Verification) -> list[LimitRow]:
         if limit is None:
             rows.append(LimitRow(words, MISSING, "no limit", ""))
         elif check is None:
-            why = _ONE_IMAGE if name == "spearman" and compared < 2 else reason
+            why = _ONE_IMAGE if name == "spearman" and compared == 1 else reason
+            if not compared and name not in _WITHOUT_SCORES:
+                why = _NO_SCORES
             rows.append(LimitRow(words, written(limit), "not checked", why))
         else:
             rows.append(LimitRow(words, written(limit), verdict(check.held), check.line))

@@ -53,6 +53,19 @@ def write_reports(v: Verification, folder: Path) -> list[str]:
     return warnings
 
 
+def remove_reports(folder: Path) -> None:
+    """Remove what `write_reports` wrote for an earlier verification; other files stay.
+
+    Raises:
+        InputError: a file cannot be removed.
+    """
+    try:
+        for name in (PARITY_FILE, LATENCY_FILE, JUNIT_FILE, SUMMARY_FILE, PAGE_FILE):
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot remove the old report in {folder}: {error.strerror}") from None
+
+
 def _write(path: Path, text: str | None) -> None:
     if text is None:
         path.unlink(missing_ok=True)

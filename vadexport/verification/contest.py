@@ -1,12 +1,13 @@
 """The reference and what is held against it, each in a child process of its own."""
 
+import math
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +24,36 @@ from vadexport.verification.latency import LatencyFigures, Stopwatch, measure, s
 if TYPE_CHECKING:
     from vadexport.backends.pytorch import PyTorchRunner
 
-#: Different calls that are timed, one after the other.
+_T = TypeVar("_T")
+
+#: Different calls that are timed, one after the other, ...
 _TIMED_CALLS: Final = 16
+#: ... or fewer, where so many bytes hold no more: each process of a contestant has its own.
+_TIMED_BYTES: Final = 64_000_000
 #: Rounds where nobody says how many: as many as there is time for, in seconds.
 _MOST_ROUNDS, _FEWEST_ROUNDS, _MEASURING_S = 100, 10, 60.0
+
+
+class ContestantError(BackendError):
+    """A contestant crashed, timed out or failed.
+
+    Args:
+        contestant: its name.
+        reason: in words.
+    """
+
+    def __init__(self, contestant: str, reason: str) -> None:
+        super().__init__(reason)
+        self.contestant = contestant
+
+
+@contextmanager
+def blamed(contestant: str) -> Iterator[None]:
+    """Say of what fails in here that it is this contestant's failure."""
+    try:
+        yield
+    except BackendError as error:
+        raise ContestantError(contestant, str(error)) from None
 
 
 class Contest:
@@ -36,6 +63,9 @@ class Contest:
         stack: closes the children.
         openers: of each contestant's runner, by its name.
         calls: of the graph, that are timed.
+
+    Raises:
+        ContestantError: here and by every method, where a contestant fails.
     """
 
     def __init__(
@@ -53,15 +83,15 @@ class Contest:
 
     def inference(self, name: str) -> Callable[[Call], Outputs]:
         """Inference of a contestant."""
-        return partial(self._children[name].apply, _infer)
+        return partial(_apply, name, self._children[name], _infer)
 
     def preparation(self, name: str) -> Callable[[Call], NDArray[np.float32]]:
         """Preprocessing of a contestant that runs in PyTorch."""
-        return partial(self._children[name].apply, _prepare)
+        return partial(_apply, name, self._children[name], _prepare)
 
     def gpu_state(self, name: str) -> GpuState | None:
         """State of the GPU that a contestant runs on; None on the processor."""
-        return self._children[name].apply(Stopwatch.gpu_state)
+        return _apply(name, self._children[name], Stopwatch.gpu_state)
 
     def time(
         self,
@@ -82,10 +112,14 @@ class Contest:
         """
         children = {name: self._children[name] for name in names}
         children |= {_again(name): self._open(name) for name in twice}
-        warm = {name: child.apply(Stopwatch.warm_up) for name, child in children.items()}
-        contestants = {
-            name: partial(child.apply, Stopwatch.time) for name, child in children.items()
+        owners = {_again(name): name for name in twice}
+        ask = {
+            name: partial(_apply, owners.get(name, name), child) for name, child in children.items()
         }
+        for each in ask.values():
+            each(Stopwatch.take, self._calls)
+        warm = {name: each(Stopwatch.warm_up) for name, each in ask.items()}
+        contestants = {name: partial(each, Stopwatch.time) for name, each in ask.items()}
         if rounds is None:
             rounds = _affordable_rounds(contestants)
             if rounds < _MOST_ROUNDS:
@@ -95,7 +129,7 @@ class Contest:
                 )
         measured = measure(
             contestants,
-            {name: child.apply(_execution) for name, child in children.items()},
+            {name: each(_execution) for name, each in ask.items()},
             rounds=rounds,
             progress=lambda done, total: listener.step("latency", done, total),
         )
@@ -103,7 +137,7 @@ class Contest:
         return {
             name: replace(
                 found[name],
-                footprint=children[name].apply(Stopwatch.footprint),
+                footprint=ask[name](Stopwatch.footprint),
                 warm_up=warm[name],
                 again=speedup(found[_again(name)], found[name]).ratio if name in twice else None,
             )
@@ -112,7 +146,8 @@ class Contest:
 
     def _open(self, name: str) -> Child:
         child = self._stack.enter_context(Child(name))
-        child.open(Stopwatch, self._openers[name], self._calls)
+        with blamed(name):
+            child.open(Stopwatch, self._openers[name], self._calls[:1])
         return child
 
 
@@ -140,7 +175,7 @@ def add_compiled(contest: Contest, name: str, opener: RunnerOpener, listener: Li
 def timed_calls(
     files: Sequence[ImageFile], image_input: ImageInput, *, skip_unreadable: bool
 ) -> list[Call]:
-    """Calls of the graph to time, on the first images, in memory.
+    """Calls of the graph to time, on the first images, in memory: 16, or what 64 MB hold.
 
     Args:
         files: the images.
@@ -148,8 +183,10 @@ def timed_calls(
         skip_unreadable: pass over images that cannot be read.
     """
     size = image_input.batch or 1
+    each = size * math.prod(image_input.shape[1:]) * np.dtype(image_input.graph_dtype).itemsize
+    count = max(1, min(_TIMED_CALLS, _TIMED_BYTES // each))
     loaded = load_images(files, image_input, skip_unreadable=skip_unreadable)
-    images = np.stack([image for _, image in islice(loaded, _TIMED_CALLS * size)])
+    images = np.stack([image for _, image in islice(loaded, count * size)])
     starts = range(0, len(images), size)
     return [next(image_input.batches(images[start : start + size]))[0] for start in starts]
 
@@ -165,6 +202,11 @@ def _affordable_rounds(contestants: Mapping[str, Callable[[int], object]]) -> in
 
 def _again(name: str) -> str:
     return f"{name} again"
+
+
+def _apply(name: str, child: Child, function: Callable[..., _T], *arguments: Any) -> _T:
+    with blamed(name):
+        return child.apply(function, *arguments)
 
 
 def _infer(stopwatch: Stopwatch, image: Call) -> Outputs:

@@ -102,7 +102,12 @@ def warm_up(make_call: Callable[[int], object], made: int) -> WarmUp:
 
 
 class Stopwatch:
-    """A runner and the calls it is timed on, in the process where it runs."""
+    """A runner and the calls it is timed on, in the process where it runs.
+
+    Args:
+        open_runner: opens the runner.
+        calls: of which the first is made at once; `take` replaces them.
+    """
 
     def __init__(self, open_runner: RunnerOpener, calls: Sequence[Call]) -> None:
         start = time.perf_counter()
@@ -113,6 +118,10 @@ class Stopwatch:
         self._first_ms = 1e3 * (time.perf_counter() - loaded)
         self._calls = calls
         self._gpu: GpuState | None = None
+
+    def take(self, calls: Sequence[Call]) -> None:
+        """Time these calls from now on."""
+        self._calls = calls
 
     def warm_up(self) -> WarmUp:
         """Make calls, in turn, until they get no faster."""

@@ -61,6 +61,13 @@ class Limits:
         """These limits, with those that are not None in `given` in their place."""
         return replace(self, **{key: value for key, value in given.items() if value is not None})
 
+    def looser_than(self, other: Self, name: str) -> bool:
+        """Whether the limit of this name holds of more than in `other`; not where that has none."""
+        mine, theirs = getattr(self, name), getattr(other, name)
+        if mine is None or theirs is None:
+            return False
+        return bool(mine > theirs if name.startswith("max_") else mine < theirs)
+
 
 #: float32 must reproduce the reference up to rounding; the distance of a patch to a row of the
 #: memory bank that it is itself loses all but a thousandth of the map's range to cancellation, in
@@ -152,13 +159,13 @@ def parity_checks(
     if limits.max_drift is not None:
         checks.append(_at_most("drift", "largest drift", found.drift_max, limits.max_drift))
     if limits.max_flips is not None and found.flips is not None:
-        share = found.flips / found.images
+        rate = proportion_interval(found.flips, found.images)
         checks.append(
             Check(
                 "flips",
-                share <= limits.max_flips,
-                f"{found.flips} of {found.images} decisions flipped ({share:.2%}), "
-                f"limit {limits.max_flips:.1%}",
+                rate.value <= limits.max_flips,
+                f"{found.flips} of {found.images} decisions flipped ({rate.value:.2%}, at most "
+                f"{100 * rate.high:.3g}% of such images, 95%), limit {limits.max_flips:.1%}",
             )
         )
     ranks, area = found.spearman, found.auroc

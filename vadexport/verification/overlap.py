@@ -5,7 +5,7 @@ a row of counts, and drawing images anew is a product of matrices.
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Self
 
 import numpy as np
@@ -38,6 +38,7 @@ class MapSpool:
         self._file = tempfile.TemporaryFile(prefix="vadexport-")  # noqa: SIM115 - see __exit__
         self._shape: tuple[int, ...] = ()
         self._masks: list[tuple[NDArray[Any] | None, tuple[int, int]]] = []
+        self._finite: list[set[str]] = []
 
     def __enter__(self) -> Self:
         return self
@@ -54,7 +55,8 @@ class MapSpool:
         """Add an image.
 
         Args:
-            maps: of each detector, `[h, w]`; an image whose maps are not all finite is left out.
+            maps: of each detector, `[h, w]`. A detector whose map is not finite, and only that, is
+                compared without the image.
             mask: `[H, W]`, true where there is a defect; None of a normal image.
             size: height and width of the image, which maps are resized to.
 
@@ -62,8 +64,8 @@ class MapSpool:
             OSError: the disk is full.
         """
         found = [np.ascontiguousarray(maps[name], np.float32) for name in self._names]
-        if not all(np.isfinite(one).all() for one in found):
-            return
+        pairs = zip(self._names, found, strict=True)
+        self._finite.append({name for name, one in pairs if np.isfinite(one).all()})
         self._shape = found[0].shape
         for one in found:
             self._file.write(one.tobytes())
@@ -75,10 +77,26 @@ class MapSpool:
         The intervals are of a bootstrap over images (Efron 1979), normal and anomalous ones drawn
         apart, the maps of an image together.
         """
-        anomalous = np.array([mask is not None for mask, _ in self._masks])
+        groups: dict[tuple[int, ...], list[str]] = {}
+        for name in self._names:
+            if name != reference:
+                pair = {reference, name}
+                kept = tuple(n for n, finite in enumerate(self._finite) if pair <= finite)
+                groups.setdefault(kept, [reference]).append(name)
+        return {
+            name: one
+            for kept, names in groups.items()
+            for name, one in self._compared(names, kept, seed).items()
+        }
+
+    def _compared(
+        self, names: Sequence[str], kept: Sequence[int], seed: int
+    ) -> dict[str, Compared]:
+        """Of each detector but the first, the reference, on the images of these numbers."""
+        anomalous = np.array([self._masks[number][0] is not None for number in kept])
         if not anomalous.any():
             return {}
-        counts = {name: self._counts(name) for name in self._names}
+        counts = {name: self._counts(name, kept) for name in names}
         if not all(normal.any() and regions.any() for normal, regions in counts.values()):
             return {}
         rng = np.random.default_rng(seed)
@@ -88,15 +106,19 @@ class MapSpool:
             for name, found in counts.items()
         }
         found = {}
-        for name in self._names:
+        reference, *others = names
+        for name in others:
             loss = bootstrap_loss(areas[reference] - areas[name], anomalous)
             found[name] = Compared(float(areas[reference][0]), float(areas[name][0]), loss)
-        return {name: one for name, one in found.items() if name != reference}
+        return found
 
-    def _images(self, name: str) -> Iterator[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
+    def _images(
+        self, name: str, kept: Sequence[int]
+    ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
         """Each image's map and mask `[H, W]`, of one detector."""
         count = int(np.prod(self._shape))
-        for number, (packed, size) in enumerate(self._masks):
+        for number in kept:
+            packed, size = self._masks[number]
             self._file.seek(4 * count * (number * len(self._names) + self._names.index(name)))
             values = np.frombuffer(self._file.read(4 * count), np.float32)
             mask = np.zeros(size, np.bool_)
@@ -104,17 +126,17 @@ class MapSpool:
                 mask = np.unpackbits(packed, count=mask.size).reshape(size).astype(np.bool_)
             yield resized_map(values.reshape(self._shape), size), mask
 
-    def _counts(self, name: str) -> tuple[Float64Array, Float64Array]:
+    def _counts(self, name: str, kept: Sequence[int]) -> tuple[Float64Array, Float64Array]:
         """Of every image, by threshold from the highest: normal pixels, and shares of defects.
 
         Each `[images, thresholds + 1]`: how many lie between a threshold and the one above it.
         """
         from scipy.ndimage import label
 
-        edges = self._thresholds(name)
-        normal = np.zeros((len(self._masks), len(edges) + 1))
+        edges = self._thresholds(name, kept)
+        normal = np.zeros((len(kept), len(edges) + 1))
         regions = np.zeros_like(normal)
-        for number, (scores, mask) in enumerate(self._images(name)):
+        for number, (scores, mask) in enumerate(self._images(name, kept)):
             places = len(edges) - np.searchsorted(edges, scores)
             normal[number] = np.bincount(places[~mask], minlength=len(edges) + 1)
             if mask.any():
@@ -125,11 +147,11 @@ class MapSpool:
                 )
         return normal, regions
 
-    def _thresholds(self, name: str) -> NDArray[np.float32]:
+    def _thresholds(self, name: str, kept: Sequence[int]) -> NDArray[np.float32]:
         """Scores that normal pixels exceed at the wanted rates, ascending."""
-        most = -(-_MOST_PIXELS // len(self._masks))
+        most = -(-_MOST_PIXELS // len(kept))
         pixels = []
-        for scores, mask in self._images(name):
+        for scores, mask in self._images(name, kept):
             normal = scores[~mask]
             pixels.append(normal[:: max(1, len(normal) // most)])
         edges = np.quantile(np.concatenate(pixels), 1 - _RATES, method="lower")

@@ -1,5 +1,6 @@
 """Scores and maps of a candidate against the reference's, image by image."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -167,8 +168,9 @@ def compare_images(
                 expected = reference(filled)
                 found = {candidate: infer(filled) for candidate, infer in candidates.items()}
             except BackendError as error:
-                names = ", ".join(name for name, _, _ in call)
-                raise BackendError(f"{error}, on {names}") from None
+                # The same error: it may say whose it is.
+                error.args = (f"{error}, on {', '.join(name for name, _, _ in call)}",)
+                raise
             if compared is not None:
                 compared.result()
             named = [(name, label) for name, label, _ in call]
@@ -178,6 +180,24 @@ def compare_images(
         if compared is not None:
             compared.result()
     return records
+
+
+#: Of an artifact that did not run, so that there is no figure at all.
+NO_FIGURES: Final = ParityFigures(
+    images=0,
+    drift_max=math.nan,
+    drift_mean=math.nan,
+    drift_median=math.nan,
+    drift_p95=math.nan,
+    spearman=None,
+    flips=None,
+    map_max=None,
+    map_mean=None,
+    auroc_reference=None,
+    auroc=None,
+    not_finite=0,
+    inconsistent=0,
+)
 
 
 def figures(records: Sequence[ImageRecord], drift_unit: float) -> ParityFigures:

@@ -1,7 +1,7 @@
 """What a verification found: the one object that every report is made from."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,9 @@ from vadexport.verification.parity import ImageRecord, ParityFigures
 from vadexport.verification.parts import Parts
 from vadexport.verification.searched import FoundSearch
 from vadexport.verification.throughput import Throughput
+
+#: Name of the check that falls short where an artifact did not run.
+RUNS: Final = "runs"
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,11 @@ class Verification:
     planted: PlantedEvidence | None = None
     diagnosis: Diagnosis | None = None
     search: FoundSearch | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether it could not be judged, because it crashed or did not answer."""
+        return any(check.name == RUNS and not check.held for check in self.checks)
 
     @property
     def held(self) -> bool:

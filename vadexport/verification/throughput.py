@@ -18,6 +18,7 @@ from vadexport.backends.child import Child
 from vadexport.contract import Call
 from vadexport.errors import InputError
 from vadexport.listening import Listener
+from vadexport.verification.contest import blamed
 
 _BLOCKS: Final = 5
 _BLOCK_S: Final = 1.0
@@ -94,6 +95,9 @@ def measure_throughput(
         calls: that are made.
         listener: told of each block.
         seed: of the orders.
+
+    Raises:
+        ContestantError: one of them failed.
     """
     rng = np.random.default_rng(seed)
     names = list(openers)
@@ -101,12 +105,14 @@ def measure_throughput(
     with ExitStack() as stack:
         children = {name: stack.enter_context(Child(name)) for name in names}
         for name, child in children.items():
-            child.open(Streams, *openers[name], calls)
-            child.apply(Streams.run, _BLOCK_S)  # to warm up
+            with blamed(name):
+                child.open(Streams, *openers[name], calls)
+                child.apply(Streams.run, _BLOCK_S)  # to warm up
         for block in range(_BLOCKS):
             for index in rng.permutation(len(names)):
                 name = names[index]
-                found[name].append(children[name].apply(Streams.run, _BLOCK_S))
+                with blamed(name):
+                    found[name].append(children[name].apply(Streams.run, _BLOCK_S))
             listener.step("throughput", block + 1, _BLOCKS)
     return {
         name: Throughput(openers[name][1], float(np.median(rates)), tuple(rates))

@@ -1,10 +1,10 @@
 """What takes part in a verification, each on the device that it is for."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
 import numpy as np
 
@@ -19,7 +19,13 @@ from vadexport.images import ImageFile, decode, image_digest
 from vadexport.listening import Listener
 from vadexport.sources import SourceSpec, reference_opener
 from vadexport.targets import Target
-from vadexport.verification.contest import Contest, add_compiled, add_part, timed_calls
+from vadexport.verification.contest import (
+    Contest,
+    ContestantError,
+    add_compiled,
+    add_part,
+    timed_calls,
+)
 from vadexport.verification.environment import Surroundings
 from vadexport.verification.latency import LatencyFigures
 from vadexport.verification.parity import ImageRecord
@@ -33,6 +39,8 @@ from vadexport.verification.throughput import (
 )
 from vadexport.verifying.options import VerifyOptions
 
+_T = TypeVar("_T")
+
 REFERENCE: Final = "reference"
 COMPILED: Final = "reference under torch.compile"
 
@@ -42,7 +50,8 @@ class Arena:
     """What takes part in a verification.
 
     Attributes:
-        artifacts: by their target's name.
+        artifacts: by their target's name; those that failed are taken out.
+        failed: why, by the same name.
         proxied: names of those whose device is not here, each with the reason.
         image_input: of all.
         files: the images, by name.
@@ -53,6 +62,7 @@ class Arena:
     """
 
     artifacts: dict[str, Artifact]
+    failed: dict[str, str]
     proxied: dict[str, str]
     image_input: ImageInput
     files: dict[str, ImageFile]
@@ -74,6 +84,7 @@ class Arena:
 
         Raises:
             MissingDeviceError: a device is not here, and no proxy may stand in for it.
+            ContestantError: the reference failed.
         """
         surroundings = Surroundings.now()
         threads = options.threads or available_threads()
@@ -87,19 +98,20 @@ class Arena:
                 f"{name} cannot run here: {reason}; --proxy verifies the ONNX graph behind it on "
                 "the processor, which proves its numerics and not the artifact itself"
             )
-        if len(proxied) == len(named) and options.needs_timing:
+        precisions = {one.manifest.target.precision for one in named.values()}
+        if len(proxied) == len(named) and options.needs_timing(*precisions):
             raise InputError(
                 "a limit on speed or memory, --torch-compile or --streams needs a measurement, and "
                 "a proxy shows neither: verify where the artifact's GPU is"
             )
-        if proxied and options.limits_timing:
+        if options.limits_timing(*(named[name].manifest.target.precision for name in proxied)):
             raise InputError(
                 f"a limit on speed or memory cannot be held against {', '.join(proxied)}, for a "
                 "proxy shows neither: verify the others without it, or where its GPU is"
             )
         on_gpu = any(one.manifest.target.on_gpu for name, one in named.items() if not missing[name])
         reference = partial(reference_opener, spec, threads, on_gpu=on_gpu)
-        openers = {REFERENCE: reference()}
+        openers = {}
         for name, one in named.items():
             target = one.manifest.target
             openers[name] = (
@@ -109,10 +121,35 @@ class Arena:
             )
         image_input = artifacts[0].manifest.image_input
         calls = timed_calls(files, image_input, skip_unreadable=options.skip_unreadable)
-        contest = Contest(stack, openers, calls)
+        contest = Contest(stack, {REFERENCE: reference()}, calls)
         by_name = {file.name: file for file in files}
         both = (reference(), reference(sample=calls[0]))
-        return cls(named, proxied, image_input, by_name, calls, contest, both, surroundings)
+        arena = cls(named, {}, proxied, image_input, by_name, calls, contest, both, surroundings)
+        for name, open_runner in openers.items():
+            with arena.without_failed():
+                contest.add(name, open_runner)
+        return arena
+
+    def surviving(self, phase: Callable[[], _T]) -> _T:
+        """What comes of a phase of the verification; done again without an artifact that fails.
+
+        Raises:
+            ContestantError: the reference failed.
+        """
+        while True:
+            with self.without_failed():
+                return phase()
+
+    @contextmanager
+    def without_failed(self) -> Iterator[None]:
+        """Take an artifact out that fails in here; another contestant's failure goes on."""
+        try:
+            yield
+        except ContestantError as error:
+            if error.contestant not in self.artifacts:
+                raise
+            del self.artifacts[error.contestant]
+            self.failed[error.contestant] = str(error)
 
     def timed(self, options: VerifyOptions, listener: Listener) -> dict[str, LatencyFigures]:
         """Latency of all that run on their own device, interleaved with the reference.
@@ -133,7 +170,14 @@ class Arena:
             part = preprocessing_opener(artifact.folder, artifact.manifest.target, threads)
             if part is not None and add_part(self.contest, preprocessing_of(name), part):
                 all_of_them.append(preprocessing_of(name))
-        return self.contest.time(all_of_them, options.rounds, listener, twice=names)
+        while True:
+            try:
+                return self.contest.time(all_of_them, options.rounds, listener, twice=names)
+            except ContestantError as error:
+                if error.contestant in (REFERENCE, *names):
+                    raise
+                all_of_them.remove(error.contestant)
+                listener.warn(f"{error.contestant} is not timed: {error}")
 
     def throughput(self, options: VerifyOptions, listener: Listener) -> dict[str, Throughput]:
         """Of the reference in one stream, and of all that run on their own device in several."""

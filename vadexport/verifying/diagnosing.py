@@ -193,9 +193,10 @@ def _shared(
         contest.preparation(REFERENCE),
     )
     # The user's limits are the artifacts': steps on the way to another precision keep the defaults.
-    given = {name: options.limits.get(name) for name in ("max_drift", "max_map_drift")}
-    precisions = {subject.artifact.manifest.target.precision for subject in subjects}
-    limits = {name: Limits.of_rung(name).overridden(**given) for name in precisions}
+    limits = {}
+    for name in {subject.artifact.manifest.target.precision for subject in subjects}:
+        own = options.limits_of(name)
+        limits[name] = Limits(max_drift=own.max_drift, max_map_drift=own.max_map_drift)
     threads = options.threads or available_threads()
     repeated = any(subject.again for subject in subjects)
     climber = Climber(ladder, subjects[0].unit, threads, limits, repeated=repeated)

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from vadexport.contract import ANOMALY_MAP, ImageArray, Outputs
 from vadexport.errors import InputError
 from vadexport.images import ImageFile, load_images
-from vadexport.images.listing import is_category
+from vadexport.images.listing import TEST_FOLDER, is_category
 from vadexport.images.masks import find_masks, load_mask
 from vadexport.listening import Listener
 from vadexport.sources import Source
+from vadexport.thresholds import Thresholds
 from vadexport.verification.losses import Compared
 from vadexport.verification.overlap import MapSpool
 from vadexport.verification.parity import ImageRecord, compare_images
@@ -51,13 +52,46 @@ def findings(
     options: VerifyOptions,
     listener: Listener,
 ) -> dict[str, Findings]:
-    """Compare every artifact with the reference, image by image.
+    """Compare every artifact with the reference, image by image; those that fail are left out.
 
     Raises:
         InputError: an image or a mask is wrong, or there is no room for their maps.
     """
-    masks = _masks(Path(options.images), files) if source.detector.map_size else {}
+    masks = _masks(Path(options.images), files, listener) if source.detector.map_size else {}
     thresholds = source.detector.thresholds
+
+    def compared() -> tuple[dict[str, list[ImageRecord]], dict[str, Compared]]:
+        return _compared(arena, files, masks, thresholds, options, listener)
+
+    first, aupro = arena.surviving(compared)
+    seen = {record.name for records in first.values() for record in records}
+    readable = [file for file in files if file.name in seen]
+    again = arena.surviving(lambda: _repeated(arena, readable, options, listener))
+
+    def planted() -> dict[str, list[ImageRecord]]:
+        records = {name: first[name] for name in arena.artifacts}
+        if not any(map(needs_defects, records.values())):
+            return {}
+        return planted_records(arena, records, thresholds, listener)
+
+    defects = arena.surviving(planted)
+    return {
+        name: Findings(first[name], again[name], defects.get(name), aupro.get(name))
+        for name in arena.artifacts
+    }
+
+
+def _compared(
+    arena: Arena,
+    files: Sequence[ImageFile],
+    masks: Mapping[Path, Path],
+    thresholds: Thresholds | None,
+    options: VerifyOptions,
+    listener: Listener,
+) -> tuple[dict[str, list[ImageRecord]], dict[str, Compared]]:
+    """Records of all images, and AUPRO where there are masks, of each artifact."""
+    if not arena.artifacts:
+        return {}, {}
     with ExitStack() as stack:
         segmentation = None
         if masks:
@@ -72,20 +106,23 @@ def findings(
             segmentation,
         )
         aupro = segmentation.spool.compared(REFERENCE) if segmentation else {}
-    seen = {record.name for record in next(iter(first.values()))}
-    readable = [file for file in files if file.name in seen]
-    again = _repeated(arena, readable, options, listener)
-    planted = {}
-    if needs_defects(next(iter(first.values()))):
-        planted = planted_records(arena, first, thresholds, listener)
-    return {
-        name: Findings(first[name], again[name], planted.get(name), aupro.get(name))
-        for name in arena.artifacts
-    }
+    return first, aupro
 
 
-def _masks(root: Path, files: Sequence[ImageFile]) -> dict[Path, Path]:
-    return find_masks(root, files) if root.is_dir() and is_category(root) else {}
+def _masks(root: Path, files: Sequence[ImageFile], listener: Listener) -> dict[Path, Path]:
+    """Masks of a category, or those that lie beside its folder `test`."""
+    if not root.is_dir():
+        return {}
+    if is_category(root):
+        return find_masks(root, files)
+    folder = root.resolve()
+    if folder.name != TEST_FOLDER:
+        return {}
+    try:
+        return find_masks(folder.parent, files, root)
+    except InputError as error:  # nobody said that they belong together
+        listener.warn(f"AUPRO is left out: {error}")
+        return {}
 
 
 def _spool(*names: str) -> MapSpool:
