@@ -7,6 +7,7 @@ from scipy import stats
 from vadexport.verification.curves import BestF1
 from vadexport.verification.losses import (
     FEWEST_CHANGED,
+    FEWEST_WITH_MAPS,
     bootstrap_loss,
     compare_auroc,
     compare_f1_max,
@@ -176,13 +177,13 @@ class TestWeightedF1Max:
 class TestBootstrapLoss:
     def test_is_students_interval_of_the_bootstraps_error(self):
         losses = np.random.default_rng(0).normal(0.1, 0.02, 500)
-        labels = np.repeat([False, True], [40, 20])
+        labels = np.repeat([False, True], [140, 120])
         found = bootstrap_loss(losses, labels)
-        low, high = stats.t.interval(0.95, 19, losses[0], losses[1:].std())
+        low, high = stats.t.interval(0.95, 119, losses[0], losses[1:].std())
         assert (found.low, found.high) == pytest.approx((low, high))
         assert found.least == found.low
 
     def test_of_few_images_there_is_none(self):
-        labels = np.repeat([False, True], [40, FEWEST_CHANGED - 1])
+        labels = np.repeat([False, True], [140, FEWEST_WITH_MAPS - 1])
         found = bootstrap_loss(np.zeros(5), labels)
-        assert (found.low, found.high, found.enough) == (None, None, FEWEST_CHANGED)
+        assert (found.low, found.high, found.enough) == (None, None, FEWEST_WITH_MAPS)

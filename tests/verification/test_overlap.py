@@ -53,7 +53,7 @@ def test_is_the_exact_area_to_a_thousandth(seed, signal):
 def test_maps_are_resized_to_the_masks(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     rng = np.random.default_rng(0)
-    first = [(rng.normal(size=(20, 30)).astype(np.float32), mask) for _, mask in samples(3, 30)]
+    first = [(rng.normal(size=(20, 30)).astype(np.float32), mask) for _, mask in samples(3, 200)]
     found = compared(first, first, (48, 64))["b"]
     assert found.reference == pytest.approx(exact(first, (48, 64)), abs=1e-3)
     assert (found.loss.value, found.loss.low, found.loss.high) == (0, 0, 0)
@@ -61,7 +61,7 @@ def test_maps_are_resized_to_the_masks(tmp_path, monkeypatch):
 
 
 def test_only_the_order_of_pixels_counts():
-    first = samples(5, 30)
+    first = samples(5, 200)
     second = [(np.exp(values) * 100, mask) for values, mask in first]
     loss = compared(first, second, (48, 64))["b"].loss
     assert max(abs(loss.value), abs(loss.low), abs(loss.high)) < 1e-3
@@ -74,18 +74,18 @@ def test_ties_and_few_values():
 
 
 def test_the_interval_is_that_of_drawing_images():
-    first = samples(11, count=30, signal=2.0)
+    first = samples(11, count=200, size=(24, 32), signal=2.0)
     rng = np.random.default_rng(0)
     second = [
         (values + rng.normal(size=values.shape).astype(np.float32), mask) for values, mask in first
     ]
-    found = compared(first, second, (48, 64))["b"].loss
+    found = compared(first, second, (24, 32))["b"].loss
     kinds = [[n for n, (_, mask) in enumerate(first) if (mask is None) == none] for none in (0, 1)]
     losses = []
     for _ in range(200):
         drawn = np.concatenate([rng.choice(kind, len(kind)) for kind in kinds])
         losses.append(
-            exact([first[n] for n in drawn], (48, 64)) - exact([second[n] for n in drawn], (48, 64))
+            exact([first[n] for n in drawn], (24, 32)) - exact([second[n] for n in drawn], (24, 32))
         )
     low, high = np.quantile(losses, [0.025, 0.975])
     width = high - low
@@ -110,6 +110,6 @@ def test_without_defects_there_is_none():
 
 
 def test_of_few_images_there_is_no_interval():
-    first = samples(5, 28)
+    first = samples(5, 190)
     loss = compared(first, first, (48, 64))["b"].loss
-    assert (loss.value, loss.low, loss.high, loss.enough) == (0, None, None, 15)
+    assert (loss.value, loss.low, loss.high, loss.enough) == (0, None, None, 100)

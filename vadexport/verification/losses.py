@@ -13,6 +13,9 @@ from vadexport.verification.statistics import Float64Array, average_ranks
 #: Images of each label whose place among the other label's must change for an interval: of fewer,
 #: none of the usual intervals covers 95% (`tests/verification/test_losses.py`).
 FEWEST_CHANGED: Final = 15
+#: Images of each label for an interval of what maps lose: a few small defects make up most of the
+#: loss, which fewer images do not show (`benchmarks/coverage.py`).
+FEWEST_WITH_MAPS: Final = 100
 #: Numbers that a bootstrap holds at once.
 _MOST_VALUES: Final = 2_000_000
 _RESAMPLES: Final = 1000
@@ -67,19 +70,21 @@ class _Places:
     anomalous: Float64Array
     normal: Float64Array
 
-    def loss(self, value: float, error: float, freedom: float) -> Loss:
-        """With an interval by Student's t, where enough images moved."""
+    def loss(
+        self, value: float, error: float, freedom: float, fewest: int = FEWEST_CHANGED
+    ) -> Loss:
+        """With an interval by Student's t, where at least `fewest` images of each label moved."""
         from scipy.special import stdtrit
 
         kinds = (self.anomalous, self.normal)
         changed = [int(np.count_nonzero(kind)) for kind in kinds]
         reach = float(stdtrit(max(freedom, 1.0), 0.975)) * error
-        if min(changed) >= FEWEST_CHANGED:
+        if min(changed) >= fewest:
             return Loss(value, value - reach, value + reach, value - reach)
         enough = None
         if min(changed) > 0:
             shares = [len(kind) / count for kind, count in zip(kinds, changed, strict=True)]
-            enough = math.ceil(FEWEST_CHANGED * max(shares))
+            enough = math.ceil(fewest * max(shares))
         return Loss(value, None, None, value - reach, enough)
 
 
@@ -145,7 +150,7 @@ def compare_f1_max(
 
 
 def bootstrap_loss(losses: Float64Array, anomalous: NDArray[np.bool_]) -> Loss:
-    """With an interval by the standard error of a bootstrap over images.
+    """Of maps, with an interval by the standard error of a bootstrap over images.
 
     Args:
         losses: of all images, then of each resample.
@@ -153,7 +158,8 @@ def bootstrap_loss(losses: Float64Array, anomalous: NDArray[np.bool_]) -> Loss:
     """
     everywhere = np.ones(len(anomalous))  # the map of each image has its own part in it
     places = _Places(everywhere[anomalous], everywhere[~anomalous])
-    return places.loss(float(losses[0]), float(losses[1:].std()), _freedom(anomalous))
+    error = float(losses[1:].std())
+    return places.loss(float(losses[0]), error, _freedom(anomalous), FEWEST_WITH_MAPS)
 
 
 def drawn_images(
