@@ -42,8 +42,6 @@ from vadexport.verifying.options import VerifyOptions
 _MOST_IMAGES: Final = 8
 #: What the graph of an artifact is called as a step of its build.
 _STEPS: Final = {"fp32": "graph", "fp16": "half", "int8": "quantised", AUTO: "quantised"}
-#: What is named where the quantised graph is not there to tell which of the two it is.
-_UNTOLD: Final = "quantised or compiled"
 #: Checks that a step of the build can have spoilt.
 _PARITY: Final = frozenset(
     {"finite", "outputs", "drift", "flips", "spearman", "map", "auroc", "synthetic", "repeat"}
@@ -149,7 +147,7 @@ def _diagnosed(subject: Subject, steps: _Steps, arena: Arena) -> Diagnosis:
     before = _of_the_build(subject)
     rungs, notes = _climbed(subject, steps, arena)
     first = next((rung for rung in rungs if not rung.held), None)
-    untold = first is not None and first.name == "compiled" and _is_untold(subject)
+    untold = _untold(subject) if first is not None and first.name == "compiled" else None
     words = list(before.lines) if before else []
     if first is None:
         these = "the image" if steps.images == 1 else f"the {steps.images} images"
@@ -161,18 +159,26 @@ def _diagnosed(subject: Subject, steps: _Steps, arena: Arena) -> Diagnosis:
             words.append("run again, each step said the same of them: scores change rarely")
     else:
         lines = "; ".join(check.line for check in first.checks if not check.held)
-        named = f"{_UNTOLD}: its graph was not kept" if untold else first.name
+        named = f"{untold}: its graph was not kept" if untold else first.name
         about = [note for note in notes if note.startswith(f"{first.name} fell short")]
         words += [f"the first step that falls short is: {named} ({lines})", *about]
     if first is not None and first.name == "compiled":
         words += _elsewhere(subject.artifact)
-    name = before.rung if before else _UNTOLD if untold else first.name if first else None
+    name = before.rung if before else untold or (first.name if first else None)
     return Diagnosis(name, tuple(words), tuple(rung.to_json() for rung in rungs))
 
 
-def _is_untold(subject: Subject) -> bool:
-    """Whether its quantised graph is not there to be checked: kept by no build, or too large."""
-    return subject.step == "quantised" and graph_folder(subject.artifact) is None
+def _untold(subject: Subject) -> str | None:
+    """Which two steps cannot be told apart, where the graph between them was not kept."""
+    if graph_folder(subject.artifact) is not None:
+        return None
+    if subject.step == "quantised":
+        return "quantised or compiled"
+    return "approximated or compiled" if _approximated(subject.artifact) else None
+
+
+def _approximated(artifact: Artifact) -> bool:
+    return any(rung["rung"] == "approximated" for rung in artifact.manifest.parity)
 
 
 def _shared(
