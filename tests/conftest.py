@@ -7,8 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from vadexport.telemetry import forbid_telemetry
+
+# No test fails for a busy machine.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 # Importing OpenVINO with it would fork a process that sends usage data.
 forbid_telemetry()
