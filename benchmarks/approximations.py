@@ -22,12 +22,13 @@ import numpy as np
 import onnx
 from cells import copy_cells
 from documents import replace_table
+from passes import scores
 
 from vadexport.backends import openvino
 from vadexport.backends.base import available_threads
 from vadexport.building.approximating import Approximating, Rewrites
 from vadexport.calibration.approximation import choose_approximations
-from vadexport.contract import RAW_SCORE, ImageInput
+from vadexport.contract import ImageInput
 from vadexport.detectors import padim, patchcore
 from vadexport.images import decode, training_images
 from vadexport.machine import processor_name, tool_versions
@@ -166,11 +167,6 @@ def measure(folder: Path, seconds: float) -> dict[str, Any]:
         "spearman": {form: spearman(each, exact) for form, each in moved.items()},
         "words": facts["forms"],
     }
-
-
-def scores(call: Callable[[np.ndarray], Any], images: list[np.ndarray]) -> np.ndarray:
-    """Raw scores of images."""
-    return np.array([float(call(image[None])[RAW_SCORE][0]) for image in images])
 
 
 def as_table() -> str:

@@ -13,7 +13,7 @@ from vadexport.calibration.bank_search import large_searches, plan_searches
 from vadexport.contract import ImageInput
 from vadexport.images import ImageFile
 from vadexport.listening import Listener
-from vadexport.passes import apply_passes
+from vadexport.passes import BankProjection, apply_passes
 from vadexport.passes.quantised_search import QuantisedSearch
 from vadexport.passes.search_plan import SearchPlan
 from vadexport.targets import Target
@@ -112,6 +112,8 @@ class BankSearch:
             )
         for plan in plans.values():
             self.notes.append(self._words(plan))
+        if any(plans.values()) and BankProjection.name in self.rewrites.words:
+            self.notes.append(f"openvino: no {BankProjection.name} where INT8 searches the bank")
         return {name: plan for name, plan in plans.items() if plan is not None}
 
     def _words(self, plan: SearchPlan | None) -> str:

@@ -264,11 +264,7 @@ class Graphs:
         _, rungs = self._traced
         if self.images.calibration is None or rungs[-1].name == "simplified":
             return None
-        left_out = {
-            *self.left_out,
-            *(one.name for one in self._passes.applied if one.undone is not None),
-        }
-        if QuantisedSearch.name in left_out:
+        if QuantisedSearch.name in self.left_out:
             return None
         return BankSearch.of(
             self.work / "simplified" / GRAPH_FILE,

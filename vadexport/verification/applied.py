@@ -1,10 +1,5 @@
-"""Graph passes of a build: where each applied, and what it brought, as the build's report has it.
+"""Graph passes of a build as its report has them: where each applied, and what it brought."""
 
-`report/build.json` is not covered by the manifest, so a report in which anything is amiss counts
-as none.
-"""
-
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,12 +8,11 @@ from typing import Any, Final
 
 import numpy as np
 
+from vadexport.verification.build_report import hold, items, number, read_part, text
 from vadexport.verification.statistics import Interval, median_interval
 
-#: Larger files, or more passes, no build writes.
-_MOST_BYTES: Final = 16 * 2**20
+#: More passes no build applies.
 _MOST: Final = 1000
-_LONGEST: Final = 10_000
 
 
 @dataclass(frozen=True)
@@ -125,51 +119,33 @@ def read_passes(path: Path) -> Passes | None:
     Returns:
         None where there is no such file, it tells of none, or it is damaged.
     """
-    try:
-        if not path.is_file():  # a pipe would never end
-            return None
-        with path.open("rb") as file:
-            text = file.read(_MOST_BYTES + 1)
-        if len(text) > _MOST_BYTES:
-            return None
-        value = json.loads(text)["passes"]
-        return Passes(
-            applied=tuple(map(_applied, _items(value["applied"]))),
-            left_out=tuple(map(_text, _items(value["left_out"]))),
-            timed_on=None if value["timed_on"] is None else _text(value["timed_on"]),
-        )
-    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
-        return None
+    return read_part(path, lambda report: _passes(report["passes"]))
+
+
+def _passes(value: Any) -> Passes:
+    """Raises ValueError, TypeError or KeyError where anything is amiss."""
+    return Passes(
+        applied=tuple(map(_applied, items(value["applied"], _MOST))),
+        left_out=tuple(map(text, items(value["left_out"], _MOST))),
+        timed_on=None if value["timed_on"] is None else text(value["timed_on"]),
+    )
 
 
 def _applied(value: Any) -> AppliedPass:
     """Raises ValueError, TypeError or KeyError where anything is amiss."""
     places, time = value["places"], value["time"]
-    _hold(type(places) is int and places > 0)
+    hold(type(places) is int and places > 0)
     if time is not None:
-        ratio = Interval(*(_number(time["ratio"][name]) for name in ("value", "low", "high")))
-        before, after, floor = (_number(time[name]) for name in ("before_ms", "after_ms", "floor"))
+        ratio = Interval(*(_positive(time["ratio"][name]) for name in ("value", "low", "high")))
+        before, after, floor = (
+            _positive(time[name]) for name in ("before_ms", "after_ms", "floor")
+        )
         time = PassTime(before, after, ratio, floor)
-    undone = None if value["undone"] is None else _text(value["undone"])
-    return AppliedPass(_text(value["name"]), places, time, undone)
+    undone = None if value["undone"] is None else text(value["undone"])
+    return AppliedPass(text(value["name"]), places, time, undone)
 
 
-def _items(value: Any) -> list[Any]:
-    _hold(type(value) is list and len(value) <= _MOST)
-    items: list[Any] = value
-    return items
-
-
-def _text(value: Any) -> str:
-    _hold(type(value) is str and 0 < len(value) <= _LONGEST)
-    return str(value)
-
-
-def _number(value: Any) -> float:
-    _hold(type(value) in (int, float) and math.isfinite(value) and value > 0)
-    return float(value)
-
-
-def _hold(truth: bool) -> None:  # noqa: FBT001 (what must be true, no flag)
-    if not truth:
-        raise ValueError("the report of the passes does not make sense")
+def _positive(value: Any) -> float:
+    found = number(value)
+    hold(math.isfinite(found) and found > 0)
+    return found

@@ -1,22 +1,23 @@
-"""What a build's search for INT8 layers found, as far as its report still says so.
+"""What a build's search for INT8 layers found, as far as its report still says so."""
 
-`report/build.json` is not covered by the manifest, so whatever it holds is only believed when all
-of it makes sense; a part that does not is as good as none.
-"""
-
-import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
+from vadexport.verification.build_report import (
+    count,
+    hold,
+    items,
+    number,
+    read_part,
+    text,
+    truth,
+)
 from vadexport.verification.statistics import Interval
 
-#: Larger files, or more of anything, no build writes.
-_MOST_BYTES: Final = 16 * 2**20
-_MOST: Final = 100_000
+#: More, or longer ones, no build writes.
 _MOST_ROWS: Final = 1000
 _LONGEST_NAME: Final = 1000
 _FASTEST: Final = 1e6
@@ -173,37 +174,28 @@ def read_search(path: Path) -> FoundSearch | None:
     Returns:
         None where there is no such file, it tells of none, or it is damaged.
     """
-    try:
-        if not path.is_file():  # a pipe would never end
-            return None
-        with path.open("rb") as file:
-            text = file.read(_MOST_BYTES + 1)
-        if len(text) > _MOST_BYTES:
-            return None
-        return _search(json.loads(text)["compiled"]["search"])
-    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
-        return None
+    return read_part(path, lambda report: _search(report["compiled"]["search"]))
 
 
 def _search(value: Any) -> FoundSearch:
     """Raises ValueError, TypeError, KeyError or OverflowError where anything is amiss."""
-    unit, share = _number(value["drift_unit"]), _number(value["share"])
-    _hold(0 < unit < math.inf and 0 < share <= 1)
-    groups = tuple(_group(one, unit) for one in _items(value["groups"], _MOST_ROWS))
-    points = tuple(_point(one, unit) for one in _items(value["points"], _MOST_ROWS))
-    normal, planted = map(_count, _items(value["images"]))
+    unit, share = number(value["drift_unit"]), number(value["share"])
+    hold(0 < unit < math.inf and 0 < share <= 1)
+    groups = tuple(_group(one, unit) for one in items(value["groups"], _MOST_ROWS))
+    points = tuple(_point(one, unit) for one in items(value["points"], _MOST_ROWS))
+    normal, planted = map(count, items(value["images"]))
     names = list(chain.from_iterable(group.layers for group in groups))
     known = set(names)
-    _hold(bool(groups) and len(names) == len(known) == _count(value["layers"]))
+    hold(bool(groups) and len(names) == len(known) == count(value["layers"]))
     for point in points:
         kept = set(point.float_layers)
-        _hold(len(kept) == len(point.float_layers) and kept <= known)
+        hold(len(kept) == len(point.float_layers) and kept <= known)
         full = set(point.full_layers)
-        _hold(len(full) == len(point.full_layers) and full <= kept)
-        _hold(not full or point.float_type == "bf16")
-    chosen = None if value["chosen"] is None else _count(value["chosen"])
+        hold(len(full) == len(point.full_layers) and full <= kept)
+        hold(not full or point.float_type == "bf16")
+    chosen = None if value["chosen"] is None else count(value["chosen"])
     if chosen is not None:
-        _hold(chosen < len(points) and points[chosen].holds and bool(points[chosen].speedup))
+        hold(chosen < len(points) and points[chosen].holds and bool(points[chosen].speedup))
     drift, spearman = (
         None if value["limits"][name] is None else _finite(value["limits"][name])
         for name in ("drift", "spearman")
@@ -212,33 +204,33 @@ def _search(value: Any) -> FoundSearch:
         groups=groups,
         points=points,
         chosen=chosen,
-        finished=_truth(value["finished"]),
+        finished=truth(value["finished"]),
         images=(normal, planted),
         max_drift=None if drift is None else share * drift,
         least_spearman=None if spearman is None else 1 - share * (1 - spearman),
     )
-    _hold(value["shipped"] == found.shipped)
+    hold(value["shipped"] == found.shipped)
     return found
 
 
 def _group(value: Any, unit: float) -> FoundGroup:
     layers = _names(value["layers"])
-    _hold(bool(layers))
+    hold(bool(layers))
     return FoundGroup(layers, None if value["cost"] is None else _cost(value["cost"], unit))
 
 
 def _point(value: Any, unit: float) -> FoundPoint:
     gain = value["speedup"]
     if gain is not None:
-        middle, low, high = (_number(gain[name]) for name in ("value", "low", "high"))
-        _hold(low <= high and all(1 / _FASTEST <= one <= _FASTEST for one in (middle, low, high)))
+        middle, low, high = (number(gain[name]) for name in ("value", "low", "high"))
+        hold(low <= high and all(1 / _FASTEST <= one <= _FASTEST for one in (middle, low, high)))
         gain = Interval(middle, low, high)
-    _hold(value["order"] in get_args(Order) and value["float_type"] in get_args(FloatType))
+    hold(value["order"] in get_args(Order) and value["float_type"] in get_args(FloatType))
     return FoundPoint(
         order=value["order"],
         float_layers=_names(value["float_layers"]),
         cost=_cost(value["judged"], unit),
-        holds=_truth(value["holds"]),
+        holds=truth(value["holds"]),
         speedup=gain,
         float_type=value["float_type"],
         full_layers=_names(value["full_layers"]),
@@ -247,48 +239,19 @@ def _point(value: Any, unit: float) -> FoundPoint:
 
 def _cost(value: Any, unit: float) -> FoundCost:
     return FoundCost(
-        drift=_number(value["drift"]) / unit,
-        rms=_number(value["rms"]) / unit,
-        spearman=_number(value["spearman"]),
-        flips=_count(value["flips"]),
-        maps=_number(value["maps"]),
+        drift=number(value["drift"]) / unit,
+        rms=number(value["rms"]) / unit,
+        spearman=number(value["spearman"]),
+        flips=count(value["flips"]),
+        maps=number(value["maps"]),
     )
 
 
-def _items(value: Any, most: int = _MOST) -> Sequence[Any]:
-    _hold(type(value) is list and len(value) <= most)
-    items: list[Any] = value
-    return items
-
-
 def _names(value: Any) -> tuple[str, ...]:
-    names = tuple(_items(value))
-    _hold(all(type(name) is str and 0 < len(name) <= _LONGEST_NAME for name in names))
-    return names
-
-
-def _truth(value: Any) -> bool:
-    _hold(type(value) is bool)
-    return bool(value)
-
-
-def _count(value: Any) -> int:
-    _hold(type(value) is int and 0 <= value <= _MOST)
-    return int(value)
-
-
-def _number(value: Any) -> float:
-    """A number that may be infinite or none: a graph that fails gives such."""
-    _hold(type(value) in (int, float))
-    return float(value)
+    return tuple(text(name, _LONGEST_NAME) for name in items(value))
 
 
 def _finite(value: Any) -> float:
-    found = _number(value)
-    _hold(math.isfinite(found))
+    found = number(value)
+    hold(math.isfinite(found))
     return found
-
-
-def _hold(truth: bool) -> None:  # noqa: FBT001 (what must be true, no flag)
-    if not truth:
-        raise ValueError("the report of a search does not make sense")
