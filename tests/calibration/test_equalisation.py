@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 from tests.passes.half_graphs import graph, names, run
-from vadexport.calibration.equalisation import equalise
+from vadexport.calibration.equalisation import equalise, scaled_name
 from vadexport.calibration.network import find_layers
 from vadexport.calibration.observing import extremes
+from vadexport.verification.tensors import largest_difference, tensor_values
 
 HEAD = {"squared", "score"}
 CLIP = {"zero": np.array(0.0), "six": np.array(6.0)}
@@ -111,6 +112,21 @@ def test_changes_no_output(case):
 
 @given(networks())
 @settings(deadline=None, max_examples=30)
+def test_tensors_that_keep_their_names_keep_their_values(case):
+    before, after = (
+        {name for node in each.graph.node for name in node.output}
+        for each in (case.model, case.made)
+    )
+    assert {scaled_name(name) for name in case.factors} <= after - before
+    shared = [name for name in before if name in after]
+    feed = case.images
+    expected, found = (tensor_values(each, shared, feed) for each in (case.model, case.made))
+    for name in shared:
+        assert largest_difference(expected[name], found[name]) < 1e-4, name
+
+
+@given(networks())
+@settings(deadline=None, max_examples=30)
 def test_behind_a_clip_channels_grow_and_the_clip_leaves_twice_what_was_reached(case):
     # A ReLU6 that cuts no channel at twice what it reached, or at what its tensor reached.
     ends = [node.output[0] for node in case.model.graph.node if node.op_type in ("Clip", "Relu")]
@@ -156,7 +172,8 @@ class TestRanges:
     def test_of_channels_that_a_depthwise_layer_reads_come_to_half_the_largest(self, act):
         case = block(act)
         assert case.factors.keys() == {"x", "e"}
-        before, after = (ranges(each, "x", case.images) for each in (case.model, case.made))
+        before = ranges(case.model, "x", case.images)
+        after = ranges(case.made, scaled_name("x"), case.images)
         assert before.max() > 10 * before.min()
         # Half, for defects reach further; those above half stay, and none grows tenfold or more.
         largest = before.max()
@@ -181,7 +198,8 @@ class TestRanges:
             w=uneven(random, 6, 3, 1, 1),
             u=random.normal(size=(4, 6, 1, 1)),
         )
-        before, after = (ranges(each, "c", case.images) for each in (case.model, case.made))
+        before = ranges(case.model, "c", case.images)
+        after = ranges(case.made, scaled_name("c"), case.images)
         columns = [
             np.abs(weights_of(each)["u"]).max(axis=(0, 2, 3)) for each in (case.model, case.made)
         ]

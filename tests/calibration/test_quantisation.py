@@ -14,6 +14,7 @@ from tests.passes.half_graphs import graph as small_graph
 from vadexport.backends.child import Child
 from vadexport.backends.registry import get_backend
 from vadexport.calibration import plan_int8
+from vadexport.calibration.equalisation import scaled_name
 from vadexport.calibration.qdq import Form, quantised
 from vadexport.calibration.quantisation import DEFAULT_CHOICES, Choices
 from vadexport.calibration.synthetic_defects import with_defect
@@ -91,13 +92,6 @@ def case(request, graph_of, files, tmp_path_factory):
         graph=graph,
         plan=plan,
         equalised=onnx.load(folder / "equalised.onnx"),
-        # What the score head reads: scaled back where channels were equalised.
-        handed=[
-            f"{seam}/restored"
-            if any(f"{seam}/restored" in n.output for n in model.graph.node)
-            else seam
-            for seam in graph.seams
-        ],
         model=model,
         told=told,
         path=folder / "int8.onnx",
@@ -134,9 +128,7 @@ class TestGraph:
         outside = [n for n in case.graph.model.graph.node if n.name not in network]
         assert {"ReduceMin", "Sqrt", "MatMul"} <= {node.op_type for node in outside}
         for node in outside:
-            same = onnx.NodeProto.FromString(after[node.name].SerializeToString())
-            same.input[:] = [name.removesuffix("/restored") for name in same.input]
-            assert same == node
+            assert after[node.name] == node
             for name in node.input:
                 if name in before:
                     np.testing.assert_array_equal(values[name], before[name])
@@ -150,7 +142,7 @@ class TestGraph:
         # Features that were scaled are scaled back for the score head.
         restored = [n.output[0] for n in case.model.graph.node if n.name.endswith("/restore")]
         assert new["Mul"] == len(restored)
-        assert {name.removesuffix("/restored") for name in restored} <= set(case.graph.seams)
+        assert set(restored) <= set(case.graph.seams)
 
     def test_quantisers_are_read_by_the_network_alone(self, case):
         network = case.graph.network_nodes()
@@ -237,7 +229,7 @@ class TestScores:
         marked = onnx.ModelProto()
         marked.CopyFrom(case.model)
         known = {output.name for output in marked.graph.output}
-        seams = case.handed
+        seams = case.graph.seams
         marked.graph.output.extend(onnx.ValueInfoProto(name=name) for name in seams)
         session = onnxruntime.InferenceSession(
             marked.SerializeToString(), providers=["CPUExecutionProvider"]
@@ -248,7 +240,7 @@ class TestScores:
 
     def test_are_those_of_the_untouched_head_for_quantised_features(self, case, found):
         _, outputs = found
-        x, *features = (torch.from_numpy(outputs[name]) for name in case.handed)
+        x, *features = (torch.from_numpy(outputs[name]) for name in case.graph.seams)
         with torch.inference_mode():
             expected = case.detector.postprocess(*case.detector.score(x, features))
         limits = case.detector.thresholds
@@ -260,7 +252,7 @@ class TestScores:
         images, outputs = found
         with torch.inference_mode():
             features = case.detector.network(case.detector.preprocessing(torch.from_numpy(images)))
-        for name, feature in zip(case.handed[1:], features, strict=True):
+        for name, feature in zip(case.graph.seams[1:], features, strict=True):
             expected = feature.numpy()
             correlation = np.corrcoef(outputs[name].ravel(), expected.ravel())[0, 1]
             # Wrong ranges or a wrong sign would leave next to nothing of it.
@@ -429,13 +421,13 @@ class TestPlans:
     def test_ranges_are_of_the_equalised_graph(self, files, crops, tmp_path):
         found, equalised = self.made(files, tmp_path, 0.0)
         assert not np.array_equal(tensors(equalised)["u"], WEIGHTS["u"].astype(np.float32))
-        for name in ("x", "r"):
+        for name in ("x", scaled_name("r")):
             reached = float(np.abs(self.values(equalised, crops, name)).max())
             assert found.reach[name] == pytest.approx(reached, rel=1e-4)
 
     def test_ranges_end_where_a_clip_does(self, files, tmp_path):
         found, _ = self.made(files, tmp_path, 0.0, gain=20.0, headroom=2.0)
-        assert found.reach["r"] == 6
+        assert found.reach[scaled_name("r")] == 6
 
     def test_a_clip_whose_lower_end_is_further_does_not_cut_the_range(self, files, crops, tmp_path):
         found, equalised = self.made(files, tmp_path, -50.0, gain=20.0)
@@ -448,11 +440,11 @@ class TestPlans:
         found, equalised = self.made(files, tmp_path, 0.0)
         for form in (Form(), Form(signed=False)):
             bare = replace(found, shifts={})
-            for name in ("c", "y"):
-                layer = next(each for each in found.layers if each.node == name)
+            for node, name in (("c", scaled_name("c")), ("y", "y")):
+                layer = next(each for each in found.layers if each.node == node)
                 before = self.values(equalised, crops, name)
                 # Of this layer alone: what stands before it is in float.
-                others = frozenset(NETWORK) - {name}
+                others = frozenset(NETWORK) - {node}
                 made = quantised(equalised, bare, frozenset(NETWORK), form, others)
                 after = self.values(made, crops, name)
                 expected = (after - before).astype(np.float64).mean(axis=(0, 1, 3, 4))

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vadexport.reporting.json_report import as_text, latency_json, parity_json
+from vadexport.verification.parts import Parts
 from vadexport.verification.statistics import Interval
 
 WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -131,10 +132,19 @@ class TestLatency:
         assert latency_json(make.verification())["aa_floor"] is None
         given = make.latency()
         again = Interval(1.0, 0.98, 1.01)
-        latency = replace(given, artifact=replace(given.artifact, again=again))
-        found = read(latency_json(make.verification(latency=latency)))
+        artifact = replace(given.artifact, again=again, again_ms=(5.5, 5.75, 7.0))
+        found = read(latency_json(make.verification(latency=replace(given, artifact=artifact))))
         assert found["aa_floor"] == pytest.approx(1 / 0.98)
         assert found["artifact"]["again"] == {"value": 1.0, "low": 0.98, "high": 1.01}
+        assert found["artifact"]["again_ms"] == [5.5, 5.75, 7.0]
+
+    def test_samples_of_the_parts(self, make):
+        parts = Parts(2.0, 1.5, 6.0, (1.75, 2.0, 2.5), (1.25, 1.5, 1.75))
+        latency = replace(make.latency(), parts=parts)
+        found = read(latency_json(make.verification(latency=latency)))["parts"]
+        assert (found["decoding_ms"], found["inference_ms"]) == (2.0, 4.5)
+        assert found["decoding_samples_ms"] == [1.75, 2.0, 2.5]
+        assert found["preprocessing_samples_ms"] == [1.25, 1.5, 1.75]
 
     def test_quantiles_of_too_few_calls(self, make):
         given = make.latency()

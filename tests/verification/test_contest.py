@@ -49,7 +49,9 @@ def test_what_is_timed_twice_has_a_floor(timed):
     found = timed(openers, 20, twice=["b"])
     assert list(found) == ["a", "b"]
     assert [len(one.samples_ms) for one in found.values()] == [20, 20]
-    assert (found["a"].again, found["a"].floor) == (None, None)
+    assert (found["a"].again, found["a"].floor, found["a"].again_ms) == (None, None, ())
+    assert len(found["b"].again_ms) == len(found["b"].samples_ms)
+    assert found["b"].again_ms != found["b"].samples_ms
     again = found["b"].again
     assert again.low <= again.value <= again.high
     assert found["b"].floor == pytest.approx(max(again.high, 1 / again.low))

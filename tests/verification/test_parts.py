@@ -11,7 +11,7 @@ from vadexport.errors import BackendError
 from vadexport.images import ImageFile
 from vadexport.targets import Target
 from vadexport.verification import parts
-from vadexport.verification.parts import Parts, decoding_ms, preprocessing_opener
+from vadexport.verification.parts import Parts, decoding_samples_ms, preprocessing_opener
 
 pytestmark = pytest.mark.slow
 
@@ -47,9 +47,7 @@ def test_the_parts_add_up():
 
 
 @pytest.mark.parametrize("batch", [1, None, 4])
-def test_decoding_is_the_median_of_files_for_as_many_as_a_call_has(
-    plain, tmp_path, monkeypatch, batch
-):
+def test_decoding_takes_a_file_as_often_as_a_call_has_images(plain, tmp_path, monkeypatch, batch):
     now = [0.0]
     monkeypatch.setattr(parts.time, "perf_counter", lambda: now[0])
 
@@ -59,4 +57,5 @@ def test_decoding_is_the_median_of_files_for_as_many_as_a_call_has(
     monkeypatch.setattr(parts, "decode", decode)
     files = [ImageFile(tmp_path / seconds, seconds, None) for seconds in ("1", "5", "2")]
     image_input = replace(plain.image_input, batch=batch)
-    assert decoding_ms(files, image_input) == pytest.approx(2000 * (batch or 1))
+    expected = [1000 * seconds * (batch or 1) for seconds in (1, 5, 2)]
+    assert decoding_samples_ms(files, image_input) == pytest.approx(expected)

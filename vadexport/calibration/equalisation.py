@@ -38,6 +38,7 @@ class _Stream:
 
     Attributes:
         tensors: their names.
+        unclipped: names of what their ReLUs or ReLU6s read.
         makers: layers whose output they are, clipped or not.
         readers: layers that multiply them.
         outside: tensors that something beyond the network reads too.
@@ -46,11 +47,17 @@ class _Stream:
     """
 
     tensors: list[str] = field(default_factory=list)
+    unclipped: list[str] = field(default_factory=list)
     makers: list[Layer] = field(default_factory=list)
     readers: list[Layer] = field(default_factory=list)
     outside: list[str] = field(default_factory=list)
     clipped: bool | None = None
     fits: bool = True
+
+
+def scaled_name(name: str) -> str:
+    """What a tensor is called whose channels were scaled."""
+    return f"{name}/scaled"
 
 
 def equalise(
@@ -61,8 +68,9 @@ def equalise(
 ) -> tuple[onnx.ModelProto, dict[str, Array]]:
     """Scale channels between the layers of a network, where nothing but layers stands between.
 
-    Exact up to rounding as long as no ReLU6 channel exceeds twice what it reached. What the
-    score head reads is scaled back before it does.
+    Exact up to rounding as long as no ReLU6 channel exceeds twice what it reached. A tensor that
+    is scaled is called `scaled_name` of what it was called; what the score head reads is scaled
+    back, and has the name that it had. So tensors of one name can be compared between graphs.
 
     Args:
         model: ONNX graph, left as it is.
@@ -71,7 +79,7 @@ def equalise(
         reached: by the name of a tensor, what its channels reach on images.
 
     Returns:
-        The graph with other weights, and the factors [C] by the name of each scaled tensor.
+        The graph with other weights, and the factors [C] by what each scaled tensor was called.
     """
     made = onnx.ModelProto()
     made.CopyFrom(model)
@@ -102,7 +110,8 @@ def equalise(
             changed.add(layer.weight)
         factors.update(dict.fromkeys(stream.tensors, found))
         shape = [1, -1, *[1] * (weights[stream.readers[0].weight].ndim - 2)]
-        _scale_back(made.graph, stream.outside, (1 / found).reshape(shape), network_nodes)
+        _rename(made.graph, stream, network_nodes)
+        _scale_back(made.graph, stream.outside, (1 / found).reshape(shape))
     for tensor in made.graph.initializer:
         if tensor.name in changed:
             new = weights[tensor.name].astype(np.float32)
@@ -147,6 +156,7 @@ def _streams(
             if layer is not None:
                 stream.makers.append(layer)
                 clips = node.op_type in _CLIPS
+                stream.unclipped += node.input[:1] if clips else []
                 stream.fits &= stream.clipped in (clips, None)
                 stream.clipped = clips
                 stream.fits &= layer.weight not in shared and layer.bias not in shared
@@ -156,7 +166,6 @@ def _streams(
                 reads = by_node.get(reader.name)
                 if reader.name not in network_nodes:
                     stream.outside.append(name)
-                    stream.fits &= name in reader.input  # not in a graph inside it
                 elif reads is not None and reads.activation == name:
                     stream.readers.append(reads)
                     stream.fits &= reads.weight not in shared
@@ -242,16 +251,24 @@ def _factors(
     return np.clip(half, 1 / _MOST, _MOST, out=half)
 
 
-def _scale_back(
-    graph: onnx.GraphProto, tensors: list[str], factors: Array, network_nodes: frozenset[str]
-) -> None:
-    """Give what stands beyond the network the tensors as they were."""
+def _rename(graph: onnx.GraphProto, stream: _Stream, network_nodes: frozenset[str]) -> None:
+    """Give what is scaled its new names, wherever the network has it."""
+    new = {name: scaled_name(name) for name in (*stream.tensors, *stream.unclipped)}
+    for node in graph.node:
+        if node.name in network_nodes:
+            node.input[:] = [new.get(name, name) for name in node.input]
+            node.output[:] = [new.get(name, name) for name in node.output]
+    described = [value for value in graph.value_info if value.name in new]
+    graph.value_info.extend(value for value in described if value.name in stream.outside)
+    for value in described:
+        value.name = new[value.name]
+
+
+def _scale_back(graph: onnx.GraphProto, tensors: list[str], factors: Array) -> None:
+    """Compute tensors as they were, for what stands beyond the network."""
     for name in dict.fromkeys(tensors):
-        restored, constant = f"{name}/restored", f"{name}/factors"
-        for node in graph.node:
-            if node.name not in network_nodes:
-                node.input[:] = [restored if each == name else each for each in node.input]
+        scaled, constant = scaled_name(name), f"{name}/factors"
         graph.initializer.append(numpy_helper.from_array(factors.astype(np.float32), constant))
-        made_by = next(n for n, node in enumerate(graph.node) if name in node.output)
-        node = helper.make_node("Mul", [name, constant], [restored], name=f"{name}/restore")
+        made_by = next(n for n, node in enumerate(graph.node) if scaled in node.output)
+        node = helper.make_node("Mul", [scaled, constant], [name], name=f"{name}/restore")
         graph.node.insert(made_by + 1, node)

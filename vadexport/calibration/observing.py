@@ -43,6 +43,10 @@ class Extremes:
         """Largest magnitude of each channel, float64 [C]."""
         return np.maximum(np.abs(self.low), np.abs(self.high))
 
+    def scaled(self, factors: Array | float) -> "Extremes":
+        """Of the tensor with its channels multiplied by positive factors [C]."""
+        return Extremes(self.low * factors, self.high * factors)
+
 
 @dataclass(frozen=True)
 class Moments:

@@ -11,7 +11,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from vadexport.calibration.equalisation import equalise
+from vadexport.calibration.equalisation import equalise, scaled_name
 from vadexport.calibration.network import Layer, find_layers, sums
 from vadexport.calibration.observing import MOST_COLUMNS, Extremes, extremes, moments, turns
 from vadexport.calibration.qdq import Plan, QuantisedWeight, least_scales, steps_of
@@ -99,10 +99,14 @@ def plan_int8(  # noqa: PLR0913, PLR0917 - a call into a child process, which ta
         also = extremes(graph, tuple(named), _calls(images, image_input, told, planted=True))
         reached = {name: _wider(each, also[name]) for name, each in reached.items()}
     _check_finite(reached)
-    factors: dict[str, NDArray[np.float64]] = {}
     if choices.equalising:
         graph, factors = equalise(graph, layers, network_nodes, reached)
-    reach = _reach(graph, reached, factors, choices.headroom)
+        layers = find_layers(graph, network_nodes)
+        reached = {
+            scaled_name(name) if name in factors else name: each.scaled(factors.get(name, 1.0))
+            for name, each in reached.items()
+        }
+    reach = _reach(graph, reached, choices.headroom)
     fit = tuple(layer for layer in layers if layer.activation in reach)
     if not fit:
         raise UnfitError("every layer of this detector's network only ever reads zeros")
@@ -162,10 +166,7 @@ def _check_finite(reached: dict[str, Extremes]) -> None:
 
 
 def _reach(
-    model: onnx.ModelProto,
-    reached: dict[str, Extremes],
-    factors: dict[str, NDArray[np.float64]],
-    headroom: float,
+    model: onnx.ModelProto, reached: dict[str, Extremes], headroom: float
 ) -> dict[str, float]:
     """Largest magnitude that INT8 shall tell of each tensor; those that are always 0 left out.
 
@@ -174,8 +175,7 @@ def _reach(
     ceilings = dict(_ceilings(model))
     found = {}
     for name, each in reached.items():
-        magnitude = each.magnitude * factors.get(name, 1.0)
-        most = min(float(magnitude.max()) * headroom, ceilings.get(name, np.inf))
+        most = min(float(each.magnitude.max()) * headroom, ceilings.get(name, np.inf))
         if most > _LEAST_REACH:
             found[name] = most
     return found

@@ -22,10 +22,8 @@ from vadexport.contract import Call
 from vadexport.passes.base import tensors_read
 
 _CLIPS: Final = ("Clip", "Relu")
-
-
-#: Tensors that are corrected one after the other; more of them all at once.
-_MOST_IN_TURN: Final = 6
+#: Tensors that are corrected on all calls; more of them on fewer, so that it takes no longer.
+_MOST_ON_ALL: Final = 6
 
 
 class Corrector:
@@ -45,30 +43,29 @@ class Corrector:
         network_nodes: frozenset[str],
         calls: Sequence[Call],
     ) -> None:
-        self._model, self._plan, self._network, self._calls = model, plan, network_nodes, calls
+        self._model, self._plan, self._network = model, plan, network_nodes
         found = leaving(model, plan, network_nodes)
         self._ends = {name: layer for name, layer in found.items() if layer.bias}
-        means = _means(model, list(self._ends), calls) if self._ends else []
+        self._calls = calls[:: max(1, -(-len(self._ends) // _MOST_ON_ALL))]
+        means = _means(model, list(self._ends), self._calls) if self._ends else []
         self._expected = dict(zip(self._ends, means, strict=True))
 
     def form(self, form: Form, float_nodes: frozenset[str] = frozenset()) -> onnx.ModelProto:
         """The graph in a form, with what leaves its INT8 layers brought back to its mean.
 
-        One tensor after the other, for each correction moves what is computed from it.
+        One tensor after the other, for each correction moves what is computed from it: all at once
+        they would take the same shift back several times.
         """
         plan, write = self._plan, int(form.signed)
-        ends = [name for name, layer in self._ends.items() if layer.node not in float_nodes]
-        turns = [[name] for name in ends] if len(ends) <= _MOST_IN_TURN else [ends]
-        for names in turns:
+        for name, layer in self._ends.items():
+            if layer.node in float_nodes:
+                continue
             made = quantised(self._model, plan, self._network, form, float_nodes)
-            found = dict(zip(names, _means(made, names, self._calls), strict=True))
-            shifts = dict(plan.shifts)
-            for name in names:
-                node, mean = self._ends[name].node, self._expected[name]
-                shift = np.array(shifts.get(node, np.zeros((2, len(mean)))))
-                shift[write] += found[name] - mean
-                shifts[node] = shift
-            plan = replace(plan, shifts=shifts)
+            (found,) = _means(made, [name], self._calls)
+            mean = self._expected[name]
+            shift = np.array(plan.shifts.get(layer.node, np.zeros((2, len(mean)))))
+            shift[write] += found - mean
+            plan = replace(plan, shifts={**plan.shifts, layer.node: shift})
         return quantised(self._model, plan, self._network, form, float_nodes)
 
 

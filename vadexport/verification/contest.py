@@ -134,13 +134,15 @@ class Contest:
             progress=lambda done, total: listener.step("latency", done, total),
         )
         found = {one.name: one for one in measured}
-        return {
-            name: replace(
+        for name in twice:
+            second = found[_again(name)]
+            found[name] = replace(
                 found[name],
-                footprint=ask[name](Stopwatch.footprint),
-                warm_up=warm[name],
-                again=speedup(found[_again(name)], found[name]).ratio if name in twice else None,
+                again=speedup(second, found[name]).ratio,
+                again_ms=second.samples_ms,
             )
+        return {
+            name: replace(found[name], footprint=ask[name](Stopwatch.footprint), warm_up=warm[name])
             for name in names
         }
 

@@ -179,6 +179,7 @@ class LatencyFigures:
         warm_up: what went before the timed calls; None where it is not known.
         again: ratio of its calls to those of a second process of its own in the same rounds (A/A);
             None where there was none.
+        again_ms: every call of that second process, in order of the rounds.
     """
 
     name: str
@@ -191,6 +192,7 @@ class LatencyFigures:
     p99_ms: float | None = None
     warm_up: WarmUp | None = None
     again: Interval | None = None
+    again_ms: tuple[float, ...] = ()
 
     @property
     def floor(self) -> float | None:

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Final
 
 import onnx
@@ -36,11 +35,15 @@ class Parts:
         decoding_ms: reading and decoding as many image files as a call has images.
         preprocessing_ms: of the graph up to the network; None where it cannot be run alone.
         call_ms: the whole call.
+        decoding_samples_ms: every file, times the images of a call.
+        preprocessing_samples_ms: every call, in order of the rounds.
     """
 
     decoding_ms: float
     preprocessing_ms: float | None
     call_ms: float
+    decoding_samples_ms: tuple[float, ...] = ()
+    preprocessing_samples_ms: tuple[float, ...] = ()
 
     @property
     def inference_ms(self) -> float | None:
@@ -53,8 +56,8 @@ class Parts:
         return self.decoding_ms + self.call_ms
 
 
-def decoding_ms(files: Sequence[ImageFile], image_input: ImageInput) -> float:
-    """Median of reading and decoding a file, times the images of a call.
+def decoding_samples_ms(files: Sequence[ImageFile], image_input: ImageInput) -> tuple[float, ...]:
+    """Milliseconds of reading and decoding each of some files, times the images of a call.
 
     Files that cannot be read do not count; they have been named before.
     """
@@ -68,7 +71,7 @@ def decoding_ms(files: Sequence[ImageFile], image_input: ImageInput) -> float:
         except InputError:
             continue
         taken.append(time.perf_counter() - start)
-    return 1e3 * median(taken) * (image_input.batch or 1) if taken else float("nan")
+    return tuple(round(1e3 * each * (image_input.batch or 1), 4) for each in taken)
 
 
 def preprocessing_opener(folder: Path, target: Target, threads: int) -> RunnerOpener | None:

@@ -1,9 +1,11 @@
 """What takes part in a verification, each on the device that it is for."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from statistics import median
 from typing import Final, Self, TypeVar
 
 import numpy as np
@@ -29,7 +31,7 @@ from vadexport.verification.contest import (
 from vadexport.verification.environment import Surroundings
 from vadexport.verification.latency import LatencyFigures
 from vadexport.verification.parity import ImageRecord
-from vadexport.verification.parts import Parts, decoding_ms, preprocessing_opener
+from vadexport.verification.parts import Parts, decoding_samples_ms, preprocessing_opener
 from vadexport.verification.proxy import proxy_opener
 from vadexport.verification.result import Exhibit
 from vadexport.verification.throughput import (
@@ -194,10 +196,13 @@ class Arena:
     def parts(self, name: str, timed: Mapping[str, LatencyFigures]) -> Parts:
         """Where the time of an artifact that was timed goes."""
         preprocessing = timed.get(preprocessing_of(name))
+        decoding = decoding_samples_ms(list(self.files.values()), self.image_input)
         return Parts(
-            decoding_ms=decoding_ms(list(self.files.values()), self.image_input),
+            decoding_ms=median(decoding) if decoding else math.nan,
             preprocessing_ms=None if preprocessing is None else preprocessing.median_ms,
             call_ms=timed[name].median_ms,
+            decoding_samples_ms=decoding,
+            preprocessing_samples_ms=() if preprocessing is None else preprocessing.samples_ms,
         )
 
     def digests(self, records: Sequence[ImageRecord]) -> dict[str, str]:
