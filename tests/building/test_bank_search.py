@@ -134,7 +134,7 @@ def test_auto_ships_what_it_timed(built, detector, monkeypatch):
 @pytest.mark.usefixtures("in_process")
 def test_a_detector_without_a_bank_is_left_alone(built, crops):
     result = built(padim.fit(crops, padim.PaDiMConfig(), INPUT).eval(), "openvino:int8")
-    assert manifest_of(result.targets[0])["precision"]["score head"] == "fp32"
+    assert manifest_of(result.targets[0])["precision"]["score head"].startswith("fp32")
     assert not [line for line in result.notes if "memory bank" in line]
 
 

@@ -38,6 +38,11 @@ class Integers:
             layers=[SimpleNamespace(node=name) for name in LAYERS]
         )
     )
+    head: SimpleNamespace = field(
+        default_factory=lambda: SimpleNamespace(
+            products=lambda _: frozenset(), written=lambda path, _: path
+        )
+    )
     climber: SimpleNamespace = field(
         default_factory=lambda: SimpleNamespace(
             unit=SimpleNamespace(value=1.0), climb_graph=lambda *_: HELD

@@ -101,7 +101,7 @@ class TestWords:
             wrong = replace(narrow, full_layers=("d", "x"))
             assert read(record(replace(FOUND, points=(ALL, wrong)))) is None
         searched = read(record(replace(FOUND, points=(ALL, every))))
-        assert "auto: float32 with the memory bank searched in INT8, 1.50" in searched.words
+        assert "auto: float32 with a faster score head, 1.50" in searched.words
         assert searched.shipped == "fp32"
 
     def test_float32(self, read):

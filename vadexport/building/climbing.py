@@ -53,9 +53,17 @@ class Graph:
         rungs: of the steps that led to it.
         precision: of each part.
         search: what chose its layers, as JSON values; None where nothing did.
+        proof: the same as far as ONNX Runtime can run it, which the last rung is of; None where
+            that is all of it.
     """
 
     path: Path
     rungs: tuple[Rung, ...]
     precision: dict[str, str]
     search: dict[str, Any] | None = None
+    proof: Path | None = None
+
+    @property
+    def provable(self) -> Path:
+        """The ONNX file as far as ONNX Runtime can run it."""
+        return self.proof or self.path

@@ -276,7 +276,7 @@ class Graphs:
 
     def _int8(self, target: Target) -> Graph:
         graph = self._integers.graph(target)
-        self._explain(graph.rungs[-1], "float", graph.path)
+        self._explain(graph.rungs[-1], "float", graph.provable)
         return graph
 
     def mixed(self, target: Target, minutes: float) -> Graph:

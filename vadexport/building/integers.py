@@ -11,9 +11,11 @@ import onnx
 from vadexport.backends.child import Child
 from vadexport.building.bank_search import FLOAT_HEAD, INT8_SEARCH, BankSearch
 from vadexport.building.climbing import Climber, Graph
+from vadexport.building.narrow_head import NARROW_HEAD, NarrowHead
 from vadexport.calibration import Plan, plan_int8
 from vadexport.calibration.qdq import Form
 from vadexport.calibration.repair import write_form
+from vadexport.calibration.synthetic_defects import planted
 from vadexport.contract import Call, ImageArray, ImageInput
 from vadexport.images import ImageFile, load_images
 from vadexport.listening import Listener
@@ -24,6 +26,8 @@ from vadexport.verification.proxy import GRAPH_FILE
 
 #: Calibration images that biases are corrected by, at most.
 _CORRECTING: Final = 16
+#: Planted defects of each check image.
+_PLANTED: Final = 2
 _CHILD_TIMEOUT_S: Final = 1800
 _FORMS: Final[dict[str, Form]] = {
     "openvino": Form(signed=False),
@@ -79,8 +83,7 @@ class Integers:
                 self.image_input,
                 progress=lambda done, total: self.listener.step("calibrate", done, total),
             )
-        rest = "" if self.bank else "; the score head stays float32"
-        self.notes.append(f"INT8: {len(plan.layers)} layers of the network{rest}")
+        self.notes.append(f"INT8: {len(plan.layers)} layers of the network")
         if self.bank:
             onnx.save(self.bank.written(onnx.load(self._planned), int8=False), self.equalised)
         return plan
@@ -120,7 +123,8 @@ class Integers:
             if rung.held:
                 break
         precision = self.precision(target, "int8", rung, searched=searched)
-        return Graph(path, (*self.base.rungs, rung), precision)
+        made = self.head.written(path, target)
+        return Graph(made, (*self.base.rungs, rung), precision, proof=path)
 
     def searches(self, target: Target) -> tuple[bool, ...]:
         """Whether a memory bank is searched in INT8: what is tried until scores hold."""
@@ -132,7 +136,32 @@ class Integers:
         """What the manifest says of each part; notes where the search of a bank was given up."""
         if self.bank and (rung is None or rung.held) and searched != self.searches(target)[0]:
             self.bank.given_up(target)
-        return {"network": network, "score head": INT8_SEARCH if searched else FLOAT_HEAD}
+        head = NARROW_HEAD if self.head.products(target) else FLOAT_HEAD
+        return {"network": network, "score head": INT8_SEARCH if searched else head}
+
+    @cached_property
+    def head(self) -> NarrowHead:
+        """The detector's Mahalanobis distances, if it has any."""
+        return NarrowHead(
+            self.base.path,
+            self.network_nodes,
+            self.judging,
+            self.thresholds,
+            self.climber,
+            self.work,
+            self.notes,
+        )
+
+    @cached_property
+    def judging(self) -> tuple[list[Call], int]:
+        """Calls on check images, so many, and on those with defects planted."""
+        normal = list(self.checks)
+        spoiled = [
+            image for seed in range(_PLANTED) for image in planted(normal, 1000 * (seed + 1))
+        ]
+        calls = [call for call, _ in self.image_input.batches(self.checks)]
+        more = [call for call, _ in self.image_input.batches(np.stack(spoiled))]
+        return [*calls, *more], len(calls)
 
     def in_float(self, *, searched: bool) -> Path:
         """The float graph, with its memory bank searched in INT8 or not."""

@@ -9,18 +9,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
 from vadexport.backends.child import Child
-from vadexport.backends.openvino.bfloat16 import has_fast_bfloat16
 from vadexport.backends.registry import get_backend, opener
 from vadexport.building.climbing import Graph
 from vadexport.building.integers import Integers, folder_of, form_of
+from vadexport.building.narrow_head import fast_bfloat16
 from vadexport.calibration.bfloat16 import write_bfloat16
 from vadexport.calibration.judging import Bounds, judge_compiled
 from vadexport.calibration.search import FloatType, Frontier, Order, Point, grouped, search
-from vadexport.calibration.synthetic_defects import planted
-from vadexport.contract import Call
 from vadexport.targets import AUTO, Target
 from vadexport.verification.contest import Contest
 from vadexport.verification.latency import speedup
@@ -30,8 +26,6 @@ from vadexport.verification.statistics import Interval
 
 #: Of the limits of `auto`, what a search may use up on the few images that it has.
 _SHARE: Final = 0.5
-#: Planted defects of each check image.
-_PLANTED: Final = 2
 #: A form that is not faster than this, by the lower end of the interval, is not worth its drift.
 _LEAST_SPEEDUP: Final = 1.02
 _ROUNDS: Final = 40
@@ -126,7 +120,7 @@ class Mixing:
             rungs = (*rungs, rung)
         network = _network(candidate.point, len(integers.plan.layers))
         precision = integers.precision(self.target, network, rung, searched=searched)
-        return Graph(candidate.path, rungs, precision)
+        return Graph(candidate.path, rungs, precision, proof=candidate.proof)
 
     # ------------------------------------------------------------------ forms
     def _candidates(self, found: Frontier, *, searched: bool) -> list[_Candidate]:
@@ -135,14 +129,15 @@ class Mixing:
         known = []
         for number, point in enumerate(found.points):
             path = self._int8(point, searched=searched) if number in timed else None
-            known.append(_Candidate(point, path, path))
+            made = path and self.integers.head.written(path, self.target)
+            known.append(_Candidate(point, made, path))
         return [*known, *self._float_forms(found, searched=searched)]
 
     def _float_forms(self, found: Frontier, *, searched: bool) -> Iterator[_Candidate]:
         """The network in float, and what goes back to float in bfloat16, as they are judged."""
         layers = tuple(layer.node for layer in self.integers.plan.layers)
         base = self.integers.in_float(searched=searched)
-        if searched:
+        if searched or self.integers.head.products(self.target):
             yield self._judged("front", len(found.groups), layers, base, "fp32")
         if not self._bfloat16:
             return
@@ -186,24 +181,25 @@ class Mixing:
         full: tuple[str, ...] = (),
     ) -> _Candidate:
         """A form, judged as the backend runs it; it is only timed if it holds."""
-        integers, path = self.integers, proof
+        integers, head = self.integers, self.integers.head
+        path = head.written(proof, self.target) if float_type == "fp32" else proof
         if float_type == "bf16":
             name = f"{proof.parent.name}-bf16-{len(full)}"
             path = proof.parent.with_name(name) / GRAPH_FILE
             if not path.exists():
                 path.parent.mkdir()
-                nodes = integers.network_nodes.difference(full)
+                narrow = head.products(self.target)
+                nodes = integers.network_nodes.difference(full).union(narrow)
                 correcting = integers.correcting_calls
                 with Child("weights in bfloat16", timeout_s=_CHILD_TIMEOUT_S) as child:
                     child.run(write_bfloat16, proof, nodes, correcting, path)
         open_runner = opener(self.target, self._compiled(path), integers.climber.threads)
-        calls, normal, _ = self._judging
         with Child(f"{self.target} (judging)", timeout_s=_CHILD_TIMEOUT_S) as child:
             judged = child.run(
                 judge_compiled,
                 open_runner,
                 integers.base.path,
-                (calls, normal),
+                integers.judging,
                 self._bounds.threshold,
             )
         holds = judged.holds(self._bounds)
@@ -213,10 +209,7 @@ class Mixing:
     @cached_property
     def _bfloat16(self) -> bool:
         """Whether bfloat16 is worth a try: with OpenVINO, on a processor that is fast at it."""
-        if self.target.backend != "openvino":
-            return False
-        with Child("OpenVINO's capabilities", timeout_s=_CHILD_TIMEOUT_S) as child:
-            return child.run(has_fast_bfloat16)
+        return self.target.backend == "openvino" and fast_bfloat16()
 
     # ------------------------------------------------------------------ search
     def _searched(self, minutes: float) -> Frontier:
@@ -229,7 +222,7 @@ class Mixing:
                 plan,
                 integers.network_nodes,
                 form_of(self.target),
-                self._judging,
+                (*integers.judging, integers.correcting_calls),
                 self._bounds,
                 (60 * minutes, _memory_folder()),
                 progress=lambda done, total: integers.listener.step(
@@ -246,18 +239,6 @@ class Mixing:
             spearman=1 - _SHARE * (1 - (limits.min_spearman or 0.0)),
             threshold=integers.thresholds.image if integers.thresholds else None,
         )
-
-    @cached_property
-    def _judging(self) -> tuple[list[Call], int, list[Call]]:
-        """On check images, on those with defects planted, and those that correct biases."""
-        integers = self.integers
-        normal = list(integers.checks)
-        spoiled = [
-            image for seed in range(_PLANTED) for image in planted(normal, 1000 * (seed + 1))
-        ]
-        calls = [call for call, _ in integers.image_input.batches(integers.checks)]
-        more = [call for call, _ in integers.image_input.batches(np.stack(spoiled))]
-        return [*calls, *more], len(calls), integers.correcting_calls
 
     # ------------------------------------------------------------------ timing
     def _timed(self, candidates: Sequence[_Candidate]) -> tuple[dict[int, Interval], float]:
@@ -319,7 +300,7 @@ class Mixing:
         narrow, full = point.float_type == "bf16", len(point.full_layers)
         if kept == layers:
             rest = f" but for {full} of {layers} layers" if full else ""
-            return f"the network in bfloat16{rest}" if narrow else "a memory bank searched in INT8"
+            return f"the network in bfloat16{rest}" if narrow else "the score head alone"
         rest = f" but for {kept} of {layers} layers" if kept else ""
         also = f", {full} of them in float32" if full else ""
         return f"INT8{rest}{' in bfloat16' if narrow else ''}{also}"

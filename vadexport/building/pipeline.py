@@ -175,7 +175,7 @@ class _Builder:
             folder.mkdir(exist_ok=True)
             facts = self._compiled(graph.path, folder, resolved)
             if graph.rungs[-1].name == "quantised":
-                keep_graph(graph.path, folder)
+                keep_graph(graph.provable, folder)
             if graph.search is not None:
                 facts["search"] = graph.search
             checked, proven_on = self._checked(folder, resolved)

@@ -9,6 +9,7 @@ from typing import Final
 from vadexport.passes.bank_projection import BankProjection
 from vadexport.passes.bank_pruning import BankPruning
 from vadexport.passes.base import Approximation, GraphPass, apply_passes
+from vadexport.passes.channel_selection import ChannelSelection
 from vadexport.passes.gray_channels import GrayChannels
 from vadexport.passes.mahalanobis import Mahalanobis
 from vadexport.passes.mahalanobis_rank import MahalanobisRank
@@ -20,6 +21,7 @@ from vadexport.passes.worst_neighbour import WorstNeighbour
 #: Applied by `build`, in this order.
 DEFAULT_PASSES: tuple[GraphPass, ...] = (
     GrayChannels(),
+    ChannelSelection(),
     MapAsMatrices(),
     NearestNeighbours(),
     WorstNeighbour(),
@@ -30,6 +32,7 @@ DEFAULT_PASSES: tuple[GraphPass, ...] = (
 #: What comes before `QuantisedSearch`, which takes the place of the others.
 BEFORE_INT8: tuple[GraphPass, ...] = (
     GrayChannels(),
+    ChannelSelection(),
     MapAsMatrices(),
     NearestNeighbours(),
     Mahalanobis(),
@@ -48,6 +51,7 @@ APPROXIMATIONS: Final[tuple[type[Approximation], ...]] = (
 #: What comes before approximations, which are written into what it makes.
 BEFORE_APPROXIMATIONS: tuple[GraphPass, ...] = (
     GrayChannels(),
+    ChannelSelection(),
     MapAsMatrices(),
     NearestNeighbours(),
 )

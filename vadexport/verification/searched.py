@@ -130,7 +130,7 @@ class FoundSearch:
         narrow = point.float_type == "bf16"
         if kept == self.layers:
             rest = f" but for {full} of {self.layers} layers" if full else ""
-            return f"bfloat16{rest}" if narrow else "float32 with the memory bank searched in INT8"
+            return f"bfloat16{rest}" if narrow else "float32 with a faster score head"
         also = f", {full} of them in float32" if full else ""
         inside = f" in bfloat16{also}" if narrow else ""
         return f"INT8 but for {kept} of {self.layers} layers{inside}" if kept else "INT8"

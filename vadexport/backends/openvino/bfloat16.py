@@ -43,3 +43,14 @@ def widen(model: "openvino.Model") -> None:
                 if reader.get_node() != weights:
                     reader.replace_source_output(weights.output(0))
     model.validate_nodes_and_infer_types()
+
+
+def computes_in_bfloat16(model: "openvino.Model") -> bool:
+    """Whether part of a graph does, on a processor that is fast at it."""
+    import openvino
+
+    return any(
+        output.get_element_type() == openvino.Type.bf16
+        for node in model.get_ops()
+        for output in node.outputs()
+    )

@@ -7,7 +7,7 @@ from typing import Any, Final
 from numpy.typing import NDArray
 
 from vadexport.backends.base import Execution
-from vadexport.backends.openvino.bfloat16 import has_fast_bfloat16, widen
+from vadexport.backends.openvino.bfloat16 import computes_in_bfloat16, has_fast_bfloat16, widen
 from vadexport.backends.openvino.compiler import MODEL_FILE, version
 from vadexport.contract import INPUT_NAME, OUTPUT_NAMES, RAW_SCORE, Outputs
 from vadexport.errors import BackendError
@@ -16,8 +16,9 @@ from vadexport.targets import Target
 _PRECISIONS: Final = {
     "fp32": "float32",
     "int8": "INT8 network, float32 score head",
-    "auto": "INT8, bfloat16 and float32 layers as chosen by the build, float32 score head",
+    "auto": "INT8, bfloat16 and float32 layers as chosen by the build",
 }
+_NARROW_HEAD: Final = "INT8 network, bfloat16 and float32 score head"
 #: Layers that move or hold data and compute nothing.
 _SILENT_LAYERS = frozenset({"Input", "Output", "Const", "Reorder", "Reshape"})
 
@@ -49,8 +50,12 @@ class OpenVinoRunner:
 
         core = openvino.Core()
         model = core.read_model(folder / MODEL_FILE)
-        if not has_fast_bfloat16(core):
+        fast = has_fast_bfloat16(core)
+        if not fast:
             widen(model)
+        precision = _PRECISIONS[target.precision]
+        if target.precision == "int8" and fast and computes_in_bfloat16(model):
+            precision = _NARROW_HEAD  # networks of `int8` have no layer in bfloat16
         if until is not None:
             ports = (port for layer in model.get_ordered_ops() for port in layer.outputs())
             end = next((port for port in ports if until in port.get_names()), None)
@@ -72,7 +77,7 @@ class OpenVinoRunner:
         self._names = [_contract_name(output.get_names()) for output in self._compiled.outputs]
         self.execution = Execution(
             backend=f"OpenVINO {release}",
-            precision=_PRECISIONS[target.precision],
+            precision=precision,
             device=str(core.get_property("CPU", "FULL_DEVICE_NAME")),
             threads=threads,
             layers=self._executed_layers(),

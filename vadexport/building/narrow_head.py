@@ -1,0 +1,120 @@
+"""How INT8 targets of a build compute Mahalanobis distances: in bfloat16 where that gains."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Final
+
+import onnx
+from onnx import TensorProto
+
+from vadexport.backends.child import Child
+from vadexport.backends.openvino.bfloat16 import has_fast_bfloat16
+from vadexport.backends.registry import get_backend, opener
+from vadexport.building.climbing import Climber
+from vadexport.calibration.judging import Bounds, judge_compiled
+from vadexport.contract import Call
+from vadexport.passes.mahalanobis_products import constant_products
+from vadexport.passes.narrow import narrowed
+from vadexport.targets import AUTO, Target
+from vadexport.thresholds import Thresholds
+from vadexport.verification.limits import Limits
+from vadexport.verification.proxy import GRAPH_FILE
+
+#: Of the drift unit, what the score of a normal image may move by.
+_SHARE: Final = 0.05
+#: Of other limits of `auto`, what may be used up on the few images that judge.
+_SHARE_OF_LIMITS: Final = 0.5
+_CHILD_TIMEOUT_S: Final = 1800
+_TARGET: Final = Target("openvino", "int8")
+
+NARROW_HEAD: Final = "fp32, Mahalanobis distances in bf16"
+
+
+@dataclass
+class NarrowHead:
+    """Products of a score head by constant matrices, which take as long as reading these.
+
+    Attributes:
+        base: ONNX file of the float graph.
+        network_nodes: names of its nodes that are no part of the head.
+        judging: calls on normal images, and, behind so many, on those with planted defects.
+        thresholds: of the detector; None where it makes no decisions.
+        climber: knows the drift unit, and how many threads a runner may use.
+        work: folder of the build's steps.
+        notes: what else the user should know, added to.
+    """
+
+    base: Path
+    network_nodes: frozenset[str]
+    judging: tuple[Sequence[Call], int]
+    thresholds: Thresholds | None
+    climber: Climber
+    work: Path
+    notes: list[str]
+
+    def products(self, target: Target) -> frozenset[str]:
+        """Names of those that a target computes in bfloat16."""
+        gains = target.backend == _TARGET.backend and not target.on_gpu
+        return self._products if gains else frozenset()
+
+    def written(self, path: Path, target: Target) -> Path:
+        """The file of a graph with them in bfloat16; the one given where there are none."""
+        products = self.products(target)
+        return self._narrow(path, products) if products else path
+
+    @cached_property
+    def _products(self) -> frozenset[str]:
+        """Names of their nodes; none where scores do not hold, or the processor is not fast."""
+        found = constant_products(onnx.load(self.base), self.network_nodes)
+        if not found or not fast_bfloat16():
+            return frozenset()
+        folder = self.work / "compiled-narrow-head"
+        folder.mkdir()
+        path = self._narrow(self.base, found)
+        with Child("Mahalanobis distances in bfloat16", timeout_s=_CHILD_TIMEOUT_S) as child:
+            child.run(get_backend(_TARGET.backend).compile_graph, path, folder, _TARGET)
+            judged = child.run(
+                judge_compiled,
+                opener(_TARGET, folder, self.climber.threads),
+                self.base,
+                self.judging,
+                self._bounds.threshold,
+            )
+        moved = f"moves scores of normal images by {judged.drift / self.climber.unit.value:.2g}"
+        if not judged.holds(self._bounds):
+            self.notes.append(
+                f"openvino: Mahalanobis distances stay float32, for bfloat16 {moved} drift units, "
+                f"limit {_SHARE:g}, or changes order, decisions or maps"
+            )
+            return frozenset()
+        self.notes.append(
+            f"openvino: Mahalanobis distances in bfloat16, which {moved} drift units, limit "
+            f"{_SHARE:g}"
+        )
+        return found
+
+    @property
+    def _bounds(self) -> Bounds:
+        limits = Limits.of_precision(AUTO)
+        return Bounds(
+            drift=_SHARE * self.climber.unit.value,
+            maps=_SHARE_OF_LIMITS * (limits.max_map_drift or 0.0),
+            spearman=1 - _SHARE_OF_LIMITS * (1 - (limits.min_spearman or 0.0)),
+            threshold=self.thresholds.image if self.thresholds else None,
+        )
+
+    @staticmethod
+    def _narrow(path: Path, products: frozenset[str]) -> Path:
+        made = path.parent.with_name(f"{path.parent.name}-narrow-head") / GRAPH_FILE
+        if not made.exists():
+            made.parent.mkdir()
+            onnx.save(narrowed(onnx.load(path), products, TensorProto.BFLOAT16), made)
+        return made
+
+
+def fast_bfloat16() -> bool:
+    """Whether OpenVINO is fast at bfloat16 on this processor."""
+    with Child("OpenVINO's capabilities", timeout_s=_CHILD_TIMEOUT_S) as child:
+        return child.run(has_fast_bfloat16)
