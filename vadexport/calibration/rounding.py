@@ -23,6 +23,8 @@ _MEAN_SHARE: Final = 0.02
 #: Steps that a weight may move beyond its two neighbours.
 _ROAM: Final = 1
 _MOST_SWEEPS: Final = 10
+#: Columns whose errors are taken to the columns behind them together.
+_BLOCK: Final = 64
 #: Columns up to which single steps are tried: each costs a pass over all others.
 _MOST_STEPPED: Final = 576
 
@@ -85,23 +87,45 @@ def _near(weights: Array, scales: Array) -> tuple[Array, Array]:
 
 
 def _with_feedback(weights: Array, scales: Array, matrix: Array) -> Array:
-    """One column after the other; the columns to come make up for its error."""
-    spread = np.sqrt(np.einsum("gdd->gd", matrix))
-    normalised = matrix / spread[:, :, None] / spread[:, None, :]
-    inverse = np.linalg.inv(normalised)
-    inverse = (inverse + inverse.transpose(0, 2, 1)) / 2
-    upper = np.linalg.cholesky(inverse).transpose(0, 2, 1) / spread[:, None, :]
+    """One column after the other; the columns to come make up for its error.
+
+    Those of its own block do at once, those behind it when the block is done: in one product, not
+    in a pass over all of them for each column.
+    """
+    upper = _upper(matrix)
     left = weights.copy()
     made = np.empty_like(weights)
     low, high = _near(weights, scales)
-    for column in range(weights.shape[2]):
-        made[..., column] = np.clip(
-            np.rint(left[..., column] / scales), low[..., column], high[..., column]
-        )
-        error = left[..., column] - made[..., column] * scales
-        error /= upper[:, column, column, None]
-        left[..., column:] -= error[..., None] * upper[:, None, column, column:]
+    columns = weights.shape[2]
+    for start in range(0, columns, _BLOCK):
+        end = min(start + _BLOCK, columns)
+        errors = np.empty((*weights.shape[:2], end - start))
+        for column in range(start, end):
+            made[..., column] = np.clip(
+                np.rint(left[..., column] / scales), low[..., column], high[..., column]
+            )
+            error = left[..., column] - made[..., column] * scales
+            error /= upper[:, column, column, None]
+            left[..., column:end] -= error[..., None] * upper[:, None, column, column:end]
+            errors[..., column - start] = error
+        left[..., end:] -= errors @ upper[:, start:end, end:]
     return made
+
+
+def _upper(matrix: Array) -> Array:
+    """`U` of the inverse `UᵀU` of each of `[G, D, D]`, upper triangular.
+
+    With rows and columns in reverse, a matrix is `L·Lᵀ`; `L` in reverse again is the inverse of
+    `U`. So nothing is inverted but a triangle.
+    """
+    from scipy.linalg import lapack
+
+    spread = np.sqrt(np.einsum("gdd->gd", matrix))
+    normalised = matrix / spread[:, :, None] / spread[:, None, :]
+    lower = np.linalg.cholesky(normalised[:, ::-1, ::-1])
+    upper = np.stack([lapack.dtrtri(each, lower=0)[0] for each in lower[:, ::-1, ::-1]])
+    found: Array = upper / spread[:, None, :]
+    return found
 
 
 def _stepped(weights: Array, scales: Array, matrix: Array, integers: Array) -> Array:
