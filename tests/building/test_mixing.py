@@ -163,6 +163,17 @@ def test_bfloat16_alone_holds(mixing):
     assert (none.precision["network"], none.search["chosen"]) == ("bf16", 0)
 
 
+def test_a_search_that_took_all_the_time_leaves_none_for_bfloat16(mixing):
+    late = mixing()
+    made = late.graph(0.0)
+    assert tried(made) == []
+    assert made.precision["network"].startswith("int8")
+    assert late.integers.notes[0] == (
+        "openvino:auto: not all forms in bfloat16 were tried in time (--search-minutes)"
+    )
+    assert len(late.integers.notes) == 2
+
+
 def test_nothing_holds(mixing):
     short = mixing(found=replace(FOUND, points=(WHOLE,)), holds=lambda *_: False)
     made = short.graph(1.0)

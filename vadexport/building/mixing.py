@@ -1,9 +1,11 @@
 """`auto` on processors: of the forms of a network whose scores hold, the fastest."""
 
+import math
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -67,13 +69,15 @@ class Mixing:
 
     integers: Integers
     target: Target
+    _ends: float = field(default=math.inf, init=False)
 
     def graph(self, minutes: float) -> Graph:
         """The fastest form whose scores hold; the float graph, where none is faster.
 
         Args:
-            minutes: that the search for layers may take.
+            minutes: that the search may take: for INT8 layers, then for forms in bfloat16.
         """
+        self._ends = time.monotonic() + 60 * minutes
         found = self._searched(minutes)
         record = self._record(found, {})
         reason = "no layer of its network can be INT8 within the limits"
@@ -147,7 +151,7 @@ class Mixing:
             for count in _FULL_GROUPS
             if count < len(groups)
         ]
-        while fronts:
+        while fronts and self._in_time():
             whole = self._judged("front", len(groups), layers, base, "bf16", fronts[0])
             yield whole
             if whole.point.holds:
@@ -155,7 +159,7 @@ class Mixing:
             del fronts[0]
         for point in [found.points[number] for number in found.holding]:
             path = self._int8(point, searched=searched)
-            for front in fronts[:_MOST_FRONTS]:
+            for front in fronts[:_MOST_FRONTS] if self._in_time() else ():
                 kept = point.float_layers
                 full = tuple(name for name in kept if name in front)
                 if len(full) == len(kept):
@@ -205,6 +209,15 @@ class Mixing:
         holds = judged.holds(self._bounds)
         point = Point(order, count, kept, judged, holds, float_type, full)
         return _Candidate(point, path if holds else None, proof)
+
+    def _in_time(self) -> bool:
+        """Whether there is time left for a form in bfloat16; a note says once that there is not."""
+        if time.monotonic() < self._ends:
+            return True
+        note = f"{self.target}: not all forms in bfloat16 were tried in time (--search-minutes)"
+        if note not in self.integers.notes:
+            self.integers.notes.append(note)
+        return False
 
     @cached_property
     def _bfloat16(self) -> bool:
