@@ -175,7 +175,10 @@ def prepare(name: str, folder: Path) -> None:
             int8, _ = apply_passes(before, (QuantisedSearch({search: plan}),))
             steps[INT8] = save(int8, folder, INT8)
     np.save(folder / "images.npy", np.stack(images))
-    facts = {"steps": steps, "plan": plan and {**asdict(plan), "drift": plan.error / unit}}
+    facts: dict[str, Any] = {"steps": steps, "plan": None}
+    if plan is not None:
+        count = None if plan.directions is None else plan.directions.shape[1]
+        facts["plan"] = {**asdict(plan), "directions": count, "drift": plan.error / unit}
     (folder / "prepared.json").write_text(json.dumps(facts, indent=2) + "\n")
     print(name, json.dumps(facts), flush=True)
 

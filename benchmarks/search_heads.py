@@ -36,6 +36,7 @@ from vadexport.telemetry import forbid_telemetry
 SIZES = "1444x1444x152,784x10240x384,1024x16384x1536"
 TILES = (256, 512, 1024)
 SHORTLISTS = (1, 2, 4, 8)
+SHARES, FEW_CANDIDATES = (1 / 12, 1 / 4), 4
 Call = Callable[[np.ndarray], np.ndarray]
 
 
@@ -70,7 +71,7 @@ def measured(count: int, rows: int, width: int, rounds: int) -> list[str]:
     calls: dict[tuple[str, str], Call] = {}
     for name, graph in graphs.items():
         calls[name, "openvino"] = openvino_call(graph)
-        if "candidate" not in name or "1 " in name:
+        if "candidate" not in name or "1 " in name or "directions" in name:
             calls[name, "onnxruntime"] = onnxruntime_call(graph)
     errors = {key: np.abs(call(queries) - expected).max() for key, call in calls.items()}
     relative = {key: float(error / np.median(expected)) for key, error in errors.items()}
@@ -130,17 +131,24 @@ def variants(bank: np.ndarray, queries: np.ndarray) -> dict[str, onnx.ModelProto
             found[f"and tiles of {tile}"] = apply_passes(plain, passes)[0]
     found["as traced, with the worst patch's row"] = indexed
     found["with it, all passes"] = apply_passes(indexed, passes)[0]
-    for shortlist in SHORTLISTS:
-        plan = planned(bank, queries, shortlist)
-        ((name, _),) = search_inputs(plain).items()
-        words = f"INT8, {shortlist} candidate{'s' if shortlist > 1 else ''} of blocks of 512"
+    ((name, _),) = search_inputs(plain).items()
+    every = [((), shortlist) for shortlist in SHORTLISTS]
+    for shares, shortlist in [*every, *(((share,), FEW_CANDIDATES) for share in SHARES)]:
+        plan = planned(bank, queries, shortlist, shares)
+        if shares and plan.directions is None:
+            continue  # too narrow a bank for so few
+        where = "" if plan.directions is None else f" in {plan.directions.shape[1]} directions"
+        words = f"INT8{where}, {shortlist} candidate{'s' if shortlist > 1 else ''} of blocks of 512"
         found[words] = apply_passes(plain, (QuantisedSearch({name: plan}),))[0]
     return found
 
 
-def planned(bank: np.ndarray, queries: np.ndarray, shortlist: int) -> SearchPlan:
-    """A plan with just this shortlist."""
+def planned(
+    bank: np.ndarray, queries: np.ndarray, shortlist: int, shares: tuple[float, ...]
+) -> SearchPlan:
+    """A plan with just this shortlist, in these shares of the directions."""
     with (
+        mock.patch.object(search_plan, "_SHARES", shares),
         mock.patch.object(search_plan, "_SHORTLISTS", (shortlist,)),
         mock.patch.object(search_plan, "_BLOCKS", (512,)),
         mock.patch.object(search_plan, "_MOST_QUERIES", 16),

@@ -10,7 +10,7 @@ from tests.passes.search_graphs import Search, run
 from vadexport.passes import apply_passes, quantised_search, search_plan
 from vadexport.passes.nearest_neighbours import CentredBank
 from vadexport.passes.quantised_search import QuantisedSearch, search_inputs
-from vadexport.passes.search_plan import SearchPlan, plan_search
+from vadexport.passes.search_plan import QuantisedBank, SearchPlan, plan_search
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -19,6 +19,7 @@ def small_tiles():
         for module in (search_plan, quantised_search):
             patch.setattr(module, "TILE", 16)
         patch.setattr(search_plan, "_BLOCKS", (16, 4))
+        patch.setattr(search_plan, "_LEAST_BLOCK", 4)
         yield
 
 
@@ -164,6 +165,70 @@ class TestPlan:
     def test_a_bank_of_one_row(self):
         plan = plan_search(self.bank(1), self.queries(), 0.0)
         assert (plan.shortlist, plan.recall) == (1, 1.0)
+
+
+class TestFewDirections:
+    """Banks that vary in few directions, or in all."""
+
+    def cloud(self, rows=300, width=96, rank=6, noise=0.02, seed=0):
+        """Rows [n, D] of few sources, and of a little noise in all directions."""
+        random = np.random.default_rng(seed)
+        mix = random.normal(size=(rank, width))
+        points = random.normal(size=(rows, rank)) @ mix + noise * random.normal(size=(rows, width))
+        return points + random.normal(size=width)
+
+    def test_those_that_the_bank_varies_in_are_enough(self):
+        points = self.cloud(600)
+        bank, queries = CentredBank.of(points[:300]), points[300:].astype(np.float32)
+        plan = plan_search(bank, queries, 0.05)
+        assert plan.directions.shape == (96, 32)
+        product = plan.directions.T @ plan.directions
+        np.testing.assert_allclose(product, np.eye(32), atol=1e-5)
+        seen = np.abs((queries - bank.mean) @ plan.directions)
+        assert plan.step == pytest.approx(seen.max() / 127, rel=1e-5)
+        # Turned at random, all of them reach about as far: the first of six would reach alone.
+        assert seen.max(axis=0).min() > 0.2 * seen.max()
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_distances_grow_by_no_more_than_the_plan_says(self, seed):
+        points = self.cloud(600, seed=seed, noise=0.1)
+        bank, queries = points[:300].astype(np.float32), points[300:].astype(np.float32)
+        search = Search(rows=300, width=96, patches=300, batch=1)
+        search.bank = bank
+        model, plan = planned(search, 0.1, queries[None])
+        assert plan.directions is not None
+        found = run(model, queries[None])
+        expected = search.distances(queries[None])
+        got = distances_of(search, found, queries[None])
+        grown = got - expected.min(axis=-1)
+        room = 1e-4 * np.abs(queries).max()
+        assert grown.min() >= -room
+        assert grown.max() <= plan.error + room <= 0.1 + room
+        assert plan.recall == pytest.approx((grown <= room).mean(), abs=0.02)
+        chosen = np.take_along_axis(expected, found["i"].reshape(got.shape)[..., None], axis=-1)
+        np.testing.assert_allclose(chosen[..., 0], got, atol=room)
+
+    def test_where_it_varies_in_all_of_them_none_is_left_out(self):
+        random = np.random.default_rng(2)
+        bank = CentredBank.of(random.normal(size=(300, 96)))
+        queries = random.normal(size=(200, 96)).astype(np.float32)
+        plan = plan_search(bank, queries, 0.02)
+        assert plan is None or plan.directions is None
+
+    def test_what_lies_outside_of_them_counts(self):
+        # Rows that differ from each other only there: norms alone tell near from far.
+        points = self.cloud(300, noise=0.0)
+        outside = np.linalg.svd(points - points.mean(axis=0))[2][-1]
+        points[::2] += 50 * outside
+        bank = QuantisedBank.of(CentredBank.of(points), np.eye(96, 32, dtype=np.float32))
+        exact = np.square(CentredBank.of(points).rows.astype(np.float64)).sum(axis=1)
+        np.testing.assert_allclose(bank.norms, exact, rtol=0.02)
+
+    def test_a_narrow_or_a_small_bank_has_none(self):
+        for rows, width in ((2000, 24), (40, 96)):
+            bank = CentredBank.of(self.cloud(rows, width))
+            plan = plan_search(bank, self.cloud(50, width).astype(np.float32), np.inf)
+            assert plan.directions is None
 
 
 class TestLeftAlone:

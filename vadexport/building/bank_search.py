@@ -22,6 +22,9 @@ from vadexport.targets import Target
 _SHARE: Final = 0.05
 #: Backends whose products of int8 by int8 are faster than float32 here.
 _GAINING: Final = ("openvino",)
+#: Others gain where a pair takes so many products less (benchmarks/search_heads.py): naming
+#: candidates takes them longer than the smallest distance alone.
+_LEAST_FEWER: Final = 512
 _CHILD_TIMEOUT_S: Final = 1800
 
 FLOAT_HEAD: Final = "fp32"
@@ -82,8 +85,10 @@ class BankSearch:
 
     def forms(self, target: Target) -> tuple[bool, ...]:
         """Whether a target's graph searches in INT8: what is tried, one after the other."""
-        gains = target.backend in _GAINING and not target.on_gpu
-        return (True, False) if gains and self._plans else (False,)
+        if target.on_gpu or not self._plans:
+            return (False,)
+        gains = target.backend in _GAINING or all(map(_few_directions, self._plans.values()))
+        return (True, False) if gains else (False,)
 
     def written(self, model: onnx.ModelProto, *, int8: bool) -> onnx.ModelProto:
         """A copy of a graph like that of `path` with its searches in INT8, or else in float."""
@@ -123,9 +128,23 @@ class BankSearch:
                 f"than {_SHARE:.0%} of the drift unit"
             )
         candidates = f"{plan.shortlist} candidate{'s' if plan.shortlist > 1 else ''}"
+        where, who = "", "openvino"
+        if plan.directions is not None:
+            width, count = plan.directions.shape
+            where = f" in {count} of {width} directions"
+        if _few_directions(plan):
+            who = "openvino, onnxruntime"
         return (
-            f"openvino: the memory bank is searched in INT8, {candidates} of blocks of "
+            f"{who}: the memory bank is searched in INT8{where}, {candidates} of blocks of "
             f"{plan.block} rows measured again in float32; of {plan.queries} patches "
             f"{plan.recall:.2%} found their nearest row, and distances grew by at most "
             f"{plan.error / self.unit:.2g} drift units, limit {_SHARE:g}"
         )
+
+
+def _few_directions(plan: SearchPlan) -> bool:
+    """Whether a search gains from its directions alone, without a product of int8 that is fast."""
+    if plan.directions is None:
+        return False
+    width, count = plan.directions.shape
+    return width - count >= _LEAST_FEWER

@@ -47,7 +47,9 @@ class QuantisedSearch:
     """The nearest row of a bank, looked for in INT8, and its distance in float32.
 
     Queries and rows, both around the bank's mean, are rounded to int8: queries by one step for all,
-    each row by its own. That leaves the order of distances nearly as it was. So each block of rows
+    each row by its own. That leaves the order of distances nearly as it was, and so does looking in
+    few directions, the bank's principal ones: what lies outside of them is in a row's squared
+    length, and only its product with the query is left out (`search_plan`). So each block of rows
     names the one that seems nearest, and for the `shortlist` best of them distances are computed in
     float32 from differences: without cancellation, and never less than the true one but for
     rounding. What can be wrong is that the nearest row is not on the list; `plan_search` measures
@@ -110,6 +112,9 @@ class _Rewriting:
         """`block·s + place` of the row that seems nearest, of each block: [..., N, blocks]."""
         step = self.constant("step", np.float32(self.plan.step))
         zero = self.constant("zero", np.int8(0))
+        if self.plan.directions is not None:
+            basis = self.constant("directions", self.plan.directions)
+            centred = self.node("MatMul", [centred, basis], "projected")
         quantised = self.node("QuantizeLinear", [centred, step, zero], "quantised")
         queries = self.node("DequantizeLinear", [quantised, step, zero], "queries")
         count = self.blocks * self.plan.block
@@ -138,7 +143,7 @@ class _Rewriting:
 
     def padded(self, count: int) -> tuple[NDArray[np.int8], Float32, Float32]:
         """Rows, scales of their products and norms, with rows that are never near up to `count`."""
-        bank, levels = QuantisedBank.of(self.bank), self.plan.levels
+        bank, levels = QuantisedBank.of(self.bank, self.plan.directions), self.plan.levels
         more = count - len(bank.rows)
         rows = np.pad(bank.rows, ((0, more), (0, 0)))
         scales = np.pad(2 * levels * bank.steps.astype(np.float64), (0, more), constant_values=1)

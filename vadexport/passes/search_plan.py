@@ -1,7 +1,7 @@
 """How a search of a bank is done in INT8, and what that does to distances, measured on queries."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -22,16 +22,23 @@ _HEADROOM: Final = 4.0
 _LARGEST: Final = 127
 _SHORTLISTS: Final = (1, 2, 4, 8, 16)
 _MOST_QUERIES: Final = 4096
+#: Of the bank's width, directions that INT8 looks in, fewest first, in whole vectors of int8.
+_SHARES: Final = (1 / 12, 1 / 6, 1 / 4, 3 / 8, 1 / 2)
+_VECTOR: Final = 32
+#: A pair must take fewer products at least by this factor than in all directions; and to look for
+#: the smallest of many small blocks would cost what that saves.
+_LEAST_GAIN: Final = 1.5
+_LEAST_BLOCK: Final = 128
 _AT_ONCE: Final = 512
 
 
 class QuantisedBank(NamedTuple):
-    """A centred bank in int8, symmetric, one step a row.
+    """A centred bank in int8, symmetric, one step a row, in all directions or in `r` of them.
 
     Attributes:
-        rows: int8 [M, D].
+        rows: int8 [M, D], or [M, r].
         steps: float32 [M].
-        norms: squared lengths of the rounded rows, float32 [M].
+        norms: squared lengths of the rounded rows, and of what lies in no direction, float32 [M].
     """
 
     rows: NDArray[np.int8]
@@ -39,13 +46,19 @@ class QuantisedBank(NamedTuple):
     norms: Float32
 
     @classmethod
-    def of(cls, bank: CentredBank) -> "QuantisedBank":
-        """Round a bank's rows."""
-        largest = np.abs(bank.rows).max(axis=1)
+    def of(cls, bank: CentredBank, directions: Float32 | None = None) -> "QuantisedBank":
+        """Round a bank's rows, or what they are in some directions, orthonormal [D, r]."""
+        exact = bank.rows if directions is None else bank.rows @ directions
+        largest = np.abs(exact).max(axis=1)
         steps = (np.where(largest > 0, largest, 1) / _LARGEST).astype(np.float32)
-        rows = np.rint(bank.rows / steps[:, None]).clip(-_LARGEST, _LARGEST).astype(np.int8)
-        rounded = rows.astype(np.float64) * steps[:, None]
-        return cls(rows, steps, np.square(rounded).sum(axis=1).astype(np.float32))
+        rows = np.rint(exact / steps[:, None]).clip(-_LARGEST, _LARGEST).astype(np.int8)
+        norms = np.square(rows.astype(np.float64) * steps[:, None]).sum(axis=1)
+        if directions is not None:
+            lengths = (
+                np.square(each.astype(np.float64)).sum(axis=1) for each in (bank.rows, exact)
+            )
+            norms += np.maximum(next(lengths) - next(lengths), 0.0)
+        return cls(rows, steps, norms.astype(np.float32))
 
 
 @dataclass(frozen=True)
@@ -60,6 +73,7 @@ class SearchPlan:
         queries: that the figures below were measured on.
         recall: share of the queries whose nearest row was on the shortlist.
         error: largest that a distance grew by.
+        directions: in which candidates are looked for, orthonormal float32 [D, r]; None: in all.
     """
 
     step: float
@@ -69,10 +83,13 @@ class SearchPlan:
     queries: int
     recall: float
     error: float
+    directions: Float32 | None = field(default=None, compare=False)
 
 
 def plan_search(bank: CentredBank, queries: Float32, limit: float) -> SearchPlan | None:
-    """Find the shortest shortlist that keeps distances, and the largest blocks that do.
+    """Find the fewest directions and the shortest shortlist that keep distances.
+
+    Of one number of directions, the shortest shortlist goes first, then the largest blocks.
 
     Args:
         bank: what is searched.
@@ -84,39 +101,100 @@ def plan_search(bank: CentredBank, queries: Float32, limit: float) -> SearchPlan
         None where not even the longest shortlist of the smallest blocks keeps to the limit.
     """
     centred = queries - bank.mean
-    step = float(np.abs(centred).max(initial=0.0)) / _LARGEST or 1.0
-    rounded = _rounded(centred, step)
-    longest = float(np.square(rounded.astype(np.float64)).sum(axis=1).max(initial=0.0)) or 1.0
-    levels = {block: _EXACT / block / _HEADROOM / longest for block in _BLOCKS}
     chosen = np.linspace(0, len(queries) - 1, min(len(queries), _MOST_QUERIES)).astype(int)
-    grown = np.concatenate(list(_grown(bank, centred[chosen], step, levels)))
-    for place, shortlist in enumerate(_SHORTLISTS):
-        for number, block in enumerate(_BLOCKS):
-            found = grown[:, number, place]
-            if found.max() <= limit:
-                recall, error = float((found == 0).mean()), float(found.max())
-                return SearchPlan(step, block, levels[block], shortlist, len(chosen), recall, error)
+    true = _nearest(bank, centred[chosen])
+    for directions in (*_directions(bank), None):
+        plan = _plan(bank, centred, chosen, true, directions, limit)
+        if plan is not None:
+            return plan
     return None
 
 
-def _grown(
-    bank: CentredBank, centred: Float32, step: float, levels: dict[int, float]
-) -> Iterator[NDArray[np.float64]]:
-    """By how much distances grow: [queries, blocks, shortlists]."""
-    int8 = QuantisedBank.of(bank)
-    weights = int8.rows.astype(np.float32).T * (2 * int8.steps)
+def _directions(bank: CentredBank) -> Iterator[Float32]:
+    """Those that the bank varies most in (PCA), few first, where looking in them gains.
+
+    Each set is turned at random within its span: so all of its directions reach as far, and share
+    the steps of int8 fairly.
+    """
+    rows, width = bank.rows.shape
+    counts = sorted({round(share * width / _VECTOR) * _VECTOR for share in _SHARES})
+    counts = [n for n in counts if n and _LEAST_GAIN * n * (rows + width) <= rows * width]
+    if not counts:
+        return
+    exact = bank.rows.astype(np.float64)
+    _, found = np.linalg.eigh(exact.T @ exact)
+    random = np.random.Generator(np.random.PCG64(0))
+    for count in counts:
+        turned, _ = np.linalg.qr(random.normal(size=(count, count)))
+        yield (found[:, ::-1][:, :count] @ turned).astype(np.float32)
+
+
+def _plan(
+    bank: CentredBank,
+    centred: Float32,
+    chosen: NDArray[np.int64],
+    true: NDArray[np.float64],
+    directions: Float32 | None,
+    limit: float,
+) -> SearchPlan | None:
+    """The plan in some directions, or all; `true` are distances of the chosen queries."""
+    seen, blocks = centred, _BLOCKS
+    if directions is not None:
+        seen = centred @ directions
+        blocks = tuple(block for block in _BLOCKS if block >= _LEAST_BLOCK)
+    step = float(np.abs(seen).max(initial=0.0)) / _LARGEST or 1.0
+    rounded = _rounded(seen, step)
+    longest = float(np.square(rounded.astype(np.float64)).sum(axis=1).max(initial=0.0)) or 1.0
+    levels = {block: _EXACT / block / _HEADROOM / longest for block in blocks}
+    int8 = QuantisedBank.of(bank, directions)
+    worst = np.zeros((len(blocks), len(_SHORTLISTS)))
+    missed = np.zeros_like(worst)
+    done = 0
+    for found in _found(bank, int8, centred[chosen], rounded[chosen], levels):
+        grown = found - true[done : done + len(found), None, None]
+        done += len(found)
+        worst = np.maximum(worst, grown.max(axis=0))
+        missed += (grown > 0).sum(axis=0)
+        if worst.min() > limit:
+            return None
+    for place, shortlist in enumerate(_SHORTLISTS):
+        for number, block in enumerate(blocks):
+            if worst[number, place] <= limit:
+                recall = 1 - float(missed[number, place]) / max(done, 1)
+                figures = (len(chosen), recall, float(worst[number, place]))
+                return SearchPlan(step, block, levels[block], shortlist, *figures, directions)
+    return None
+
+
+def _nearest(bank: CentredBank, centred: Float32) -> NDArray[np.float64]:
+    """Distance of each query to its nearest row."""
+    found = [np.zeros(0)]
     for start in range(0, len(centred), _AT_ONCE):
         part = centred[start : start + _AT_ONCE]
-        seeming = int8.norms - _rounded(part, step) @ weights
-        nearest = (bank.norms - part @ (2 * bank.rows.T)).argmin(axis=1)
-        true = _distances(bank, part, nearest[:, None])
+        rows = (bank.norms - part @ (2 * bank.rows.T)).argmin(axis=1)
+        found.append(_distances(bank, part, rows[:, None])[:, 0])
+    return np.concatenate(found)
+
+
+def _found(
+    bank: CentredBank,
+    int8: QuantisedBank,
+    centred: Float32,
+    rounded: Float32,
+    levels: dict[int, float],
+) -> Iterator[NDArray[np.float64]]:
+    """Distances to the nearest candidate: [queries, blocks, shortlists]."""
+    weights = int8.rows.astype(np.float32).T * (2 * int8.steps)
+    for start in range(0, len(centred), _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        seeming = int8.norms - rounded[part] @ weights
         found = []
         for block, level in levels.items():
             candidates = named_rows(seeming, block, level)[:, : max(_SHORTLISTS)]
             # Of candidates in the order in which they are taken, the nearest so far.
-            best = np.minimum.accumulate(_distances(bank, part, candidates), axis=1)
+            best = np.minimum.accumulate(_distances(bank, centred[part], candidates), axis=1)
             last = [min(count, best.shape[1]) - 1 for count in _SHORTLISTS]
-            found.append((best - true)[:, last])
+            found.append(best[:, last])
         yield np.stack(found, axis=1)
 
 
