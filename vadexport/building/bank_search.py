@@ -147,4 +147,4 @@ def _few_directions(plan: SearchPlan) -> bool:
     if plan.directions is None:
         return False
     width, count = plan.directions.shape
-    return width - count >= _LEAST_FEWER
+    return bool(width - count >= _LEAST_FEWER)

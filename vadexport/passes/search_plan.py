@@ -14,7 +14,7 @@ Float32 = NDArray[np.float32]
 #: Rows of a tile, whose distances are computed at once and stay in the cache.
 TILE: Final = 512
 #: Rows of a block, each of which names one candidate: powers of two, so that codes divide exactly.
-_BLOCKS: Final = (512, 128, 32)
+_BLOCKS: Final[tuple[int, ...]] = (512, 128, 32)
 #: Whole numbers below it are exact in float32.
 _EXACT: Final = 2.0**24
 #: How much longer than any seen a query may be before its candidates are named less exactly.
