@@ -1,5 +1,7 @@
+import fcntl
 import os
 import pickle
+import shutil
 import sys
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -147,31 +149,54 @@ def checkpoint(plain, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def artifacts(checkpoint, images, tmp_path_factory):
+def made_once(tmp_path_factory):
+    """A folder that takes long to make: one worker makes it, the others wait and read it."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def made(name, make):
+        with (root / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            place = root / name
+            if not (place / "made").exists():
+                shutil.rmtree(place, ignore_errors=True)
+                place.mkdir()
+                make(place / "artifacts")
+                (place / "made").touch()
+        return place / "artifacts"
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def artifacts(checkpoint, images, made_once):
     """A build of every target that runs on the processor, by the command's own pipeline."""
     from vadexport.building import BuildOptions, build
     from vadexport.listening import Listener
     from vadexport.targets import all_targets
 
-    folder = tmp_path_factory.mktemp("build") / "artifacts"
-    targets = tuple(target for target in all_targets() if not target.on_gpu)
-    options = BuildOptions(checkpoint, folder, targets, str(images / "good"))
-    result = build(options, Listener())
-    assert [str(one.error) for one in result.targets if one.error] == []
-    return folder
+    def make(folder):
+        targets = tuple(target for target in all_targets() if not target.on_gpu)
+        options = BuildOptions(checkpoint, folder, targets, str(images / "good"))
+        result = build(options, Listener())
+        assert [str(one.error) for one in result.targets if one.error] == []
+
+    return made_once("all-targets", make)
 
 
 @pytest.fixture(scope="session")
-def artifact(checkpoint, images, tmp_path_factory):
+def artifact(checkpoint, images, made_once):
     """One artifact for ONNX Runtime: what a test takes that needs no other target."""
     from vadexport.building import BuildOptions, build
     from vadexport.listening import Listener
     from vadexport.targets import Target
 
-    folder = tmp_path_factory.mktemp("artifact") / "artifact"
-    target = Target("onnxruntime", "fp32")
-    build(BuildOptions(checkpoint, folder, (target,), str(images / "good")), Listener())
-    return folder
+    def make(folder):
+        target = Target("onnxruntime", "fp32")
+        build(BuildOptions(checkpoint, folder, (target,), str(images / "good")), Listener())
+
+    return made_once("one-target", make)
 
 
 @pytest.fixture(scope="session")

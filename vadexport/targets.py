@@ -36,9 +36,9 @@ class Target:
     Attributes:
         backend: such as `openvino`.
         precision: of the network (the backbone); the score head stays in float32, but for the
-            search of a large memory bank in INT8 targets of OpenVINO. `auto` is INT8 but for
-            layers that cost scores, on processors; of TensorRT, it comes to the lowest precision
-            whose scores hold.
+            search of a large memory bank in INT8 targets of processors, and Mahalanobis distances
+            in bfloat16 in those of OpenVINO. `auto` is INT8 but for layers that cost scores, on
+            processors; of TensorRT, it comes to the lowest precision whose scores hold.
         device: `cuda` for ONNX Runtime on an NVIDIA GPU; for TensorRT-RTX the GPU generations of
             the engine, joined by `+`; empty is the processor, the GPU at hand (TensorRT), or all
             generations from Ampere on (TensorRT-RTX).

@@ -1,4 +1,4 @@
-"""INT8 targets of OpenVINO search a large memory bank in INT8, where distances keep to a limit."""
+"""INT8 targets search a large memory bank in INT8, where distances keep to a limit."""
 
 import json
 from dataclasses import replace
@@ -10,6 +10,7 @@ import torch
 from tests.passes.search_graphs import Search, run
 from vadexport import runtime
 from vadexport.building import BuildOptions, bank_search, build, mixing
+from vadexport.building.bank_search import BankSearch
 from vadexport.calibration.bank_search import large_searches, plan_searches
 from vadexport.contract import ImageInput
 from vadexport.detectors import padim
@@ -18,6 +19,7 @@ from vadexport.detectors.patchcore import PatchCoreConfig, fit
 from vadexport.images import decode
 from vadexport.listening import Listener
 from vadexport.passes import BEFORE_INT8, DEFAULT_PASSES, FLOAT_SEARCH, apply_passes
+from vadexport.passes.search_plan import SearchPlan
 from vadexport.targets import Target
 from vadexport.verification.applied import AppliedPass
 
@@ -91,6 +93,31 @@ def test_only_openvino_searches_in_int8(built, detector, images):
     in_float = drifts(plain, detector, images)
     in_int8 = drifts(ours, detector, images)
     assert np.abs(in_int8 - in_float).max() <= 0.05
+
+
+@pytest.mark.parametrize(
+    ("widths", "who"),
+    [
+        (((1536, 128),), ("openvino", "onnxruntime")),
+        (((384, 128),), ("openvino",)),
+        ((None,), ("openvino",)),
+        (((1536, 128), (384, 96)), ("openvino",)),
+        (((1536, 128), None), ("openvino",)),
+        ((), ("openvino",)),
+    ],
+)
+def test_onnx_runtime_searches_so_where_every_bank_is_wide(widths, who):
+    plan = SearchPlan(0.1, 128, 10.0, 1, 1, 1.0, 0.0)
+    plans = {
+        str(number): replace(plan, directions=None if shape is None else np.zeros(shape))
+        for number, shape in enumerate(widths)
+    }
+    search = BankSearch(None, (), INPUT, None, 1.0, Listener(), [])
+    search.__dict__["_plans"] = plans
+    for text in ("openvino:int8", "onnxruntime:int8", "tensorrt:int8", "onnxruntime:fp16@cuda"):
+        target = Target.parse(text)
+        gains = bool(plans) and target.backend in who and not target.on_gpu
+        assert search.forms(target) == ((True, False) if gains else (False,)), text
 
 
 @pytest.mark.slow

@@ -70,9 +70,9 @@ def test_images_of_different_sizes(vadexport, good, tmp_path):
     assert_refused(result, 2, "small.png")
 
 
-def test_an_image_of_another_size_than_the_artifacts(vadexport, artifacts, tmp_path):
+def test_an_image_of_another_size_than_the_artifacts(vadexport, artifact, tmp_path):
     save_png(np.zeros((50, 60, 1), np.uint8), tmp_path / "small.png")
-    result = vadexport("predict", artifacts / "openvino-fp32", tmp_path / "small.png")
+    result = vadexport("predict", artifact, tmp_path / "small.png")
     assert_refused(result, 2, "small.png", "96")
 
 

@@ -133,6 +133,34 @@ def test_left_alone(model):
     assert made.SerializeToString() == apply_passes(model, ())[0].SerializeToString()
 
 
+def test_sizes_of_shapes_are_left_alone():
+    nodes = "joined = Concat<axis = 0>(a, b)\n y = Gather<axis = 0>(joined, indices)"
+    model = graph("float[3] a, float[2] b", nodes, "float[2] y", indices=np.array([0, 4]))
+    assert rewritten(model)[1] == 0
+
+
+def test_a_resize_with_empty_scales_and_computed_sizes_stays_before():
+    nodes = """
+        shape = Shape<start = 2>(a)
+        sizes = Concat<axis = 0>(first, shape)
+        rb = Resize<mode = "nearest">(b, , none, sizes)
+        joined = Concat<axis = 1>(a, rb)
+        y = Gather<axis = 1>(joined, indices)
+    """
+    constants = {"none": np.zeros(0, np.float32), "first": np.array([2, 7])}
+    inputs = "float[2,5,h,w] a, float[2,7,4,3] b"
+    # ONNX Runtime takes no empty scales beside sizes: only the rewrite is looked at.
+    text = (
+        f'<ir_version: 9, opset_import: ["" : 20]> g ({inputs}) => (float[n,k,q,v] y) {{{nodes}}}'
+    )
+    model = onnx.parser.parse_model(text)
+    for name, value in {**constants, "indices": np.array([1, 6])}.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    made, _ = apply_passes(model, (ChannelSelection(),))
+    kinds = operators(made)
+    assert "Gather" not in kinds or kinds.index("Resize") < len(kinds)
+
+
 def test_indices_that_a_caller_gives_are_left_alone():
     model = selecting([0, 1])
     indices = next(t for t in model.graph.initializer if t.name == "indices")

@@ -49,6 +49,12 @@ def test_others_are_left_alone(other):
     assert constant_products(other, ()) == frozenset()
 
 
+@pytest.mark.parametrize("side", ["Sub(c, s)", "Sub(s, c)"])
+def test_squares_that_are_taken_off_something_are_left_alone(side):
+    tail = SQUARED.replace("y =", "s =") + f"\n c = ReduceMax<keepdims = 0>(x, axes)\n y = {side}"
+    assert constant_products(model(tail), ()) == frozenset()
+
+
 def test_of_the_network_are_left_alone():
     assert constant_products(model(), {"p"}) == frozenset()
 

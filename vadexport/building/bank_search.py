@@ -1,5 +1,6 @@
 """How INT8 targets of a build search a memory bank: in INT8 where the backend gains from it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,10 +21,9 @@ from vadexport.targets import Target
 
 #: Of the drift unit, what a distance may grow by for the rounding of its search.
 _SHARE: Final = 0.05
-#: Backends whose products of int8 by int8 are faster than float32 here.
-_GAINING: Final = ("openvino",)
-#: Others gain where a pair takes so many products less (benchmarks/search_heads.py): naming
-#: candidates takes them longer than the smallest distance alone.
+#: OpenVINO's products of int8 by int8 are faster than float32. ONNX Runtime gains where a pair
+#: takes so many products less (benchmarks/search_heads.py): naming candidates takes it longer than
+#: the smallest distance alone.
 _LEAST_FEWER: Final = 512
 _CHILD_TIMEOUT_S: Final = 1800
 
@@ -85,9 +85,7 @@ class BankSearch:
 
     def forms(self, target: Target) -> tuple[bool, ...]:
         """Whether a target's graph searches in INT8: what is tried, one after the other."""
-        if target.on_gpu or not self._plans:
-            return (False,)
-        gains = target.backend in _GAINING or all(map(_few_directions, self._plans.values()))
+        gains = not target.on_gpu and self._plans and target.backend in _gaining(self._plans)
         return (True, False) if gains else (False,)
 
     def written(self, model: onnx.ModelProto, *, int8: bool) -> onnx.ModelProto:
@@ -115,25 +113,25 @@ class BankSearch:
                 _SHARE * self.unit,
                 progress=lambda done, total: self.listener.step("plan search", done, total),
             )
+        found = {name: plan for name, plan in plans.items() if plan is not None}
+        who = ", ".join(_gaining(found))
         for plan in plans.values():
-            self.notes.append(self._words(plan))
-        if any(plans.values()) and BankProjection.name in self.rewrites.words:
-            self.notes.append(f"openvino: no {BankProjection.name} where INT8 searches the bank")
-        return {name: plan for name, plan in plans.items() if plan is not None}
+            self.notes.append(self._words(plan, who))
+        if found and BankProjection.name in self.rewrites.words:
+            self.notes.append(f"{who}: no {BankProjection.name} where INT8 searches the bank")
+        return found
 
-    def _words(self, plan: SearchPlan | None) -> str:
+    def _words(self, plan: SearchPlan | None, who: str) -> str:
         if plan is None:
             return (
                 "the memory bank is searched in float32, for in INT8 distances would grow by more "
                 f"than {_SHARE:.0%} of the drift unit"
             )
         candidates = f"{plan.shortlist} candidate{'s' if plan.shortlist > 1 else ''}"
-        where, who = "", "openvino"
+        where = ""
         if plan.directions is not None:
             width, count = plan.directions.shape
             where = f" in {count} of {width} directions"
-        if _few_directions(plan):
-            who = "openvino, onnxruntime"
         return (
             f"{who}: the memory bank is searched in INT8{where}, {candidates} of blocks of "
             f"{plan.block} rows measured again in float32; of {plan.queries} patches "
@@ -142,9 +140,10 @@ class BankSearch:
         )
 
 
-def _few_directions(plan: SearchPlan) -> bool:
-    """Whether a search gains from its directions alone, without a product of int8 that is fast."""
-    if plan.directions is None:
-        return False
-    width, count = plan.directions.shape
-    return bool(width - count >= _LEAST_FEWER)
+def _gaining(plans: Mapping[str, SearchPlan]) -> tuple[str, ...]:
+    """Backends that gain from searches by these plans."""
+    fewer = [
+        plan.directions.shape[0] - plan.directions.shape[1] if plan.directions is not None else 0
+        for plan in plans.values()
+    ]
+    return ("openvino", "onnxruntime") if min(fewer, default=0) >= _LEAST_FEWER else ("openvino",)

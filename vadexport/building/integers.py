@@ -145,7 +145,7 @@ class Integers:
         return NarrowHead(
             self.base.path,
             self.network_nodes,
-            self.judging,
+            lambda: self.judging,
             self.thresholds,
             self.climber,
             self.work,

@@ -139,19 +139,28 @@ class Mixing:
 
     def _float_forms(self, found: Frontier, *, searched: bool) -> Iterator[_Candidate]:
         """The network in float, and what goes back to float in bfloat16, as they are judged."""
-        layers = tuple(layer.node for layer in self.integers.plan.layers)
         base = self.integers.in_float(searched=searched)
         if searched or self.integers.head.products(self.target):
-            yield self._judged("front", len(found.groups), layers, base, "fp32")
-        if not self._bfloat16:
-            return
+            yield self._judged("front", len(found.groups), self._layers, base, "fp32")
+        if self._bfloat16:
+            yield from self._narrow_forms(found, base, searched=searched)
+
+    @property
+    def _layers(self) -> tuple[str, ...]:
+        return tuple(layer.node for layer in self.integers.plan.layers)
+
+    def _narrow_forms(self, found: Frontier, base: Path, *, searched: bool) -> Iterator[_Candidate]:
+        """The network in bfloat16, then what goes back to float in it, while time lasts."""
+        layers = self._layers
         groups = grouped(layers)
         fronts = [
             tuple(chain.from_iterable(groups[:count]))
             for count in _FULL_GROUPS
             if count < len(groups)
         ]
-        while fronts and self._in_time():
+        while fronts:
+            if not self._in_time():
+                return
             whole = self._judged("front", len(groups), layers, base, "bf16", fronts[0])
             yield whole
             if whole.point.holds:
@@ -159,11 +168,13 @@ class Mixing:
             del fronts[0]
         for point in [found.points[number] for number in found.holding]:
             path = self._int8(point, searched=searched)
-            for front in fronts[:_MOST_FRONTS] if self._in_time() else ():
+            for front in fronts[:_MOST_FRONTS]:
                 kept = point.float_layers
                 full = tuple(name for name in kept if name in front)
                 if len(full) == len(kept):
                     break  # nothing is left for bfloat16
+                if not self._in_time():
+                    return
                 mixed = self._judged(point.order, point.float_groups, kept, path, "bf16", full)
                 yield mixed
                 if mixed.point.holds:

@@ -1,6 +1,6 @@
 """How INT8 targets of a build compute Mahalanobis distances: in bfloat16 where that gains."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,8 +13,9 @@ from vadexport.backends.child import Child
 from vadexport.backends.openvino.bfloat16 import has_fast_bfloat16
 from vadexport.backends.registry import get_backend, opener
 from vadexport.building.climbing import Climber
-from vadexport.calibration.judging import Bounds, judge_compiled
+from vadexport.calibration.judging import Bounds, Judged, judge_compiled
 from vadexport.contract import Call
+from vadexport.errors import BackendError
 from vadexport.passes.mahalanobis_products import constant_products
 from vadexport.passes.narrow import narrowed
 from vadexport.targets import AUTO, Target
@@ -39,7 +40,7 @@ class NarrowHead:
     Attributes:
         base: ONNX file of the float graph.
         network_nodes: names of its nodes that are no part of the head.
-        judging: calls on normal images, and, behind so many, on those with planted defects.
+        judging: gives calls on normal images, and, behind so many, on those with planted defects.
         thresholds: of the detector; None where it makes no decisions.
         climber: knows the drift unit, and how many threads a runner may use.
         work: folder of the build's steps.
@@ -48,7 +49,7 @@ class NarrowHead:
 
     base: Path
     network_nodes: frozenset[str]
-    judging: tuple[Sequence[Call], int]
+    judging: Callable[[], tuple[Sequence[Call], int]]
     thresholds: Thresholds | None
     climber: Climber
     work: Path
@@ -70,18 +71,11 @@ class NarrowHead:
         found = constant_products(onnx.load(self.base), self.network_nodes)
         if not found or not fast_bfloat16():
             return frozenset()
-        folder = self.work / "compiled-narrow-head"
-        folder.mkdir()
-        path = self._narrow(self.base, found)
-        with Child("Mahalanobis distances in bfloat16", timeout_s=_CHILD_TIMEOUT_S) as child:
-            child.run(get_backend(_TARGET.backend).compile_graph, path, folder, _TARGET)
-            judged = child.run(
-                judge_compiled,
-                opener(_TARGET, folder, self.climber.threads),
-                self.base,
-                self.judging,
-                self._bounds.threshold,
-            )
+        try:
+            judged = self._judged(found)
+        except BackendError as error:
+            self.notes.append(f"openvino: Mahalanobis distances stay float32: {error}")
+            return frozenset()
         moved = f"moves scores of normal images by {judged.drift / self.climber.unit.value:.2g}"
         if not judged.holds(self._bounds):
             self.notes.append(
@@ -94,6 +88,21 @@ class NarrowHead:
             f"{_SHARE:g}"
         )
         return found
+
+    def _judged(self, products: frozenset[str]) -> Judged:
+        """What bfloat16 does to scores and maps of the float graph."""
+        folder = self.work / "compiled-narrow-head"
+        folder.mkdir()
+        path = self._narrow(self.base, products)
+        with Child("Mahalanobis distances in bfloat16", timeout_s=_CHILD_TIMEOUT_S) as child:
+            child.run(get_backend(_TARGET.backend).compile_graph, path, folder, _TARGET)
+            return child.run(
+                judge_compiled,
+                opener(_TARGET, folder, self.climber.threads),
+                self.base,
+                self.judging(),
+                self._bounds.threshold,
+            )
 
     @property
     def _bounds(self) -> Bounds:

@@ -28,7 +28,7 @@ class BuildOptions:
         skip_unreadable: leave out images that cannot be read.
         layout: how the graph takes its images, see `ImageInput`.
         tensorrt: settings of TensorRT's builder.
-        search_minutes: that the search for layers of `auto` may take, for each target.
+        search_minutes: that the search for forms of `auto` may take, for each target.
         no_pass: names of graph passes that are not applied.
         approximate: whether rewrites may move scores: True by what the limits of the targets'
             precisions leave room for, a number by so many drift units.

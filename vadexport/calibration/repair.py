@@ -22,7 +22,7 @@ from vadexport.contract import Call
 from vadexport.passes.base import tensors_read
 
 _CLIPS: Final = ("Clip", "Relu")
-#: Tensors that are corrected on all calls; more of them on fewer, so that it takes no longer.
+#: Tensors that are corrected on all calls; more of them on fewer, for as many calls altogether.
 _MOST_ON_ALL: Final = 6
 
 

@@ -78,7 +78,8 @@ if TYPE_CHECKING:
     type=click.FloatRange(min=0, min_open=True),
     default=10.0,
     show_default=True,
-    help="Time that each auto target may take to find the layers that must stay in float.",
+    help="Time that each auto target may take to find the layers that must stay in float, and "
+    "forms in bfloat16.",
 )
 @click.option(
     "--no-pass",

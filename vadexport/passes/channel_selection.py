@@ -63,9 +63,11 @@ def _selection(node: onnx.NodeProto, view: GraphView) -> _Selection | None:
     if concat is None or concat.op_type != "Concat" or indices is None or rank is None:
         return None
     axes = {attributes(each).get("axis", 0) % rank for each in (node, concat)}
+    if axes != {_CHANNELS} or indices.ndim != 1:
+        return None
     shapes = [view.shape(name) for name in concat.input]
     widths = [shape[_CHANNELS] for shape in shapes if shape is not None and shape[_CHANNELS]]
-    if axes != {_CHANNELS} or indices.ndim != 1 or len(widths) < len(shapes):
+    if len(widths) < len(shapes):
         return None
     total = sum(widths)
     if not 0 < len(indices) < total or indices.min() < -total or indices.max() >= total:
@@ -145,6 +147,7 @@ def _resize(name: str, view: GraphView) -> onnx.NodeProto | None:
         view.constant(node.input[place]) if place < len(node.input) else None for place in (2, 3)
     )
     shape = view.shape(node.input[0])
-    if sizes is not None and shape is not None:
+    if sizes is not None and sizes.size > _CHANNELS and shape is not None:
         return node if sizes[_CHANNELS] == shape[_CHANNELS] else None
-    return node if scales is not None and float(scales[_CHANNELS]) == 1.0 else None
+    given = scales is not None and scales.size > _CHANNELS  # older exporters leave it empty
+    return node if given and float(scales[_CHANNELS]) == 1.0 else None

@@ -15,6 +15,9 @@ _LEAST_VALUES: Final = 250_000
 def constant_products(model: onnx.ModelProto, network_nodes: Collection[str]) -> frozenset[str]:
     """Names of products `δᵀ W`, a constant matrix a position, of which only squares are read.
 
+    Squares that are taken off something (Woodbury's identity) are not among them: what is left of
+    such a difference is far more exact than its two sides need to be.
+
     Args:
         model: ONNX graph.
         network_nodes: names of nodes that are left out.
@@ -41,8 +44,15 @@ def constant_products(model: onnx.ModelProto, network_nodes: Collection[str]) ->
 
 
 def _squares(node: onnx.NodeProto, view: GraphView) -> bool:
-    """Whether a node squares what it reads."""
+    """Whether a node squares what it reads, and nothing takes the sum of its squares off."""
     if node.op_type == "Pow":
         power = view.constant(node.input[1])
-        return power is not None and power.size == 1 and float(power.reshape(())) == 2
-    return node.op_type == "Mul" and node.input[0] == node.input[1]
+        if power is None or power.size != 1 or float(power.reshape(())) != 2:
+            return False
+    elif node.op_type != "Mul" or node.input[0] != node.input[1]:
+        return False
+    sums = view.consumers(node.output[0])
+    readers = [reader for each in sums for name in each.output for reader in view.consumers(name)]
+    return all(each.op_type == "ReduceSum" for each in sums) and not any(
+        each.op_type == "Sub" for each in readers
+    )

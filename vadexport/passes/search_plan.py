@@ -202,8 +202,9 @@ def named_rows(seeming: Float32, block: int, levels: float) -> NDArray[np.int64]
     """Each block's candidate by distances [n, M], the best block's first: rows [n, blocks]."""
     queries, rows = seeming.shape
     blocks = -(-rows // block)
-    codes = np.full((queries, blocks * block), np.inf)
-    codes[:, :rows] = np.floor(seeming * levels) * block + np.arange(rows) % block
+    codes = np.full((queries, blocks * block), np.inf, np.float32)  # as the graph has them
+    places = (np.arange(rows) % block).astype(np.float32)
+    codes[:, :rows] = np.floor(seeming * np.float32(levels)) * np.float32(block) + places
     codes = codes.reshape(queries, blocks, block)
     named = codes.argmin(axis=2) + np.arange(blocks) * block
     order = codes.min(axis=2).argsort(axis=1, kind="stable")

@@ -51,7 +51,12 @@ class TracedGraph:
         single channel is no layer: it blurs a map.
         """
         preprocessing = self._needed_for(self.seams[:1])
-        ends = self.seams[1:] or tuple(self._convolved())
+        ends, known = (
+            self.seams[1:],
+            {name for node in self.model.graph.node for name in node.output},
+        )
+        if not ends or not known.issuperset(ends):  # a rewrite may have left one of them out
+            ends = tuple(self._convolved())
         return self._needed_for(ends) - preprocessing
 
     def has_layers(self) -> bool:

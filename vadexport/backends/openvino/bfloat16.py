@@ -46,7 +46,7 @@ def widen(model: "openvino.Model") -> None:
 
 
 def computes_in_bfloat16(model: "openvino.Model") -> bool:
-    """Whether part of a graph does, on a processor that is fast at it."""
+    """Whether part of a graph is written so."""
     import openvino
 
     return any(
