@@ -58,9 +58,10 @@ def drop_unread(graph: onnx.GraphProto) -> None:
             read.update(tensors_read(node))
         else:
             graph.node.remove(node)
-    kept = [tensor for tensor in graph.initializer if tensor.name in read]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
+    # One by one: to extend an emptied list would copy all weights, and a message frees nothing.
+    for index in reversed(range(len(graph.initializer))):
+        if graph.initializer[index].name not in read:
+            del graph.initializer[index]
 
 
 def sort_nodes(graph: onnx.GraphProto) -> None:

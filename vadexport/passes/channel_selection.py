@@ -149,5 +149,6 @@ def _resize(name: str, view: GraphView) -> onnx.NodeProto | None:
     shape = view.shape(node.input[0])
     if sizes is not None and sizes.size > _CHANNELS and shape is not None:
         return node if sizes[_CHANNELS] == shape[_CHANNELS] else None
-    given = scales is not None and scales.size > _CHANNELS  # older exporters leave it empty
-    return node if given and float(scales[_CHANNELS]) == 1.0 else None
+    if scales is None or scales.size <= _CHANNELS:  # older exporters leave it empty
+        return None
+    return node if float(scales[_CHANNELS]) == 1.0 else None

@@ -114,9 +114,9 @@ def _drop(model: onnx.ModelProto, names: set[str]) -> None:
     described = [value for value in graph.value_info if value.name not in names]
     del graph.value_info[:]
     graph.value_info.extend(described)
-    weights = [tensor for tensor in graph.initializer if tensor.name not in names]
-    del graph.initializer[:]
-    graph.initializer.extend(weights)
+    for index in reversed(range(len(graph.initializer))):  # see `drop_unread`
+        if graph.initializer[index].name in names:
+            del graph.initializer[index]
 
 
 def _cast(source: str, destination: str, dtype: int) -> onnx.NodeProto:
