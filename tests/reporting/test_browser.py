@@ -162,7 +162,7 @@ class TestForScreenReaders:
             "Distribution of the raw scores, by label",
             "Drift of the artifact against the reference's score",
             "Milliseconds of every timed call of reference and artifact",
-            "Drift against speed-up, by how many layers stay in float32",
+            "Drift against speed-up, by how many layers are not INT8",
         ):
             assert page.get_by_role("img", name=name, exact=True).count() == 1
         pictures = page.locator("img, svg").count()
