@@ -99,9 +99,10 @@ def test_only_openvino_searches_in_int8(built, detector, images):
     ("widths", "who"),
     [
         (((1536, 128),), ("openvino", "onnxruntime")),
-        (((384, 128),), ("openvino",)),
+        (((384, 128),), ("openvino", "onnxruntime")),
+        (((152, 32),), ("openvino",)),
         ((None,), ("openvino",)),
-        (((1536, 128), (384, 96)), ("openvino",)),
+        (((1536, 128), (152, 32)), ("openvino",)),
         (((1536, 128), None), ("openvino",)),
         ((), ("openvino",)),
     ],

@@ -24,7 +24,7 @@ _SHARE: Final = 0.05
 #: OpenVINO's products of int8 by int8 are faster than float32. ONNX Runtime gains where a pair
 #: takes so many products less (benchmarks/search_heads.py): naming candidates takes it longer than
 #: the smallest distance alone.
-_LEAST_FEWER: Final = 512
+_LEAST_FEWER: Final = 200
 _CHILD_TIMEOUT_S: Final = 1800
 
 FLOAT_HEAD: Final = "fp32"
