@@ -188,10 +188,11 @@ def test_a_detector_beyond_what_one_file_holds_is_refused(plain, monkeypatch):
         trace(plain, plain.image_input)
 
 
-def test_without_known_features_the_network_ends_at_the_last_convolution(graph_of):
+@pytest.mark.parametrize("gone", [(), ("gone",)], ids=["unknown", "left out by a rewrite"])
+def test_without_known_features_the_network_ends_at_the_last_convolution(graph_of, gone):
     """PatchCore's blur is a convolution, too, but of one channel: behind the distances."""
     known = graph_of("plain", 1)[1]
-    unknown = replace(known, seams=known.seams[:1])
+    unknown = replace(known, seams=(*known.seams[:1], *gone))
     kinds = {node.name: node.op_type for node in known.model.graph.node}
     found, expected = unknown.network_nodes(), known.network_nodes()
     assert found <= expected

@@ -9,25 +9,30 @@ import numpy as np
 import onnx
 
 from vadexport.backends.child import Child
+from vadexport.backends.registry import get_backend, opener
 from vadexport.building.bank_search import FLOAT_HEAD, INT8_SEARCH, BankSearch
 from vadexport.building.climbing import Climber, Graph
 from vadexport.building.narrow_head import NARROW_HEAD, NarrowHead
 from vadexport.calibration import Plan, plan_int8
+from vadexport.calibration.judging import Bounds, Judged, judge_compiled
 from vadexport.calibration.qdq import Form
 from vadexport.calibration.repair import write_form
 from vadexport.calibration.synthetic_defects import planted
 from vadexport.contract import Call, ImageArray, ImageInput
 from vadexport.images import ImageFile, load_images
 from vadexport.listening import Listener
-from vadexport.targets import Target
+from vadexport.targets import AUTO, Target
 from vadexport.thresholds import Thresholds
 from vadexport.verification.ladder import Rung
+from vadexport.verification.limits import Limits
 from vadexport.verification.proxy import GRAPH_FILE
 
 #: Calibration images that biases are corrected by, at most.
 _CORRECTING: Final = 16
 #: Planted defects of each check image.
 _PLANTED: Final = 2
+#: Of the limits of `auto`, what a form may use up on the few images that judge it.
+SHARE_OF_LIMITS: Final = 0.5
 _CHILD_TIMEOUT_S: Final = 1800
 _FORMS: Final[dict[str, Form]] = {
     "openvino": Form(signed=False),
@@ -145,11 +150,39 @@ class Integers:
         return NarrowHead(
             self.base.path,
             self.network_nodes,
-            lambda: self.judging,
-            self.thresholds,
-            self.climber,
-            self.work,
+            self.judged,
+            self.bounds,
+            self.climber.unit.value,
             self.notes,
+        )
+
+    def compiled(self, path: Path, target: Target) -> Path:
+        """Folder of what the target's backend makes of an ONNX file."""
+        folder = self.work / f"compiled-{target.folder}-{path.parent.name}"
+        if not folder.exists():
+            folder.mkdir()
+            compile_graph = get_backend(target.backend).compile_graph
+            with Child(f"{target} ({path.parent.name})", timeout_s=_CHILD_TIMEOUT_S) as child:
+                child.run(compile_graph, path, folder, target)
+        return folder
+
+    def judged(self, path: Path, target: Target) -> Judged:
+        """What an ONNX file does to scores and maps, as the target's backend runs it."""
+        open_runner = opener(target, self.compiled(path, target), self.climber.threads)
+        with Child(f"{target} (judging)", timeout_s=_CHILD_TIMEOUT_S) as child:
+            return child.run(
+                judge_compiled, open_runner, self.base.path, self.judging, self.bounds.threshold
+            )
+
+    @property
+    def bounds(self) -> Bounds:
+        """Of forms of `auto`, on the few images that judge."""
+        limits = Limits.of_precision(AUTO)
+        return Bounds(
+            drift=SHARE_OF_LIMITS * (limits.max_drift or 0.0) * self.climber.unit.value,
+            maps=SHARE_OF_LIMITS * (limits.max_map_drift or 0.0),
+            spearman=1 - SHARE_OF_LIMITS * (1 - (limits.min_spearman or 0.0)),
+            threshold=self.thresholds.image if self.thresholds else None,
         )
 
     @cached_property

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from vadexport.backends.child import Child
-from vadexport.backends.registry import get_backend, opener
+from vadexport.backends.registry import opener
 from vadexport.building.climbing import Graph
-from vadexport.building.integers import Integers, folder_of, form_of
+from vadexport.building.integers import SHARE_OF_LIMITS, Integers, folder_of, form_of
 from vadexport.building.narrow_head import fast_bfloat16
 from vadexport.calibration.bfloat16 import write_bfloat16
-from vadexport.calibration.judging import Bounds, judge_compiled
 from vadexport.calibration.search import FloatType, Frontier, Order, Point, grouped, search
 from vadexport.targets import AUTO, Target
 from vadexport.verification.contest import Contest
@@ -26,8 +25,6 @@ from vadexport.verification.limits import Limits
 from vadexport.verification.proxy import GRAPH_FILE
 from vadexport.verification.statistics import Interval
 
-#: Of the limits of `auto`, what a search may use up on the few images that it has.
-_SHARE: Final = 0.5
 #: A form that is not faster than this, by the lower end of the interval, is not worth its drift.
 _LEAST_SPEEDUP: Final = 1.02
 _ROUNDS: Final = 40
@@ -208,16 +205,8 @@ class Mixing:
                 correcting = integers.correcting_calls
                 with Child("weights in bfloat16", timeout_s=_CHILD_TIMEOUT_S) as child:
                     child.run(write_bfloat16, proof, nodes, correcting, path)
-        open_runner = opener(self.target, self._compiled(path), integers.climber.threads)
-        with Child(f"{self.target} (judging)", timeout_s=_CHILD_TIMEOUT_S) as child:
-            judged = child.run(
-                judge_compiled,
-                open_runner,
-                integers.base.path,
-                integers.judging,
-                self._bounds.threshold,
-            )
-        holds = judged.holds(self._bounds)
+        judged = integers.judged(path, self.target)
+        holds = judged.holds(integers.bounds)
         point = Point(order, count, kept, judged, holds, float_type, full)
         return _Candidate(point, path if holds else None, proof)
 
@@ -247,22 +236,12 @@ class Mixing:
                 integers.network_nodes,
                 form_of(self.target),
                 (*integers.judging, integers.correcting_calls),
-                self._bounds,
+                integers.bounds,
                 (60 * minutes, _memory_folder()),
                 progress=lambda done, total: integers.listener.step(
                     f"search {self.target}", done, total
                 ),
             )
-
-    @cached_property
-    def _bounds(self) -> Bounds:
-        integers, limits = self.integers, Limits.of_precision(AUTO)
-        return Bounds(
-            drift=_SHARE * (limits.max_drift or 0.0) * integers.climber.unit.value,
-            maps=_SHARE * (limits.max_map_drift or 0.0),
-            spearman=1 - _SHARE * (1 - (limits.min_spearman or 0.0)),
-            threshold=integers.thresholds.image if integers.thresholds else None,
-        )
 
     # ------------------------------------------------------------------ timing
     def _timed(self, candidates: Sequence[_Candidate]) -> tuple[dict[int, Interval], float]:
@@ -272,7 +251,8 @@ class Mixing:
         named = {_FLOAT: integers.base.path, **{f"form {n}": path for n, path in paths.items()}}
         threads = integers.climber.threads
         openers = {
-            name: opener(self.target, self._compiled(path), threads) for name, path in named.items()
+            name: opener(self.target, integers.compiled(path, self.target), threads)
+            for name, path in named.items()
         }
         calls = [call for call, _ in integers.image_input.batches(integers.checks)][:_TIMED_CALLS]
         with ExitStack() as stack:
@@ -281,16 +261,6 @@ class Mixing:
         base = timed[_FLOAT]
         gains = {number: speedup(timed[f"form {number}"], base).ratio for number in paths}
         return gains, base.floor or 1.0
-
-    def _compiled(self, path: Path) -> Path:
-        """Folder of what the backend makes of an ONNX file."""
-        folder = self.integers.work / f"compiled-{self.target.folder}-{path.parent.name}"
-        if not folder.exists():
-            folder.mkdir()
-            compile_graph = get_backend(self.target.backend).compile_graph
-            with Child(f"{self.target} ({path.parent.name})", timeout_s=_CHILD_TIMEOUT_S) as child:
-                child.run(compile_graph, path, folder, self.target)
-        return folder
 
     # ------------------------------------------------------------------ words
     def _record(self, found: Frontier, gains: Mapping[int, Interval]) -> dict[str, Any]:
@@ -315,7 +285,7 @@ class Mixing:
                 "maps": limits.max_map_drift,
                 "spearman": limits.min_spearman,
             },
-            "share": _SHARE,
+            "share": SHARE_OF_LIMITS,
         }
 
     def _words(self, point: Point) -> str:

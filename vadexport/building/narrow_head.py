@@ -1,7 +1,7 @@
 """How INT8 targets of a build compute Mahalanobis distances: in bfloat16 where that gains."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Final
@@ -11,22 +11,15 @@ from onnx import TensorProto
 
 from vadexport.backends.child import Child
 from vadexport.backends.openvino.bfloat16 import has_fast_bfloat16
-from vadexport.backends.registry import get_backend, opener
-from vadexport.building.climbing import Climber
-from vadexport.calibration.judging import Bounds, Judged, judge_compiled
-from vadexport.contract import Call
+from vadexport.calibration.judging import Bounds, Judged
 from vadexport.errors import BackendError
 from vadexport.passes.mahalanobis_products import constant_products
 from vadexport.passes.narrow import narrowed
-from vadexport.targets import AUTO, Target
-from vadexport.thresholds import Thresholds
-from vadexport.verification.limits import Limits
+from vadexport.targets import Target
 from vadexport.verification.proxy import GRAPH_FILE
 
 #: Of the drift unit, what the score of a normal image may move by.
 _SHARE: Final = 0.05
-#: Of other limits of `auto`, what may be used up on the few images that judge.
-_SHARE_OF_LIMITS: Final = 0.5
 _CHILD_TIMEOUT_S: Final = 1800
 _TARGET: Final = Target("openvino", "int8")
 
@@ -40,19 +33,17 @@ class NarrowHead:
     Attributes:
         base: ONNX file of the float graph.
         network_nodes: names of its nodes that are no part of the head.
-        judging: gives calls on normal images, and, behind so many, on those with planted defects.
-        thresholds: of the detector; None where it makes no decisions.
-        climber: knows the drift unit, and how many threads a runner may use.
-        work: folder of the build's steps.
+        judge: says what an ONNX file, compiled for a target, does to scores and maps.
+        bounds: that must hold, but for the drift, whose limit is narrower here.
+        unit: of drift.
         notes: what else the user should know, added to.
     """
 
     base: Path
     network_nodes: frozenset[str]
-    judging: Callable[[], tuple[Sequence[Call], int]]
-    thresholds: Thresholds | None
-    climber: Climber
-    work: Path
+    judge: Callable[[Path, Target], Judged]
+    bounds: Bounds
+    unit: float
     notes: list[str]
 
     def products(self, target: Target) -> frozenset[str]:
@@ -72,12 +63,12 @@ class NarrowHead:
         if not found or not fast_bfloat16():
             return frozenset()
         try:
-            judged = self._judged(found)
+            judged = self.judge(self._narrow(self.base, found), _TARGET)
         except BackendError as error:
             self.notes.append(f"openvino: Mahalanobis distances stay float32: {error}")
             return frozenset()
-        moved = f"moves scores of normal images by {judged.drift / self.climber.unit.value:.2g}"
-        if not judged.holds(self._bounds):
+        moved = f"moves scores of normal images by {judged.drift / self.unit:.2g}"
+        if not judged.holds(replace(self.bounds, drift=_SHARE * self.unit)):
             self.notes.append(
                 f"openvino: Mahalanobis distances stay float32, for bfloat16 {moved} drift units, "
                 f"limit {_SHARE:g}, or changes order, decisions or maps"
@@ -88,31 +79,6 @@ class NarrowHead:
             f"{_SHARE:g}"
         )
         return found
-
-    def _judged(self, products: frozenset[str]) -> Judged:
-        """What bfloat16 does to scores and maps of the float graph."""
-        folder = self.work / "compiled-narrow-head"
-        folder.mkdir()
-        path = self._narrow(self.base, products)
-        with Child("Mahalanobis distances in bfloat16", timeout_s=_CHILD_TIMEOUT_S) as child:
-            child.run(get_backend(_TARGET.backend).compile_graph, path, folder, _TARGET)
-            return child.run(
-                judge_compiled,
-                opener(_TARGET, folder, self.climber.threads),
-                self.base,
-                self.judging(),
-                self._bounds.threshold,
-            )
-
-    @property
-    def _bounds(self) -> Bounds:
-        limits = Limits.of_precision(AUTO)
-        return Bounds(
-            drift=_SHARE * self.climber.unit.value,
-            maps=_SHARE_OF_LIMITS * (limits.max_map_drift or 0.0),
-            spearman=1 - _SHARE_OF_LIMITS * (1 - (limits.min_spearman or 0.0)),
-            threshold=self.thresholds.image if self.thresholds else None,
-        )
 
     @staticmethod
     def _narrow(path: Path, products: frozenset[str]) -> Path:

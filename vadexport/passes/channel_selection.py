@@ -94,7 +94,8 @@ def _write(graph: onnx.GraphProto, found: _Selection, view: GraphView) -> None:
             source = resize.input[0]
         made.append(_gather(graph, source, found.indices[mine] - start, prefix))
         if resize is not None:
-            made.append(_resized(graph, resize, (prefix, len(mine)), f"{prefix}/resized"))
+            sizes = view.constant(resize.input[3]) if len(resize.input) == 4 else None
+            made.append(_resized(graph, resize, prefix, len(mine), sizes))
         parts.append(made[-1].output[0])
         chosen.append(mine)
     order = np.concatenate(chosen)
@@ -117,19 +118,20 @@ def _gather(graph: onnx.GraphProto, source: str, indices: Indices, result: str) 
 
 
 def _resized(
-    graph: onnx.GraphProto, resize: onnx.NodeProto, chosen: tuple[str, int], result: str
+    graph: onnx.GraphProto,
+    resize: onnx.NodeProto,
+    chosen: str,
+    count: int,
+    sizes: NDArray[np.generic] | None,
 ) -> onnx.NodeProto:
-    """A `Resize` of chosen channels, so many of them, that gives `result`."""
-    again = onnx.NodeProto()
+    """A `Resize` of so many chosen channels, to the same `sizes` but for their number."""
+    again, result = onnx.NodeProto(), f"{chosen}/resized"
     again.CopyFrom(resize)
-    again.input[0], count = chosen
-    again.name, again.output[0] = f"{result}/node", result
-    if len(again.input) == 4:
+    again.name, again.output[0], again.input[0] = f"{result}/node", result, chosen
+    if sizes is not None:
         again.input[3] = f"{result}/sizes"
-        known = next(each for each in graph.initializer if each.name == resize.input[3])
-        sizes = numpy_helper.to_array(known).copy()
-        sizes[_CHANNELS] = count
-        graph.initializer.append(numpy_helper.from_array(sizes, again.input[3]))
+        fewer = np.concatenate([sizes[:_CHANNELS], [count], sizes[_CHANNELS + 1 :]])
+        graph.initializer.append(numpy_helper.from_array(fewer.astype(np.int64), again.input[3]))
     return again
 
 

@@ -54,10 +54,8 @@ class QuantisedBank(NamedTuple):
         rows = np.rint(exact / steps[:, None]).clip(-_LARGEST, _LARGEST).astype(np.int8)
         norms = np.square(rows.astype(np.float64) * steps[:, None]).sum(axis=1)
         if directions is not None:
-            lengths = (
-                np.square(each.astype(np.float64)).sum(axis=1) for each in (bank.rows, exact)
-            )
-            norms += np.maximum(next(lengths) - next(lengths), 0.0)
+            inside = np.square(exact.astype(np.float64)).sum(axis=1)
+            norms += np.maximum(bank.norms - inside, 0.0)
         return cls(rows, steps, norms.astype(np.float32))
 
 

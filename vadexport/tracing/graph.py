@@ -51,10 +51,8 @@ class TracedGraph:
         single channel is no layer: it blurs a map.
         """
         preprocessing = self._needed_for(self.seams[:1])
-        ends, known = (
-            self.seams[1:],
-            {name for node in self.model.graph.node for name in node.output},
-        )
+        ends = self.seams[1:]
+        known = {name for node in self.model.graph.node for name in node.output}
         if not ends or not known.issuperset(ends):  # a rewrite may have left one of them out
             ends = tuple(self._convolved())
         return self._needed_for(ends) - preprocessing
