@@ -1,11 +1,13 @@
 """What was compiled, held against the float graph."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
 
 from tests.passes.half_graphs import graph
-from vadexport.calibration.judging import judge_compiled
+from vadexport.calibration.judging import Bounds, Judged, judge_compiled
 
 RANDOM = np.random.default_rng(11)
 CALLS = [RANDOM.normal(size=(2, 1, 4, 4)).astype(np.float32) for _ in range(5)]
@@ -54,3 +56,27 @@ def test_figures_are_those_of_scores_by_hand(model):
     spans = [np.ptp(2 * image) for call in CALLS for image in call]
     assert judged.maps == pytest.approx(3 * 0.625 / np.mean(spans), rel=1e-5)
     assert judge_compiled(Off, model, (CALLS, 3), None).flips == 0
+
+
+BOUNDS = Bounds(drift=1.0, maps=0.1, spearman=0.999, threshold=0.0)
+HELD = Judged(drift=1.0, rms=9.0, spearman=0.999, flips=0, maps=0.1)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"drift": 1.01}, "drift of normal images"),
+        ({"spearman": 0.9989}, "rank correlation 0.99890, limit 0.999"),
+        ({"maps": 0.2}, "maps by 0.2 of their range, limit 0.1"),
+        ({"flips": 2}, "2 decisions flipped"),
+        ({"drift": np.nan}, "drift of normal images"),
+        ({"spearman": np.nan}, "rank correlation nan, limit 0.999"),
+        ({"maps": np.nan}, "maps by nan of their range, limit 0.1"),
+    ],
+)
+def test_what_is_beyond_its_bound_is_named(change, words):
+    assert HELD.beyond(BOUNDS) == ()
+    assert HELD.holds(BOUNDS)
+    judged = replace(HELD, **change)
+    assert judged.beyond(BOUNDS) == (words,)
+    assert not judged.holds(BOUNDS)

@@ -57,12 +57,21 @@ class Judged:
 
     def holds(self, bounds: Bounds) -> bool:
         """Whether nothing is beyond its bound; NaN never holds."""
-        return (
-            self.drift <= bounds.drift
-            and self.spearman >= bounds.spearman
-            and self.maps <= bounds.maps
-            and not self.flips
-        )
+        return not self.beyond(bounds)
+
+    def beyond(self, bounds: Bounds) -> tuple[str, ...]:
+        """What is beyond its bound, in words."""
+        within = {
+            "drift of normal images": self.drift <= bounds.drift,
+            f"rank correlation {self.spearman:.5f}, limit {bounds.spearman:g}": (
+                self.spearman >= bounds.spearman
+            ),
+            f"maps by {self.maps:.2g} of their range, limit {bounds.maps:g}": (
+                self.maps <= bounds.maps
+            ),
+            f"{self.flips} decisions flipped": not self.flips,
+        }
+        return tuple(words for words, held in within.items() if not held)
 
 
 def judge_compiled(
