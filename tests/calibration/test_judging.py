@@ -5,9 +5,18 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import spearmanr
 
 from tests.passes.half_graphs import graph
-from vadexport.calibration.judging import Bounds, Judged, judge_compiled
+from vadexport.calibration.judging import (
+    Bounds,
+    Judged,
+    expected_rank_correlation,
+    judge_compiled,
+    rank_correlation,
+)
 
 RANDOM = np.random.default_rng(11)
 CALLS = [RANDOM.normal(size=(2, 1, 4, 4)).astype(np.float32) for _ in range(5)]
@@ -80,3 +89,49 @@ def test_what_is_beyond_its_bound_is_named(change, words):
     judged = replace(HELD, **change)
     assert judged.beyond(BOUNDS) == (words,)
     assert not judged.holds(BOUNDS)
+
+
+class TestExpectedRankCorrelation:
+    @pytest.mark.parametrize("normal", [6, 16, 100])
+    @pytest.mark.parametrize("noise", [0.02, 0.05, 0.2])
+    def test_of_few_images_is_that_of_many(self, normal, noise):
+        """On average over samples."""
+
+        def drawn(count):
+            scores = [random.normal(size=count), 2 + random.gamma(2, 1, size=2 * count)]
+            return np.concatenate(scores), noise * random.normal(size=3 * count)
+
+        random = np.random.default_rng(2)
+        many, drifts = drawn(50_000)
+        lost = 1 - spearmanr(many, many + drifts).statistic
+        found = [1 - expected_rank_correlation(*drawn(normal), normal) for _ in range(40)]
+        error = np.std(found) / np.sqrt(len(found))
+        assert np.mean(found) == pytest.approx(lost, abs=0.15 * lost + 3 * error)
+
+    def test_is_the_same_each_time(self):
+        scores, drifts = RANDOM.normal(size=(2, 30))
+        found = expected_rank_correlation(scores, drifts, 10)
+        assert found == expected_rank_correlation(scores, drifts, 10)
+
+    @pytest.mark.parametrize("normal", [4, 9])
+    def test_of_what_all_drift_alike_is_one(self, normal):
+        found = expected_rank_correlation(np.arange(9.0), np.full(9, 3.0), normal)
+        assert found == pytest.approx(1, abs=1e-12)
+
+    def test_of_what_is_not_finite_is_nan(self):
+        drifts = np.zeros(9)
+        drifts[3] = np.nan
+        assert np.isnan(expected_rank_correlation(np.arange(9.0), drifts, 6))
+
+    def test_of_scores_all_alike_hangs_on_drifts_alone(self):
+        assert expected_rank_correlation(np.ones(9), np.zeros(9), 6) == 1
+
+
+@given(st.lists(st.tuples(st.integers(-5, 5), st.integers(-5, 5)), min_size=2, max_size=30))
+def test_rank_correlation_is_scipys(pairs):
+    one, other = np.array(pairs, float).T
+    found = rank_correlation(one, other)
+    if np.ptp(one) == 0 or np.ptp(other) == 0:
+        assert found == 1
+    else:
+        assert found == pytest.approx(spearmanr(one, other).statistic, abs=1e-9)

@@ -14,8 +14,6 @@ from vadexport.calibration import search as module
 from vadexport.calibration.judging import (
     Bounds,
     Judged,
-    expected_rank_correlation,
-    rank_correlation,
 )
 from vadexport.calibration.network import find_layers
 from vadexport.calibration.qdq import Form, Plan, QuantisedWeight
@@ -360,24 +358,6 @@ class TestJudged:
         assert not replace(self.GOOD, **worse).holds(self.BOUNDS)
 
 
-class TestExpectedRankCorrelation:
-    def test_is_the_mean_over_ways_to_deal_drifts(self):
-        random = np.random.default_rng(5)
-        expected, drifts = random.normal(size=30), 0.2 * random.normal(size=30)
-        ways = []
-        for _ in range(4000):
-            dealt = np.concatenate(
-                [random.permutation(drifts[:10]), random.permutation(drifts[10:])]
-            )
-            ways.append(spearmanr(expected + dealt, expected).statistic)
-        found = expected_rank_correlation(expected, drifts, 10)
-        assert found == pytest.approx(np.mean(ways), abs=0.003)
-        assert found == expected_rank_correlation(expected, drifts, 10)
-
-    def test_of_what_all_drift_alike_is_one(self):
-        assert expected_rank_correlation(np.arange(9.0), np.full(9, 3.0), 4) == 1
-
-
 def test_a_frontier_is_plain_values(searched):
     found = searched(tight(searched))
     again = json.loads(json.dumps(found.to_json()))
@@ -397,16 +377,6 @@ def test_groups_are_of_neighbours_and_alike_in_size(layers):
     sizes = {len(group) for group in found}
     assert min(sizes) > 0
     assert max(sizes) - min(sizes) <= 1
-
-
-@given(st.lists(st.tuples(st.integers(-5, 5), st.integers(-5, 5)), min_size=2, max_size=30))
-def test_rank_correlation_is_scipys(pairs):
-    one, other = np.array(pairs, float).T
-    found = rank_correlation(one, other)
-    if np.ptp(one) == 0 or np.ptp(other) == 0:
-        assert found == 1
-    else:
-        assert found == pytest.approx(spearmanr(one, other).statistic, abs=1e-9)
 
 
 def test_seconds_are_of_the_whole_search(searched, monkeypatch):

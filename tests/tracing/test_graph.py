@@ -199,3 +199,30 @@ def test_without_known_features_the_network_ends_at_the_last_convolution(graph_o
     convolutions = {name for name, kind in kinds.items() if kind == "Conv" and name in expected}
     assert convolutions <= found
     assert "MatMul" not in {kinds[name] for name in found}
+
+
+class Transformer(torch.nn.Module):
+    """A token for each 8 × 8 pixels, a layer with attention, and distances to a bank."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches = torch.nn.Conv2d(1, 16, 8, 8)
+        self.layer = torch.nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        self.bank = torch.nn.Parameter(torch.randn(20, 16))
+
+    def forward(self, image):
+        tokens = self.layer(self.patches(image).flatten(2).mT)
+        squares = tokens.square().sum(-1, keepdim=True) + self.bank.square().sum(-1)
+        return (squares - 2 * tokens @ self.bank.T).amin(2).amax(1)
+
+
+def test_a_transformer_ends_at_its_last_normalisation():
+    torch.manual_seed(3)
+    inputs = (torch.zeros(1, 1, 32, 32),)
+    model = torch.onnx.export(Transformer().eval(), inputs, dynamo=True, verbose=False).model_proto
+    found = tracing.TracedGraph(model, ()).network_nodes()
+    behind = {node.op_type for node in model.graph.node if node.name not in found}
+    assert "LayerNormalization" not in behind
+    assert {"ReduceMin", "ReduceMax", "MatMul"} <= behind
+    products = [node for node in model.graph.node if node.op_type in ("MatMul", "Gemm")]
+    assert sum(node.name not in found for node in products) == 1  # with the bank

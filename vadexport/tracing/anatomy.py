@@ -26,6 +26,8 @@ _CONVOLUTIONS: Final = {
     "GroupConvolution": None,
     "GroupConvolutionBackpropData": None,
 }
+#: Of the features of each position by themselves, as ONNX and OpenVINO call it.
+_NORMALISATIONS: Final = frozenset({"LayerNormalization", "MVN"})
 _LAYERS: Final = frozenset({*_CONVOLUTIONS, "Gemm", "MatMul"})
 #: They give the size of a tensor, which no call changes.
 _SHAPES: Final = frozenset({"Shape", "ShapeOf"})
@@ -150,7 +152,7 @@ def _parts(nodes: Sequence[_Node], constants: dict[str, _Constant]) -> tuple[Par
             fixed.update(node.gives)
     before = _needed((node for node in nodes if PREPROCESSED in node.names), producers)
     ends = [node for node in nodes if any(name.startswith(_FEATURE) for name in node.names)]
-    network = _needed(ends or _convolutions(nodes, constants), producers) - before
+    network = _needed(ends or _last_known(nodes, constants), producers) - before
     split: dict[str, list[_Node]] = {name: [] for name in PARTS}
     for node in nodes:
         place = 0 if node in before else 1 if node in network else 2
@@ -182,10 +184,15 @@ def _needed(ends: Iterable[_Node], producers: dict[str, _Node]) -> set[_Node]:
     return found
 
 
-def _convolutions(nodes: Sequence[_Node], constants: dict[str, _Constant]) -> Iterator[_Node]:
-    """The network's, where its features have no names; one to a single channel blurs a map."""
+def _last_known(nodes: Sequence[_Node], constants: dict[str, _Constant]) -> Iterator[_Node]:
+    """What only a network computes, where its features have no names.
+
+    A convolution to a single channel blurs a map.
+    """
     for node in nodes:
-        if node.operator in _CONVOLUTIONS:
+        if node.operator in _NORMALISATIONS:
+            yield node
+        elif node.operator in _CONVOLUTIONS:
             axis = _CONVOLUTIONS[node.operator]
             weight = constants.get(node.reads[1])
             if axis is None or weight is None or weight.shape[axis] > 1:

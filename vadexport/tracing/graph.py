@@ -47,14 +47,14 @@ class TracedGraph:
     def network_nodes(self) -> frozenset[str]:
         """Names of the nodes between preprocessing and score head.
 
-        Where nobody knows where the head begins, it is what follows the last convolution. One to a
-        single channel is no layer: it blurs a map.
+        Where nobody knows where the head begins, it is what follows the last convolution or layer
+        normalisation. A convolution to a single channel is no layer: it blurs a map.
         """
         preprocessing = self._needed_for(self.seams[:1])
         ends = self.seams[1:]
         known = {name for node in self.model.graph.node for name in node.output}
         if not ends or not known.issuperset(ends):  # a rewrite may have left one of them out
-            ends = tuple(self._convolved())
+            ends = tuple(self._last_known())
         return self._needed_for(ends) - preprocessing
 
     def has_layers(self) -> bool:
@@ -64,12 +64,14 @@ class TracedGraph:
             node.op_type in _LAYERS and node.name in network for node in self.model.graph.node
         )
 
-    def _convolved(self) -> Iterator[str]:
+    def _last_known(self) -> Iterator[str]:
+        """What only a network computes: transformers have no convolution but the first."""
         weights = {tensor.name: tensor.dims for tensor in self.model.graph.initializer}
         for node in self.model.graph.node:
             shape = weights.get(node.input[1], ()) if len(node.input) > 1 else ()
             axis = {"Conv": 0, "ConvTranspose": 1}.get(node.op_type)
-            if axis is not None and len(shape) > axis and shape[axis] > 1:
+            layer = axis is not None and len(shape) > axis and shape[axis] > 1
+            if layer or node.op_type == "LayerNormalization":
                 yield node.output[0]
 
     def _needed_for(self, tensors: Iterable[str]) -> frozenset[str]:

@@ -13,9 +13,10 @@ from vadexport.verification.statistics import Float64Array, average_ranks
 #: Images of each label whose place among the other label's must change for an interval: of fewer,
 #: none of the usual intervals covers 95% (`tests/verification/test_losses.py`).
 FEWEST_CHANGED: Final = 15
-#: Images of each label for an interval of what maps lose: a few small defects make up most of the
-#: loss, which fewer images do not show (`benchmarks/coverage.py`).
-FEWEST_WITH_MAPS: Final = 100
+#: Images of each label for an interval whose error is a bootstrap's, of F1 and of maps. Of fewer it
+#: is off (`benchmarks/coverage.py`): for F1 too wide, as resamples have few distinct images; for
+#: maps too narrow, as a few small defects make up most of the loss.
+FEWEST_RESAMPLED: Final = 100
 #: Numbers that a bootstrap holds at once.
 _MOST_VALUES: Final = 2_000_000
 _RESAMPLES: Final = 1000
@@ -70,21 +71,19 @@ class _Places:
     anomalous: Float64Array
     normal: Float64Array
 
-    def loss(
-        self, value: float, error: float, freedom: float, fewest: int = FEWEST_CHANGED
-    ) -> Loss:
-        """With an interval by Student's t, where at least `fewest` images of each label moved."""
+    def loss(self, value: float, error: float, freedom: float, fewest: int = 0) -> Loss:
+        """With an interval by Student's t, of `fewest` images of each label, if enough moved."""
         from scipy.special import stdtrit
 
         kinds = (self.anomalous, self.normal)
         changed = [int(np.count_nonzero(kind)) for kind in kinds]
         reach = float(stdtrit(max(freedom, 1.0), 0.975)) * error
-        if min(changed) >= fewest:
+        if min(changed) >= FEWEST_CHANGED and min(map(len, kinds)) >= fewest:
             return Loss(value, value - reach, value + reach, value - reach)
         enough = None
         if min(changed) > 0:
             shares = [len(kind) / count for kind, count in zip(kinds, changed, strict=True)]
-            enough = math.ceil(fewest * max(shares))
+            enough = max(math.ceil(FEWEST_CHANGED * max(shares)), fewest)
         return Loss(value, None, None, value - reach, enough)
 
 
@@ -145,7 +144,8 @@ def compare_f1_max(
     placed = [_placements(scores, anomalous) for scores in (reference, found)]
     places = _moved(placed[0], placed[1], anomalous)
     losses = before - after
-    loss = places.loss(float(losses[0]), float(losses[1:].std()), _freedom(anomalous))
+    error = float(losses[1:].std())
+    loss = places.loss(float(losses[0]), error, _freedom(anomalous), FEWEST_RESAMPLED)
     return Compared(float(before[0]), float(after[0]), loss)
 
 
@@ -159,7 +159,7 @@ def bootstrap_loss(losses: Float64Array, anomalous: NDArray[np.bool_]) -> Loss:
     everywhere = np.ones(len(anomalous))  # the map of each image has its own part in it
     places = _Places(everywhere[anomalous], everywhere[~anomalous])
     error = float(losses[1:].std())
-    return places.loss(float(losses[0]), error, _freedom(anomalous), FEWEST_WITH_MAPS)
+    return places.loss(float(losses[0]), error, _freedom(anomalous), FEWEST_RESAMPLED)
 
 
 def drawn_images(
