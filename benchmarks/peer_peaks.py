@@ -60,6 +60,9 @@ def run(work: Path, _rounds: int | None, *, quick: bool, again: bool) -> None:
     path.write_text(json.dumps(found, indent=1) + "\n")
 
 
+_PRODUCTS: Final = ("MatMul", "FullyConnected", "Convolution", "GroupConvolution")
+
+
 def peak(side: int, *, int8: bool) -> float:
     """10⁹ multiply-adds a second of a square MatMul, the best of some calls."""
     import openvino
@@ -88,9 +91,6 @@ def peak(side: int, *, int8: bool) -> float:
         request.infer([call], share_inputs=True)
         best = min(best, time.perf_counter() - started)
     return side**3 / best / 1e9
-
-
-_PRODUCTS: Final = ("MatMul", "FullyConnected", "Convolution", "GroupConvolution")
 
 
 def quantised(node: Any, levels: int) -> Any:
@@ -129,23 +129,36 @@ def layers(compiled: Any) -> list[tuple[str, str, tuple[str, ...]]]:
 
 
 def multiply_adds(path: Path) -> dict[str, int]:
-    """Multiply-adds of a model's convolutions and products, `int8` and `float`."""
+    """Multiply-adds of a model's convolutions and products, `int8` and `float`.
+
+    Those are INT8 whose weights are int8 in the file, and which no layer of floats stands for: what
+    is fused into a layer may hide the name of the convolution in it.
+    """
     import openvino
 
     model = openvino.Core().read_model(path)
-    counts = {
-        node.get_friendly_name(): count_of(node)
-        for node in model.get_ordered_ops()
-        if node.get_type_name() in ("Convolution", "GroupConvolution", "MatMul")
-    }
-    in_int8: set[str] = set()
-    for _, precision, names in layers(compile_pinned(model)):
-        if precision in _INT8:
-            in_int8.update(names)
+    in_float = [
+        f"{name}/"
+        for kind, precision, names in layers(compile_pinned(model))
+        if kind in _PRODUCTS and precision not in _INT8
+        for name in names
+    ]
     found = {"int8": 0, "float": 0}
-    for name, count in counts.items():
-        found["int8" if name in in_int8 else "float"] += count
+    for node in model.get_ordered_ops():
+        if node.get_type_name() in ("Convolution", "GroupConvolution", "MatMul"):
+            # A layer may stand for what a rewrite made of a node, such as `name/WithoutBiases`.
+            name = f"{node.get_friendly_name()}/"
+            wide = any(each.startswith(name) for each in in_float)
+            found["int8" if has_int8_weights(node) and not wide else "float"] += count_of(node)
     return found
+
+
+def has_int8_weights(node: Any) -> bool:
+    """Whether what a node multiplies with comes from an int8 constant."""
+    weights = node.input_value(1).get_node()
+    while weights.get_type_name() in ("Multiply", "Subtract", "Convert", "Reshape", "Transpose"):
+        weights = weights.input_value(0).get_node()
+    return weights.get_type_name() == "Constant" and "int8" in str(weights.get_element_type())
 
 
 def count_of(node: Any) -> int:

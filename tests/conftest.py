@@ -69,11 +69,12 @@ def _children_here():
 
     import vadexport.building
     import vadexport.verifying  # noqa: F401 - all that starts a child must be loaded
+    from tests.exports import remembered_exports
     from vadexport.backends.child import Child
     from vadexport.verification import stepping
 
     threads = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, remembered_exports():
         for name, module in list(sys.modules.items()):
             if name.startswith("vadexport.") and getattr(module, "Child", None) is Child:
                 patch.setattr(module, "Child", Here)

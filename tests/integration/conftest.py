@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.exports import remembered_exports
 from vadexport.cli.main import main
 
 
@@ -14,7 +15,7 @@ def vadexport(monkeypatch, capfd):
     def run(*words):
         monkeypatch.setattr(sys, "argv", ["vadexport", *map(str, words)])
         capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
+        with remembered_exports(), pytest.raises(SystemExit) as ended:
             main()
         out, err = capfd.readouterr()
         return SimpleNamespace(status=ended.value.code, out=out, err=err)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.exports import forget_exports
 from vadexport import runtime
 from vadexport.images import decode
 from vadexport.targets import all_targets
@@ -95,6 +96,7 @@ def scores_of(folder, paths):
 
 def test_the_same_build_gives_the_same_bytes(vadexport, checkpoint, images, tmp_path):
     for name in ("first", "second"):
+        forget_exports()
         built = vadexport(
             *("build", checkpoint, "-o", tmp_path / name, "--calibration", images / "good"),
             *("--target", "openvino:fp32", "--target", "openvino:int8"),
