@@ -16,6 +16,7 @@ from vadexport.passes.mahalanobis_rank import MahalanobisRank
 from vadexport.passes.map_as_matrices import MapAsMatrices
 from vadexport.passes.nearest_neighbours import NearestNeighbours
 from vadexport.passes.search_tiles import SearchTiles
+from vadexport.passes.shared_reshape import SharedReshape
 from vadexport.passes.worst_neighbour import WorstNeighbour
 
 #: Applied by `build`, in this order.
@@ -27,6 +28,7 @@ DEFAULT_PASSES: tuple[GraphPass, ...] = (
     WorstNeighbour(),
     SearchTiles(),
     Mahalanobis(),
+    SharedReshape(),
 )
 
 #: What comes before `QuantisedSearch`, which takes the place of the others.
@@ -36,6 +38,7 @@ BEFORE_INT8: tuple[GraphPass, ...] = (
     MapAsMatrices(),
     NearestNeighbours(),
     Mahalanobis(),
+    SharedReshape(),
 )
 
 #: The others: behind `BEFORE_INT8` they give what `DEFAULT_PASSES` do.
