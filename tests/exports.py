@@ -1,4 +1,4 @@
-"""Exports of PyTorch modules, each made once in a process: most builds of tests are of one detector."""
+"""Exports of PyTorch modules, each made once a process: most builds here are of one detector."""
 
 import hashlib
 import io
