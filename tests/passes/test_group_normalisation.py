@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.passes.half_graphs import graph, run
-from vadexport.backends.openvino import compiler
+from vadexport.building.compiling import compile_graph
 from vadexport.passes import apply_passes
 from vadexport.passes.group_normalisation import GroupNormalisation
 from vadexport.targets import Target
@@ -113,9 +113,10 @@ def test_openvino_compiles_it(tmp_path, applies):
 
     model, values = written(**{} if applies else {"y": "y = Sub(scaled, bias)"})
     onnx.save(model, tmp_path / "graph.onnx")
-    facts = compiler.compile_graph(tmp_path / "graph.onnx", tmp_path, Target("openvino", "fp32"))
-    assert facts == ({"group-normalisation": 1} if applies else {})
-    graph = openvino.Core().read_model(tmp_path / compiler.MODEL_FILE)
+    (tmp_path / "a").mkdir()
+    facts = compile_graph(tmp_path / "graph.onnx", tmp_path / "a", Target("openvino", "fp32"))
+    assert facts == ({"passes": {"group-normalisation": 1}} if applies else {})
+    graph = openvino.Core().read_model(tmp_path / "a" / "model.xml")
     assert ("MVN" in {node.get_type_name() for node in graph.get_ops()}) != applies
     x = np.random.default_rng(4).normal(size=(2, 6, 4, 5)).astype(np.float32)
     settings = {"INFERENCE_PRECISION_HINT": "f32"}

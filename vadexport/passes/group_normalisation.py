@@ -85,10 +85,10 @@ def _found(node: onnx.NodeProto, view: GraphView) -> _Groups | None:
         or view.dimensions(joined.output[0]) != view.dimensions(split.input[0])
     ):
         return None
-    own = [view.constant(name) for name in node.input[1:3]]
+    own = [each for name in node.input[1:3] if (each := view.constant(name)) is not None]
     factor = _affine(joined.output[0], "Mul", channels, view)
     offset = factor and _affine(factor[0].output[0], "Add", channels, view)
-    if own[0] is None or own[1] is None or not factor or not offset:
+    if len(own) < 2 or not factor or not offset:
         return None
     first, second = (np.repeat(each.astype(np.float64), channels // groups) for each in own)
     return _Groups(

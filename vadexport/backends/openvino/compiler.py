@@ -3,12 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import onnx
-
 from vadexport.backends.tensorrt.settings import DEFAULT_SETTINGS, TensorRTSettings
 from vadexport.contract import RAW_SCORE
 from vadexport.errors import BackendError, MissingPackageError
-from vadexport.passes.group_normalisation import GroupNormalisation
 from vadexport.targets import Target
 from vadexport.telemetry import forbid_telemetry
 
@@ -39,11 +36,6 @@ def compile_graph(
     is no output: that class refuses outputs it does not know. The tensor stays in the graph under
     its name, and `OpenVinoRunner` makes it an output again.
 
-    Group normalisation is written in a form that keeps channels last.
-
-    Returns:
-        In how many places it was.
-
     Raises:
         MissingPackageError: OpenVINO is not installed.
         BackendError: OpenVINO cannot read the graph.
@@ -51,12 +43,8 @@ def compile_graph(
     version()
     import openvino
 
-    rewritten = onnx.load(model)
-    places = GroupNormalisation().apply(rewritten)
-    source = rewritten.SerializeToString() if places else model
-    del rewritten  # as large as the weights
     try:
-        graph = openvino.Core().read_model(source)
+        graph = openvino.Core().read_model(model)
     except RuntimeError as error:
         # Its lines say where in OpenVINO's source it failed; the last one says what is wrong.
         reason = (str(error).strip().splitlines() or ["no reason given"])[-1].lstrip("- ")
@@ -66,4 +54,4 @@ def compile_graph(
             if RAW_SCORE in result.input_value(0).get_names():
                 graph.remove_result(result)
     openvino.save_model(graph, folder / MODEL_FILE, compress_to_fp16=False)
-    return {GroupNormalisation.name: places} if places else {}
+    return {}
