@@ -235,7 +235,8 @@ class Mixing:
                 plan,
                 integers.network_nodes,
                 form_of(self.target),
-                (*integers.judging, integers.correcting_calls),
+                integers.judging,
+                integers.correcting_calls,
                 integers.bounds,
                 (60 * minutes, _memory_folder()),
                 progress=lambda done, total: integers.listener.step(
@@ -254,7 +255,7 @@ class Mixing:
             name: opener(self.target, integers.compiled(path, self.target), threads)
             for name, path in named.items()
         }
-        calls = [call for call, _ in integers.image_input.batches(integers.checks)][:_TIMED_CALLS]
+        calls = integers.calls(integers.checks)[:_TIMED_CALLS]
         with ExitStack() as stack:
             contest = Contest(stack, openers, calls)
             timed = contest.time(list(named), _ROUNDS, integers.listener, twice=[_FLOAT])
