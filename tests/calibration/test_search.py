@@ -196,8 +196,10 @@ class TestSearch:
         del bare.graph.output[1:]
         onnx.save(bare, tmp_path / "model.onnx")
         network = frozenset(names(MODEL) - HEAD)
+        judging = Judging(CALLS, 4, scored(tmp_path / "model.onnx", CALLS))
+        assert list(judging.expected) == ["raw_score"]
         found = search(
-            *(tmp_path / "model.onnx", plan_for(), network, Form(), (CALLS, 4, []), LOOSE),
+            *(tmp_path / "model.onnx", plan_for(), network, Form(), judging, [], LOOSE),
             *((60.0, tmp_path / "memory"), lambda *_: None),
         )
         assert found.points[0].judged.maps == 0

@@ -41,7 +41,7 @@ def test_what_only_the_body_of_a_loop_reads_stays():
     model = looping()
     made = cut(model, ["y"])
     assert [node.output[0] for node in made.graph.node] == ["step", "y"]
-    feed = {"x": np.float32(1)}
+    feed = {"x": np.array(1, np.float32)}
     assert run(made, **feed)["y"] == run(model, **feed)["y"]
 
 
