@@ -15,10 +15,13 @@ THRESHOLDS = Thresholds(image=100.0, pixel=100.0, minimum=0.0, maximum=90.0, rul
 
 class Told(Listener):
     def __init__(self):
-        self.warnings, self.steps = [], []
+        self.warnings, self.notes, self.steps = [], [], []
 
     def warn(self, text):
         self.warnings.append(text)
+
+    def note(self, text):
+        self.notes.append(text)
 
     def step(self, *told):
         self.steps.append(told)
@@ -95,4 +98,13 @@ def test_a_slow_reference_is_stopped(files, monkeypatch):
     monkeypatch.setattr(suspects, "_MOST_SECONDS", 0.0)
     told, reference = warned(CalibrationSet(tuple(files[::-1]), (), 0), [])
     assert reference.calls == [1]
-    assert "1 of 1 normal images" in told.warnings[0]
+    assert told.warnings[0].startswith(
+        "1 of 1 normal images (19 more were not looked at, for the detector is slow) look like "
+    )
+    told, _ = warned(CalibrationSet(tuple(files[:11]), tuple(files[11:13]), 0), [0.0, 1.0])
+    assert told.warnings == []
+    (note,) = told.notes
+    assert note == (
+        "none of 3 normal images (10 more were not looked at, for the detector is slow) looks like "
+        "a defect"
+    )

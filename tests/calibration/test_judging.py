@@ -13,9 +13,11 @@ from tests.passes.half_graphs import graph
 from vadexport.calibration.judging import (
     Bounds,
     Judged,
+    Judging,
     expected_rank_correlation,
     judge_compiled,
     rank_correlation,
+    scored,
 )
 
 RANDOM = np.random.default_rng(11)
@@ -58,13 +60,15 @@ def test_figures_are_those_of_scores_by_hand(model):
     scores = np.concatenate([(2 * call).max(axis=(1, 2, 3)) for call in CALLS]).astype(float)
     shifts = np.repeat(0.125 * np.arange(1, 6), 2)
     threshold = float(scores.max() + 0.01)
-    judged = judge_compiled(Off, model, (CALLS, 3), threshold)
+    judging = Judging(CALLS, 3, scored(model, CALLS))
+    assert judging.images == (6, 4)
+    judged = judge_compiled(Off, judging, threshold)
     assert judged.drift == pytest.approx(0.375, rel=1e-5)  # of the three calls of normal images
     assert judged.rms == pytest.approx(np.sqrt(np.mean(shifts**2)), rel=1e-5)
     assert judged.flips == np.count_nonzero(scores + shifts > threshold)
     spans = [np.ptp(2 * image) for call in CALLS for image in call]
     assert judged.maps == pytest.approx(3 * 0.625 / np.mean(spans), rel=1e-5)
-    assert judge_compiled(Off, model, (CALLS, 3), None).flips == 0
+    assert judge_compiled(Off, judging, None).flips == 0
 
 
 BOUNDS = Bounds(drift=1.0, maps=0.1, spearman=0.999, threshold=0.0)

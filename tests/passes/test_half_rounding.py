@@ -7,7 +7,7 @@ from onnx import TensorProto
 
 from tests.passes.half_graphs import graph, names, run, stored_as_half
 from vadexport.passes.half_precision import plan_half, to_half
-from vadexport.passes.half_rounding import rounded_as_half
+from vadexport.passes.half_rounding import holds_half, rounded_as_half
 
 
 @pytest.fixture
@@ -127,6 +127,7 @@ class TestGraph:
         result = rounded_as_half(model)
         assert result == model
         assert result is not model
+        assert not holds_half(model)
 
     def test_stays_as_it_was_given(self, one_too_many):
         before = one_too_many.SerializeToString(deterministic=True)
@@ -155,6 +156,7 @@ class TestGraph:
     def test_weights_in_float16_become_float32_of_the_same_values(self):
         model = graph("float[1,2] x", "y = MatMul(x, w)", "float[1,2] y", w=[[0.1, 1], [3e-8, 2]])
         half = to_half(model, plan_half(model, names(model), {}))
+        assert holds_half(half)
         (weight,) = rounded_as_half(half).graph.initializer
         value = onnx.numpy_helper.to_array(weight)
         assert value.dtype == np.float32

@@ -71,6 +71,43 @@ def test_the_reference_scores_each_call_once(ladder, folder, plain, crops):
     assert calls == [3, 3, 3]
 
 
+def test_of_graphs_that_take_any_number_few_are_run_at_a_time(plain, crops, graph_of, tmp_path):
+    onnx.save(graph_of("plain", None)[1].model, tmp_path / "model.onnx")
+    infer, calls = inference(plain)
+    images = np.stack(crops[:7])
+    ladder = Ladder(infer, images, replace(plain.image_input, batch=None), plain.thresholds)
+    assert calls == [4, 4]
+    assert climb(ladder, tmp_path).held
+    assert len(ladder.reference_scores) == 7
+
+
+def test_against_another_graph_the_reference_does_not_count(ladder, folder, plain):
+    def off(images):
+        found = inference(plain)[0](images)
+        return {**found, "raw_score": found["raw_score"] * 2}
+
+    found = climb(ladder[0].against(off), folder)
+    assert not found.held
+    assert found.figures.drift_max == pytest.approx(ladder[0].reference_scores.max(), rel=1e-3)
+    assert [check.name for check in found.checks if not check.held] == ["drift"]
+    assert climb(ladder[0].against(inference(plain)[0]), folder).held
+
+
+def test_images_that_another_graph_has_no_score_of_are_left_out(ladder, folder, plain):
+    def broken(images):
+        found = inference(plain)[0](images)
+        return {
+            **found,
+            "raw_score": np.where(images[:, 0, 0, 0] > cut, np.nan, found["raw_score"]),
+        }
+
+    firsts = np.sort([image[0, 0, 0] for image in ladder[0]._images])
+    cut = firsts[3]
+    found = climb(ladder[0].against(broken), folder)
+    assert found.held
+    assert found.figures.images == np.count_nonzero(firsts <= cut)
+
+
 def test_drift_is_counted_in_the_unit(ladder, folder):
     one, thousandth = climb(ladder[0], folder), climb(ladder[0], folder, unit=1e-3)
     assert thousandth.figures.drift_max == pytest.approx(1e3 * one.figures.drift_max)

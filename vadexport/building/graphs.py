@@ -14,24 +14,24 @@ from vadexport.building.bank_search import INT8_SEARCH, BankSearch
 from vadexport.building.climbing import Climber, Graph
 from vadexport.building.inputs import BuildImages
 from vadexport.building.integers import Integers
+from vadexport.building.known import without_weights
 from vadexport.building.mixing import Mixing
-from vadexport.building.rewriting import Rewriting, rewrite
+from vadexport.building.rewriting import Check, Checked, Rewriting, rewrite, time_passes
 from vadexport.calibration import halve
 from vadexport.contract import ImageInput
 from vadexport.errors import BackendError, UnfitError, VadexportError
 from vadexport.images import load_images
 from vadexport.listening import Listener
-from vadexport.passes import DEFAULT_PASSES, FLOAT_SEARCH, apply_passes
+from vadexport.passes import DEFAULT_PASSES, FLOAT_SEARCH
 from vadexport.passes.quantised_search import QuantisedSearch
 from vadexport.sources import Source
 from vadexport.targets import Target
 from vadexport.tracing.graph import TracedGraph, simplify, trace
-from vadexport.verification.applied import AppliedPass, Passes, timed
-from vadexport.verification.ladder import Rung
+from vadexport.verification.applied import AppliedPass, Passes
+from vadexport.verification.ladder import Rung, child_inference
 from vadexport.verification.limits import Limits
 from vadexport.verification.locating import locate
-from vadexport.verification.proxy import GRAPH_FILE
-from vadexport.verification.stepping import time_graphs
+from vadexport.verification.proxy import GRAPH_FILE, proxy_opener
 
 #: Of the drift that a float16 artifact may have. The rest is for images that were not seen: the
 #: largest of a thousand normally distributed drifts is twice to three times that of a dozen.
@@ -39,7 +39,23 @@ _HALF_SHARE: Final = 1 / 3
 #: Images that choose the layers which float16 suits.
 _MOST_HALF_IMAGES: Final = 16
 _CHILD_TIMEOUT_S: Final = 1800
-_TIMING_TIMEOUT_S: Final = 120
+
+
+@dataclass(frozen=True)
+class _Traced:
+    """The float graph, without the weights in memory.
+
+    Attributes:
+        path: of its ONNX file.
+        rungs: of the steps that led to it.
+        outputs: their names.
+        network: names of the network's nodes; none where it has no layer.
+    """
+
+    path: Path
+    rungs: tuple[Rung, ...]
+    outputs: tuple[str, ...]
+    network: frozenset[str]
 
 
 @dataclass
@@ -101,22 +117,32 @@ class Graphs:
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names of the graphs' outputs."""
-        return tuple(output.name for output in self._traced[0].model.graph.output)
+        return self._traced.outputs
 
     @cached_property
-    def _traced(self) -> tuple[TracedGraph, tuple[Rung, ...]]:
+    def _exported(self) -> tuple[Path, tuple[str, ...]]:
+        """The graph as it is traced, and its seams; the detector is let go of."""
+        graph = trace(self.source.detector, self.image_input)
+        path = self._save("traced", graph.model)
+        self.source = without_weights(self.source)
+        return path, graph.seams
+
+    @cached_property
+    def _traced(self) -> _Traced:
         """Trace, simplify and rewrite; passes that move scores are undone."""
         self.listener.step("trace", 0, 3)
-        traced = trace(self.source.detector, self.image_input)
-        rungs = [self._climb("traced", traced.model)]
+        path, seams = self._exported
+        rungs = [self.climber.climb_graph("traced", path.parent, "fp32")]
         self.listener.step("trace", 1, 3)
-        graph = simplify(traced)
+        graph = simplify(TracedGraph(onnx.load(path), seams))
         rungs.append(self._climb("simplified", graph.model))
         self._explain(rungs[-1], "traced")
         self.listener.step("trace", 2, 3)
         wanted = [each for each in DEFAULT_PASSES if each.name not in self.left_out]
-        simplified = self.work / "simplified" / GRAPH_FILE
-        made = rewrite(graph.model, simplified, wanted, self._checked_pass)
+        check = self._check_of_passes(rungs[-1])
+        save = None if self.timed_on is None else self._save
+        made = rewrite(graph.model, self._simplified, wanted, check, save)
+        graph = replace(graph, model=made.model)
         if made.rung is not None:
             rungs.append(made.rung)
         for one in made.undone:
@@ -125,18 +151,38 @@ class Graphs:
             self._explain(one.rung, one.before.parent.name, one.after)
         self._passes = Passes(made.applied, self.left_out)
         if self.timed_on is not None and made.rung is not None:
-            self._time_passes(graph.model, made, self.timed_on)
+            self._time_passes(made, self.timed_on)
         self.listener.step("trace", 3, 3)
         left_out = (*self.left_out, *(one.name for one in made.undone))
         self.rewrites = self.rewrites.without(left_out)
-        graph = replace(graph, model=made.model)
         if self.approximating is not None:
             graph = self._approximated(self.approximating, graph, rungs)
-        return graph, tuple(rungs)
+        return _Traced(
+            path=self._save("float", graph.model),
+            rungs=tuple(rungs),
+            outputs=tuple(output.name for output in graph.model.graph.output),
+            network=graph.network_nodes() if graph.has_layers() else frozenset(),
+        )
 
-    def _checked_pass(self, name: str, model: onnx.ModelProto) -> tuple[Path, Rung]:
-        path = self._save(name, model)
-        return path, self.climber.climb_graph("rewritten", path.parent, "fp32")
+    def _check_of_passes(self, before: Rung) -> Check:
+        """Checks what passes make of the simplified graph, whose rung is `before`."""
+        added = None if before.held else self._against(self._simplified.parent)
+
+        def check(name: str, model: onnx.ModelProto) -> Checked:
+            path = self._save(name, model)
+            rung = verdict = self.climber.climb_graph("rewritten", path.parent, "fp32")
+            if added is not None and not rung.held:
+                verdict = added.climb_graph("rewritten", path.parent, "fp32")
+            return Checked(path, rung, verdict)
+
+        return check
+
+    def _against(self, folder: Path) -> Climber:
+        """Checks steps against the ONNX graph in a folder in place of the reference."""
+        with Child("simplified graph") as child:
+            child.open(proxy_opener(folder, "fp32", self.climber.threads))
+            ladder = self.climber.ladder.against(child_inference(child))
+        return replace(self.climber, ladder=ladder, repeated=False)
 
     def passes(self, graph: Graph) -> Passes:
         """Passes of a graph, and what each brought; they are of its float graph but for the search.
@@ -151,26 +197,17 @@ class Graphs:
         search = AppliedPass(QuantisedSearch.name, self._bank.places)
         return replace(self._passes, applied=(*stays, search))
 
-    def _time_passes(self, model: onnx.ModelProto, made: Rewriting, target: Target) -> None:
-        """Time the graph behind each pass that stays beside the one before it."""
-        kept = {one.name for one in made.applied if one.undone is None}
-        files = 2 * [self.work / "simplified" / GRAPH_FILE]
-        for each in DEFAULT_PASSES:
-            if each.name in kept:
-                model, _ = apply_passes(model, (each,))
-                files.append(self._save(f"behind-{each.name}", model))
+    def _time_passes(self, made: Rewriting, target: Target) -> None:
+        """Time what each pass that stays brings, on a target's backend."""
         call, _ = next(self.image_input.batches(self.images.checks[:1]))
-        target = replace(target, precision="fp32")
+        target, threads = replace(target, precision="fp32"), self.climber.threads
         try:
-            with Child(f"timing of passes on {target}", timeout_s=_TIMING_TIMEOUT_S) as child:
-                samples = child.run(
-                    time_graphs, files, self.work, target, self.climber.threads, call
-                )
+            applied = time_passes(made, self._simplified, (target, threads), call)
         except BackendError as error:
             self.notes.append(f"what passes bring was not timed: {error}")
             return
-        words = f"{target}, {self.climber.threads} threads"
-        self._passes = replace(self._passes, applied=timed(made.applied, samples), timed_on=words)
+        words = f"{target}, {threads} threads"
+        self._passes = replace(self._passes, applied=applied, timed_on=words)
 
     def _approximated(
         self, approximating: Approximating, graph: TracedGraph, rungs: list[Rung]
@@ -179,7 +216,7 @@ class Graphs:
         if self.undone:
             self.notes.append("nothing is approximated, for the exact rewrites were undone")
             return graph
-        simplified = onnx.load(self.work / "simplified" / GRAPH_FILE)
+        simplified = onnx.load(self._simplified)
         images = self.images, self.image_input
         unit, rest = self.climber.unit.value, (self.listener, self.notes)
         rewrites = approximating.chosen(simplified, self.work, images, unit, rest)
@@ -201,9 +238,8 @@ class Graphs:
 
     @cached_property
     def _float(self) -> Graph:
-        graph, rungs = self._traced
-        path = self._save("float", graph.model)
-        return Graph(path, rungs, {"network": "fp32", "score head": "fp32"})
+        precision = {"network": "fp32", "score head": "fp32"}
+        return Graph(self._traced.path, self._traced.rungs, precision)
 
     @cached_property
     def _half(self) -> Graph:
@@ -261,13 +297,13 @@ class Graphs:
     @cached_property
     def _bank(self) -> BankSearch | None:
         """The search of the detector's memory bank; None where it has no large one."""
-        _, rungs = self._traced
-        if self.images.calibration is None or rungs[-1].name == "simplified":
+        last = self._traced.rungs[-1]
+        if self.images.calibration is None or last.name == "simplified":
             return None
         if QuantisedSearch.name in self.left_out:
             return None
         return BankSearch.of(
-            self.work / "simplified" / GRAPH_FILE,
+            self._simplified,
             self.work / "before-search" / GRAPH_FILE,
             self.images.calibration.calibrate,
             self.image_input,
@@ -310,13 +346,17 @@ class Graphs:
 
     def _layers(self, wanted: str) -> frozenset[str]:
         """Names of the network's nodes; raises UnfitError where none of them is a layer."""
-        graph, _ = self._traced
-        if not graph.has_layers():
+        if not self._traced.network:
             raise UnfitError(
                 f"the network of {self.source.detector.family} has no convolution and no other "
                 f"layer that could be {wanted}: build targets of fp32"
             )
-        return graph.network_nodes()
+        return self._traced.network
+
+    @property
+    def _simplified(self) -> Path:
+        """The graph before all passes."""
+        return self.work / "simplified" / GRAPH_FILE
 
     def _climb(self, name: str, model: onnx.ModelProto) -> Rung:
         return self.climber.climb_graph(name, self._save(name, model).parent, "fp32")
@@ -328,5 +368,5 @@ class Graphs:
 
     def _new(self, name: str) -> Path:
         path = self.work / name / GRAPH_FILE
-        path.parent.mkdir()
+        path.parent.mkdir(exist_ok=True)  # from a try that failed, perhaps
         return path

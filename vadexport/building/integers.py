@@ -1,6 +1,6 @@
 """INT8 in a build: one plan for all targets, and its forms."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Final
@@ -14,7 +14,7 @@ from vadexport.building.bank_search import FLOAT_HEAD, INT8_SEARCH, BankSearch
 from vadexport.building.climbing import Climber, Graph
 from vadexport.building.narrow_head import NARROW_HEAD, NarrowHead
 from vadexport.calibration import Plan, plan_int8
-from vadexport.calibration.judging import Bounds, Judged, judge_compiled
+from vadexport.calibration.judging import Bounds, Judged, Judging, judge_compiled, scored
 from vadexport.calibration.qdq import Form
 from vadexport.calibration.repair import write_form
 from vadexport.calibration.synthetic_defects import planted
@@ -170,9 +170,7 @@ class Integers:
         """What an ONNX file does to scores and maps, as the target's backend runs it."""
         open_runner = opener(target, self.compiled(path, target), self.climber.threads)
         with Child(f"{target} (judging)", timeout_s=_CHILD_TIMEOUT_S) as child:
-            return child.run(
-                judge_compiled, open_runner, self.base.path, self.judging, self.bounds.threshold
-            )
+            return child.run(judge_compiled, open_runner, self.judging, self.bounds.threshold)
 
     @property
     def bounds(self) -> Bounds:
@@ -186,15 +184,20 @@ class Integers:
         )
 
     @cached_property
-    def judging(self) -> tuple[list[Call], int]:
-        """Calls on check images, so many, and on those with defects planted."""
+    def judging(self) -> Judging:
+        """Calls on check images, and on those with defects planted, which the float graph scores.
+
+        All forms are held against these scores: the float graph is run once a build.
+        """
         normal = list(self.checks)
         spoiled = [
             image for seed in range(_PLANTED) for image in planted(normal, 1000 * (seed + 1))
         ]
-        calls = [call for call, _ in self.image_input.batches(self.checks)]
-        more = [call for call, _ in self.image_input.batches(np.stack(spoiled))]
-        return [*calls, *more], len(calls)
+        calls = self.calls(self.checks)
+        every = [*calls, *self.calls(np.stack(spoiled))]
+        with Child("float graph (judging)", timeout_s=_CHILD_TIMEOUT_S) as child:
+            expected = child.run(scored, self.base.path, every)
+        return Judging(every, len(calls), expected)
 
     def in_float(self, *, searched: bool) -> Path:
         """The float graph, with its memory bank searched in INT8 or not."""
@@ -211,7 +214,12 @@ class Integers:
         """On a few of the images that set ranges, evenly chosen."""
         files = self.calibration[:: -(-len(self.calibration) // _CORRECTING)]
         images = np.stack([image for _, image in load_images(files, self.image_input)])
-        return [call for call, _ in self.image_input.batches(images)]
+        return self.calls(images)
+
+    def calls(self, images: ImageArray) -> list[Call]:
+        """Calls of the graph; where it takes any number, one at a time needs the least memory."""
+        alone = replace(self.image_input, batch=self.image_input.batch or 1)
+        return [call for call, _ in alone.batches(images)]
 
     def written(
         self, name: str, form: Form, float_nodes: frozenset[str], *, searched: bool

@@ -96,17 +96,19 @@ def build(options: BuildOptions, listener: Listener) -> BuildResult:
                     source.detector.thresholds,
                     listener,
                 )
-            climber = Climber(ladder, _drift_unit(source, images, ladder), threads)
-            graphs = Graphs(
-                *(source, image_input, images, climber, staging.work, listener),
-                left_out=options.no_pass,
-                timed_on=next((each for each in available if not each.on_gpu), None),
-                approximating=_approximating(options),
-            )
-            builder = _Builder(graphs, options)
-            for target in available:
-                folder = staging.result / (target.folder if len(options.targets) > 1 else "")
-                built.append(builder.build(target, folder))
+        # The reference is gone: the ladder knows its answers, and it would hold its weights.
+        climber = Climber(ladder, _drift_unit(source, images, ladder), threads)
+        graphs = Graphs(
+            *(source, image_input, images, climber, staging.work, listener),
+            left_out=options.no_pass,
+            timed_on=next((each for each in available if not each.on_gpu), None),
+            approximating=_approximating(options),
+        )
+        del source  # once it is traced, nothing holds its weights
+        builder = _Builder(graphs, options)
+        for target in available:
+            folder = staging.result / (target.folder if len(options.targets) > 1 else "")
+            built.append(builder.build(target, folder))
         built.sort(key=lambda one: options.targets.index(one.target))
         _tell_of_failures([one for one in built if one.target in available], listener)
         listener.step("write", 0, 1)

@@ -15,7 +15,7 @@ from vadexport.thresholds import Thresholds
 from vadexport.verification.parity import Infer
 
 #: Bounds what looking costs where a reference is slow.
-_MOST_SECONDS: Final = 30.0
+_MOST_SECONDS: Final = 10.0
 #: Names in a warning.
 _NAMED: Final = 5
 
@@ -47,14 +47,18 @@ def warn_of_defects(
     known = list(zip(chosen.check, checked, strict=True))
     others = [file for file in chosen.calibrate if file not in set(chosen.check)]
     known += _scored(others, reference, image_input, listener)
+    missed = len(chosen.check) + len(others) - len(known)
+    left = f" ({missed} more were not looked at, for the detector is slow)" if missed else ""
     above = [(file, score) for file, score in known if score > thresholds.decides_above]
     if not above:
+        if missed:
+            listener.note(f"none of {len(known)} normal images{left} looks like a defect")
         return
     above.sort(key=lambda one: -one[1])
     named = ", ".join(f"{file.name} {score:.4g}" for file, score in above[:_NAMED])
     listener.warn(
-        f"{len(above)} of {len(known)} normal images look like defects to the detector, with raw "
-        f"scores above its threshold of {thresholds.decides_above:.4g} ({named}"
+        f"{len(above)} of {len(known)} normal images{left} look like defects to the detector, with "
+        f"raw scores above its threshold of {thresholds.decides_above:.4g} ({named}"
         f"{', …' if len(above) > _NAMED else ''}): leave out those that are"
     )
 

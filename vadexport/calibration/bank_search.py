@@ -8,12 +8,12 @@ from typing import Final
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
 
 from vadexport.calibration.observing import run_graph
 from vadexport.calibration.synthetic_defects import planted
 from vadexport.contract import Call, ImageInput
 from vadexport.images import ImageFile, load_images
+from vadexport.passes.cutting import cut
 from vadexport.passes.quantised_search import SearchInput, search_inputs
 from vadexport.passes.search_plan import SearchPlan, plan_search
 
@@ -76,16 +76,10 @@ def _queries(
 ) -> Iterator[NDArray[np.float32]]:
     """Rows [n, D] of each tensor: of each call some, drawn, and the one that reaches farthest."""
     names = list(dict.fromkeys(tensors))
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
-    del watched.graph.output[:]
-    watched.graph.output.extend(
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names
-    )
     random = np.random.Generator(np.random.PCG64(_SEED))
     most = -(-_MOST_QUERIES // len(calls))
     drawn: dict[str, list[NDArray[np.float32]]] = {name: [] for name in names}
-    for done, values in enumerate(run_graph(watched, calls, names), 1):
+    for done, values in enumerate(run_graph(cut(model, names), calls), 1):
         for name, value in zip(names, values, strict=True):
             rows = value.reshape(-1, value.shape[-1])
             rows = rows[np.isfinite(rows).all(axis=1)]

@@ -83,10 +83,11 @@ def equalise(
     """
     made = onnx.ModelProto()
     made.CopyFrom(model)
-    weights = {
+    of_layers = {name for layer in layers for name in (layer.weight, layer.bias)}
+    weights = {  # a memory bank beside them may be many times as large
         tensor.name: numpy_helper.to_array(tensor).astype(np.float64)
         for tensor in made.graph.initializer
-        if tensor.data_type == onnx.TensorProto.FLOAT
+        if tensor.name in of_layers
     }
     changed: set[str] = set()
     factors: dict[str, Array] = {}

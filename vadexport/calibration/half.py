@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 
 from vadexport.contract import ANOMALY_MAP, INPUT_NAME, RAW_SCORE, Call
 from vadexport.errors import UnfitError
+from vadexport.passes.cutting import cut
 from vadexport.passes.half_precision import (
     HalfPlan,
     half_candidates,
@@ -112,11 +113,10 @@ def largest_values(
 
     Names of constants are left out. NaN counts as infinity.
     """
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
-    graph = watched.graph
-    constants = {tensor.name for tensor in graph.initializer}
+    constants = {tensor.name for tensor in model.graph.initializer}
     names = [name for name in names if name not in constants]
+    watched = cut(model, names)
+    graph = watched.graph
     del graph.output[:]
     for number, name in enumerate(names):
         # Reduced inside of the graph: whole tensors of all layers would fill the memory.

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from vadexport.backends.base import RunnerOpener, outputs_of
 from vadexport.calibration.observing import run_graph
-from vadexport.contract import ANOMALY_MAP, RAW_SCORE, Call
+from vadexport.contract import ANOMALY_MAP, RAW_SCORE, Call, Outputs
 
 #: Of drifts to images, and how many images they are dealt to.
 _DEALS: Final = 20
@@ -19,7 +19,7 @@ _MANY: Final = 2000
 #: From the first quartile of a normal distribution to its third, in standard deviations.
 _NORMAL_QUARTILES: Final = 1.349
 
-#: Raw scores and maps, float64, by name.
+#: Raw scores, and maps where the graph gives any, float64, by name.
 Scored = dict[str, NDArray[np.float64]]
 
 
@@ -78,37 +78,64 @@ class Judged:
         return tuple(words for words, held in within.items() if not held)
 
 
-def judge_compiled(
-    open_runner: RunnerOpener,
-    graph: Path,
-    calls: tuple[Sequence[Call], int],
-    threshold: float | None,
-) -> Judged:
+@dataclass(frozen=True)
+class Judging:
+    """What forms are judged on.
+
+    Attributes:
+        calls: of the graph, those of normal images first, then those of planted defects.
+        normal: how many of them are of normal images.
+        expected: what the float graph gives for them, see `scored`.
+    """
+
+    calls: Sequence[Call]
+    normal: int
+    expected: Scored
+
+    @property
+    def images(self) -> tuple[int, int]:
+        """Normal ones, and ones with planted defects."""
+        counts = [len(call) for call in self.calls]
+        return sum(counts[: self.normal]), sum(counts[self.normal :])
+
+    def compared(self, outputs: Iterable[Outputs], threshold: float | None) -> Judged:
+        """A form's outputs for each of the calls against those of the float graph.
+
+        Args:
+            outputs: by name.
+            threshold: of decisions; None where the detector makes none.
+        """
+        names = list(self.expected)
+        found = _joined(([each[name] for name in names] for each in outputs), names)
+        return compared(self.expected, found, self.images[0], threshold)
+
+
+def judge_compiled(open_runner: RunnerOpener, judging: Judging, threshold: float | None) -> Judged:
     """Hold what a backend compiled against a float graph. To be run in a child process.
 
     Args:
         open_runner: opens what was compiled.
-        graph: ONNX file of the float graph, which ONNX Runtime runs.
-        calls: that judge, and how many of them are of normal images, which come first.
+        judging: what it is judged on.
         threshold: of decisions; None where the detector makes none.
     """
-    model = onnx.load(graph)
-    names = judged_names(model)
     runner = open_runner()
-    outputs = (outputs_of(runner, call) for call in calls[0])
-    found = joined(([each[name] for name in names] for each in outputs), names)
-    expected = joined(run_graph(model, calls[0], names), names)
-    normal = sum(len(call) for call in calls[0][: calls[1]])
-    return compared(expected, found, normal, threshold)
+    return judging.compared((outputs_of(runner, call) for call in judging.calls), threshold)
 
 
-def judged_names(model: onnx.ModelProto) -> list[str]:
-    """Outputs that a graph is judged by: the raw score, and the map where it has one."""
+def scored(graph: Path, calls: Sequence[Call]) -> Scored:
+    """What forms are held against, by ONNX Runtime. To be run in a child process.
+
+    Args:
+        graph: ONNX file of the float graph.
+        calls: that judge.
+    """
+    model = onnx.load(graph)
     there = {output.name for output in model.graph.output}
-    return [name for name in (RAW_SCORE, ANOMALY_MAP) if name in there]
+    names = [name for name in (RAW_SCORE, ANOMALY_MAP) if name in there]
+    return _joined(run_graph(model, calls, names), names)
 
 
-def joined(outputs: Iterable[Sequence[NDArray[Any]]], names: Sequence[str]) -> Scored:
+def _joined(outputs: Iterable[Sequence[NDArray[Any]]], names: Sequence[str]) -> Scored:
     """Outputs of one call after the other, in the order of `names`, as one array of each."""
     found = zip(*outputs, strict=True)
     return {

@@ -11,7 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from vadexport.calibration.network import Layer
 from vadexport.contract import INPUT_NAME, Call
-from vadexport.passes.base import attributes
+from vadexport.passes.base import GraphView, attributes
+from vadexport.passes.cutting import cut
 
 Array = NDArray[np.float64]
 
@@ -72,13 +73,12 @@ def extremes(
     Tensors of rank 3 and more have channels, on axis 1; others are taken whole. What is not finite
     shows as an extreme that is not: sums tell of NaN, which ONNX Runtime's extremes may leave out.
     """
-    ranks = _ranks(model)
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
+    view = GraphView(model)
+    watched = cut(model, tensors)
     graph = watched.graph
     del graph.output[:]
     for number, name in enumerate(tensors):
-        rank = ranks.get(name, 0)
+        rank = view.rank(name) or 0
         axes = [axis for axis in range(rank) if axis != 1] if rank > 2 else []
         graph.initializer.append(
             numpy_helper.from_array(np.array(axes, np.int64), f"observed_axes_{number}")
@@ -142,12 +142,7 @@ def moments(
     nodes = {node.name: node for node in model.graph.node}
     weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     names = list(dict.fromkeys(layer.activation for layer in layers))
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
-    del watched.graph.output[:]
-    watched.graph.output.extend(
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names
-    )
+    watched = cut(model, names)
     random = np.random.Generator(np.random.PCG64(0))
     squares: dict[str, Array] = {}
     totals: dict[str, Array] = {}
@@ -241,15 +236,6 @@ def _pads(
         less, more = total // 2, total - total // 2
         found.append((less, more) if automatic == "SAME_UPPER" else (more, less))
     return found
-
-
-def _ranks(model: onnx.ModelProto) -> dict[str, int]:
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    return {
-        value.name: len(value.type.tensor_type.shape.dim)
-        for value in (*inferred.value_info, *inferred.input, *inferred.output)
-        if value.type.tensor_type.HasField("shape")
-    }
 
 
 def run_graph(

@@ -13,13 +13,13 @@ from typing import Final
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
 
 from vadexport.calibration.network import Layer
 from vadexport.calibration.observing import run_graph
 from vadexport.calibration.qdq import Form, Plan, quantised
 from vadexport.contract import Call
 from vadexport.passes.base import tensors_read
+from vadexport.passes.cutting import cut
 
 _CLIPS: Final = ("Clip", "Relu")
 #: Tensors that are corrected on all calls; more of them on fewer, for as many calls altogether.
@@ -116,15 +116,9 @@ def _means(
     model: onnx.ModelProto, tensors: list[str], calls: Iterable[Call]
 ) -> list[NDArray[np.float64]]:
     """Mean of each channel over all images and places, [C] of each tensor."""
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
-    del watched.graph.output[:]
-    watched.graph.output.extend(
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in tensors
-    )
     totals: list[NDArray[np.float64]] = []
     count = 0
-    for values in run_graph(watched, calls):
+    for values in run_graph(cut(model, tensors), calls):
         means = [value.mean(axis=(0, *range(2, value.ndim)), dtype=np.float64) for value in values]
         totals = [one + other for one, other in zip(totals, means, strict=True)] if count else means
         count += 1

@@ -14,6 +14,14 @@ from onnx import TensorProto, helper, numpy_helper
 from vadexport.passes.base import GraphView
 
 
+def holds_half(model: onnx.ModelProto) -> bool:
+    """Whether a graph has float16 tensors, those of graphs inside of nodes not counted."""
+    view = GraphView(model)
+    names = [name for node in model.graph.node for name in node.output]
+    names += [tensor.name for tensor in model.graph.initializer]
+    return any(view.dtype(name) == TensorProto.FLOAT16 for name in names)
+
+
 def rounded_as_half(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of `model` without float16 tensors, that gives what float16 storage would give.
 

@@ -38,7 +38,8 @@ def open_source(given: SourceSpec | Path) -> Source:
         return _opened(SourceSpec.of(given))
 
 
-def _opened(spec: SourceSpec) -> Source:
+def _opened(spec: SourceSpec, *, only_reference: bool = False) -> Source:
+    """The source; where only its reference is wanted, nothing need be done for its detector."""
     if spec.location.startswith(FACTORY):
         from vadexport.sources.factory import open_factory
 
@@ -67,7 +68,7 @@ def _opened(spec: SourceSpec) -> Source:
         case "pickle":
             from vadexport.sources.anomalib import open_anomalib
 
-            return open_anomalib(spec)
+            return open_anomalib(spec, only_reference=only_reference)
         case _:
             from vadexport.sources.native import open_native
 
@@ -94,7 +95,8 @@ def _open_reference(
     on_gpu: bool,  # noqa: FBT001
     sample: Call | None,
 ) -> Runner:
-    source = open_source(spec)
+    with redirect_stdout(sys.stderr):
+        source = _opened(spec, only_reference=True)
     runner = source.open_reference(threads)
     if on_gpu and isinstance(runner, PyTorchRunner):
         image_input = source.detector.image_input

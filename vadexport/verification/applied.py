@@ -13,6 +13,11 @@ from vadexport.verification.statistics import Interval, median_interval
 
 #: More passes no build applies.
 _MOST: Final = 1000
+#: Taken for the floor of what was not timed against itself: a graph seldom seems faster by more.
+_USUAL_FLOOR: Final = 1.05
+
+#: Seconds of calls of two graphs, a round after the other.
+Pair = tuple[list[float], list[float]]
 
 
 @dataclass(frozen=True)
@@ -85,29 +90,33 @@ class Passes:
 
 
 def timed(
-    applied: Sequence[AppliedPass], samples: Sequence[Sequence[float]]
+    applied: Sequence[AppliedPass], again: Pair | None, pairs: Sequence[Pair]
 ) -> tuple[AppliedPass, ...]:
     """Passes with what each brought.
 
     Args:
         applied: passes; those that were undone are left as they are.
-        samples: seconds of calls, a round after the other, of the graph before all passes, of the
-            same once more, and behind each pass that was not undone.
+        again: the graph before all passes beside itself; None where it was not timed so.
+        pairs: for each pass that was not undone, the graphs before and behind it.
     """
-    first, again, *behind = (1e3 * np.array(each) for each in samples)
-    same = median_interval(first / again)
-    floor = max(same.high, 1 / same.low, 1.0)
-    found, before = [], first
-    graphs = iter(behind)
+    floor = _USUAL_FLOOR
+    if again is not None:
+        same = _ratio(again)
+        floor = max(same.high, 1 / same.low, 1.0)
+    left = iter(pairs)
+    found = []
     for one in applied:
         if one.undone is not None:
             found.append(one)
             continue
-        after = next(graphs)
-        medians = float(np.median(before)), float(np.median(after))
-        found.append(replace(one, time=PassTime(*medians, median_interval(before / after), floor)))
-        before = after
+        pair = next(left)
+        before, after = (1e3 * float(np.median(each)) for each in pair)
+        found.append(replace(one, time=PassTime(before, after, _ratio(pair), floor)))
     return tuple(found)
+
+
+def _ratio(pair: Pair) -> Interval:
+    return median_interval(np.array(pair[0]) / np.array(pair[1]))
 
 
 def read_passes(path: Path) -> Passes | None:

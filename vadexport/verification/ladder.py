@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 #: Images whose preprocessing is compared: it is the same for all.
 _PREPARED: Final = 4
+#: Images a call of graphs that take any number: all at once would take gigabytes.
+_OPEN_BATCH: Final = 4
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,9 @@ class Rung:
 
 
 class Ladder:
-    """Check images, and the reference's outputs on them.
+    """Check images, and the reference's outputs on them: it is asked here, and never again.
+
+    Where the graph takes any number of images, it is called with a few at a time.
 
     Args:
         reference: the reference's inference.
@@ -84,20 +88,23 @@ class Ladder:
         prepare: Callable[[Call], NDArray[np.float32]] | None = None,
     ) -> None:
         self._images = images
-        self._image_input = image_input
+        self._image_input = replace(image_input, batch=image_input.batch or _OPEN_BATCH)
         self._thresholds = thresholds
         self._answers: dict[bytes, Outputs] = {}
-        self._reference = reference
-        self._prepare = prepare
-        scores = [
-            self._remembered(call)[RAW_SCORE][:count] for call, count in image_input.batches(images)
-        ]
+        scores = []
+        for call, count in self._image_input.batches(images):
+            key = call.tobytes()
+            if key not in self._answers:
+                self._answers[key] = reference(call)
+            scores.append(self._answers[key][RAW_SCORE][:count])
         self.reference_scores = np.concatenate(scores).astype(np.float64)
         if not np.isfinite(self.reference_scores).all():
             raise InputError(
                 "the detector itself gives scores that are not finite: its weights or its memory "
                 "bank are damaged"
             )
+        self._few, count = next(self._image_input.batches(images[:_PREPARED]))
+        self._prepared = None if prepare is None else prepare(self._few)[:count]
 
     def climb(
         self,
@@ -138,6 +145,20 @@ class Ladder:
                 checks.append(repeat_check(figures(again, unit) if finite else None))
         return Rung(name, found, tuple(checks))
 
+    def against(self, reference: Infer) -> "Ladder":
+        """The same images, held against something else in place of the reference.
+
+        It may contradict itself, which is not asked; images that it gives no finite score are left
+        out.
+
+        Args:
+            reference: its inference.
+        """
+        calls = self._image_input.batches(self._images)
+        scores = [reference(call)[RAW_SCORE][:count] for call, count in calls]
+        finite = np.isfinite(np.concatenate(scores))
+        return Ladder(reference, self._images[finite], self._image_input, None)
+
     def check_preprocessing(self, rung: Rung, graph: Path) -> Rung:
         """Compare, for a rung, the tensor that its graph's network is given, on a few images.
 
@@ -145,22 +166,19 @@ class Ladder:
             rung: of the graph.
             graph: its ONNX file.
         """
-        if self._prepare is None:
+        expected = self._prepared
+        if expected is None:
             return rung
-        call, count = next(self._image_input.batches(self._images[:_PREPARED]))
         with Child(f"preprocessing ({rung.name})") as child:
-            found = child.run(preprocessed_by, graph, call)
+            found = child.run(preprocessed_by, graph, self._few)
         if found is None:
             return rung
-        expected, found = self._prepare(call)[:count], found[:count]
+        found = found[: len(expected)]
         checks = (preprocessing_check(expected, found), *rung.checks)
         return replace(rung, checks=checks, preprocessing=largest_difference(expected, found))
 
     def _remembered(self, call: Call) -> Outputs:
-        key = call.tobytes()
-        if key not in self._answers:
-            self._answers[key] = self._reference(call)
-        return self._answers[key]
+        return self._answers[call.tobytes()]
 
 
 def child_inference(child: Child) -> Callable[[Call], Outputs]:

@@ -14,7 +14,7 @@ import onnx
 from vadexport.artifact import REPORT_FOLDER, Artifact
 from vadexport.backends.base import Runner, RunnerOpener
 from vadexport.backends.onnxruntime.runner import OnnxRuntimeRunner
-from vadexport.passes.half_rounding import rounded_as_half
+from vadexport.passes.half_rounding import holds_half, rounded_as_half
 from vadexport.targets import Target
 
 #: In a folder of an artifact, or of a step of its build.
@@ -55,5 +55,8 @@ def proxy_opener(folder: Path, precision: str, threads: int) -> RunnerOpener:
 
 
 def _open(folder: Path, precision: str, threads: int) -> Runner:
-    graph = rounded_as_half(onnx.load(folder / GRAPH_FILE))
-    return OnnxRuntimeRunner(graph.SerializeToString(), Target("onnxruntime", precision), threads)
+    target, graph = Target("onnxruntime", precision), onnx.load(folder / GRAPH_FILE)
+    if not holds_half(graph):  # as nearly all do not: then ONNX Runtime reads the file itself
+        del graph
+        return OnnxRuntimeRunner(folder, target, threads)
+    return OnnxRuntimeRunner(rounded_as_half(graph).SerializeToString(), target, threads)

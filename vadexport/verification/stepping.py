@@ -1,4 +1,4 @@
-"""How long calls of a build's graphs take, one beside the other: brief, for a rough figure."""
+"""How long calls of a build's graphs take, each beside the one before it: brief, a rough figure."""
 
 import time
 from collections.abc import Sequence
@@ -8,62 +8,82 @@ from typing import Final
 
 import numpy as np
 
-from vadexport.backends.base import outputs_of
+from vadexport.backends.base import Runner, outputs_of
 from vadexport.backends.registry import get_backend
 from vadexport.contract import Call
 from vadexport.targets import Target
+from vadexport.verification.applied import Pair
 
-#: Rounds, and seconds that they may take: at most so many of the one, then of the other.
+#: Rounds of a pair, and seconds that they may take: at most so many of the one, then of the other.
 _MOST_ROUNDS: Final = 40
-_MOST_SECONDS: Final = 1.0
+_MOST_SECONDS: Final = 0.5
 #: Fewer have no interval that means anything.
 _FEWEST_ROUNDS: Final = 6
+#: Seconds of a call that is long: such have fewer rounds, and are not timed against themselves.
+_LONG_CALL: Final = 0.1
+_LONG_ROUNDS: Final = 4
 
 
 def time_graphs(
     graphs: Sequence[Path], work: Path, target: Target, threads: int, call: Call
-) -> list[list[float]]:
-    """Time calls of graphs, in random order round by round. To be run in a child process.
+) -> tuple[Pair | None, list[Pair]]:
+    """Time calls of graphs in pairs, in random order round by round. To be run in a child process.
 
-    Each timed call follows an untimed one of the same graph, which brings back what the others
-    pushed out of the caches; where calls are long, that does not matter and is left out.
+    No more than two are in memory at a time. Each timed call follows an untimed one of the same
+    graph, which brings back what the other pushed out of the caches; where calls are long, that
+    does not matter and is left out.
 
     Args:
-        graphs: their ONNX files; one that is named twice is loaded twice.
+        graphs: their ONNX files.
         work: folder for what is compiled.
         target: that they are compiled for.
         threads: that a call may use.
         call: that is made.
 
     Returns:
-        Seconds of each round, for each graph.
+        The first graph beside itself, loaded twice; None where its calls are long. And each graph
+        but the first, behind the one before it.
 
     Raises:
         BackendError: the backend cannot read one of them.
     """
-    with TemporaryDirectory(dir=work, ignore_cleanup_errors=True) as place:
-        folders = {graph: Path(place) / str(number) for number, graph in enumerate(graphs)}
-        backend = get_backend(target.backend)
-        for graph, folder in folders.items():
-            folder.mkdir()
-            backend.compile_graph(graph, folder, target)
-        runners = [backend.open_runner(folders[graph], target, threads) for graph in graphs]
-    for runner in runners:
+    backend = get_backend(target.backend)
+
+    def opened(graph: Path) -> Runner:
+        with TemporaryDirectory(dir=work, ignore_cleanup_errors=True) as place:
+            backend.compile_graph(graph, Path(place), target)
+            runner = backend.open_runner(Path(place), target, threads)
         outputs_of(runner, call)
-    started = time.perf_counter()
-    for runner in runners:
-        outputs_of(runner, call)
-    long = (time.perf_counter() - started) * _FEWEST_ROUNDS > _MOST_SECONDS
+        return runner
+
+    before = opened(graphs[0])
+    long = _seconds(before, call) > _LONG_CALL
+    again = None if long else _paired(before, opened(graphs[0]), call, long=long)
+    pairs = []
+    for graph in graphs[1:]:
+        after = opened(graph)
+        pairs.append(_paired(before, after, call, long=long))
+        before = after
+    return again, pairs
+
+
+def _paired(first: Runner, second: Runner, call: Call, *, long: bool) -> Pair:
+    runners = (first, second)
+    samples: Pair = ([], [])
+    fewest, most = (_LONG_ROUNDS, _LONG_ROUNDS) if long else (_FEWEST_ROUNDS, _MOST_ROUNDS)
     random = np.random.default_rng(0)
-    samples: list[list[float]] = [[] for _ in runners]
     started = time.perf_counter()
-    for number in range(_MOST_ROUNDS):
-        if number >= _FEWEST_ROUNDS and time.perf_counter() - started > _MOST_SECONDS:
+    for number in range(most):
+        if number >= fewest and time.perf_counter() - started > _MOST_SECONDS:
             break
-        for index in random.permutation(len(runners)):
+        for index in random.permutation(2):
             if not long:
                 outputs_of(runners[index], call)
-            before = time.perf_counter()
-            outputs_of(runners[index], call)
-            samples[index].append(time.perf_counter() - before)
+            samples[index].append(_seconds(runners[index], call))
     return samples
+
+
+def _seconds(runner: Runner, call: Call) -> float:
+    started = time.perf_counter()
+    outputs_of(runner, call)
+    return time.perf_counter() - started

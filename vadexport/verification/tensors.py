@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto
 
 from vadexport.contract import INPUT_NAME, PREPROCESSED, Call
+from vadexport.passes.cutting import cut
 
 
 def tensor_values(
@@ -20,16 +20,10 @@ def tensor_values(
     """
     import onnxruntime
 
-    shown = onnx.ModelProto()
-    shown.CopyFrom(model)
-    del shown.graph.output[:]
-    shown.graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names
-    )
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(
-        shown.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        cut(model, names).SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     (given,) = model.graph.input
     dtype = onnx.helper.tensor_dtype_to_np_dtype(given.type.tensor_type.elem_type)

@@ -1,10 +1,12 @@
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
 from vadexport.errors import InputError
-from vadexport.sources import SourceSpec, open_source
+from vadexport.sources import SourceSpec, open_source, reference_opener
+from vadexport.sources.anomalib import source as module
 
 
 def test_the_class_is_told_by_the_checkpoint(checkpoint_of):
@@ -13,6 +15,22 @@ def test_the_class_is_told_by_the_checkpoint(checkpoint_of):
     assert source.detector.family == "Patchcore"
     assert source.options == {"model": "Patchcore"}
     assert source.runs_code is None
+
+
+def test_the_reference_alone_prepares_nothing_for_tracing(checkpoint_of, textured, monkeypatch):
+    spec = SourceSpec(str(checkpoint_of("Patchcore")))
+    images = textured(1, 256, 256)
+    expected = open_source(spec).open_reference(1).infer(images)
+
+    def refused(*_):
+        raise AssertionError("it will not be traced")
+
+    monkeypatch.setattr(module, "adapted", refused)
+    monkeypatch.setattr(module, "_measure", refused)
+    found = reference_opener(spec, 1)().infer(images)
+    np.testing.assert_array_equal(found["raw_score"], expected["raw_score"])
+    with pytest.raises(AssertionError):
+        open_source(spec)
 
 
 def test_what_inspect_shows(checkpoint_of):

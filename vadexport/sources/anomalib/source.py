@@ -24,8 +24,13 @@ from vadexport.sources.spec import SourceSpec
 _DEFAULT_SIZE = (256, 256)
 
 
-def open_anomalib(spec: SourceSpec) -> Source:
+def open_anomalib(spec: SourceSpec, *, only_reference: bool = False) -> Source:
     """Read a checkpoint of anomalib 2.x.
+
+    Args:
+        spec: of its file.
+        only_reference: nobody will trace its detector, which then is not adapted to tracing: what
+            that takes, as neighbours of all rows of a memory bank, is left out.
 
     Raises:
         InputError: it is none, or damaged, carries code, is not fitted, or a transform or an option
@@ -43,13 +48,14 @@ def open_anomalib(spec: SourceSpec) -> Source:
     image_input = camera_input(spec, own)
     detector = AnomalibDetector(
         name,
-        adapted(module),
+        module.model if only_reference else adapted(module),
         steps,
         PostProcessing(module.post_processor),
         image_input,
         facts_of(module),
     ).eval()
-    _measure(detector, image_input)
+    if not only_reference:
+        _measure(detector, image_input)
     trusted = "its pickle was trusted" if spec.trust_pickle else None
     found = replace(spec, model=name)
     return Source.of_file("anomalib", found, detector, EngineReference(module), trusted)
