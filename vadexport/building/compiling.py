@@ -18,6 +18,8 @@ from vadexport.verification.proxy import GRAPH_FILE
 _PASSES: Final[dict[str, tuple[GraphPass, ...]]] = {"openvino": (GroupNormalisation(),)}
 #: Names of all of them.
 BACKEND_PASSES: Final = tuple(each.name for passes in _PASSES.values() for each in passes)
+#: Of what `compile_graph` says: in how many places each applied.
+PASSES: Final = "passes"
 
 
 def compile_graph(
@@ -37,7 +39,7 @@ def compile_graph(
         left_out: names of passes that are not applied.
 
     Returns:
-        What the backend says of it, and in how many places a pass for it alone applied.
+        What the backend says of it, and under `PASSES` where passes for it alone applied.
 
     Raises:
         MissingPackageError: the backend is not installed.
@@ -55,4 +57,4 @@ def compile_graph(
         rewritten = Path(place) / GRAPH_FILE
         onnx.save(graph, rewritten)
         del graph  # as large as the weights
-        return {**backend.compile_graph(rewritten, folder, target, settings), "passes": places}
+        return {**backend.compile_graph(rewritten, folder, target, settings), PASSES: places}

@@ -292,6 +292,7 @@ class Graphs:
             listener=self.listener,
             notes=self.notes,
             bank=self._bank,
+            left_out=self.left_out,
         )
 
     @cached_property

@@ -9,9 +9,11 @@ import numpy as np
 import onnx
 
 from vadexport.backends.child import Child
-from vadexport.backends.registry import get_backend, opener
+from vadexport.backends.registry import opener
+from vadexport.backends.tensorrt.settings import DEFAULT_SETTINGS
 from vadexport.building.bank_search import FLOAT_HEAD, INT8_SEARCH, BankSearch
 from vadexport.building.climbing import Climber, Graph
+from vadexport.building.compiling import compile_graph
 from vadexport.building.narrow_head import NARROW_HEAD, NarrowHead
 from vadexport.calibration import Plan, plan_int8
 from vadexport.calibration.judging import Bounds, Judged, Judging, judge_compiled, scored
@@ -61,6 +63,7 @@ class Integers:
         listener: told of progress.
         notes: what else the user should know, added to.
         bank: the search of the detector's memory bank; None where it has no large one.
+        left_out: names of passes that are not applied.
     """
 
     base: Graph
@@ -74,6 +77,7 @@ class Integers:
     listener: Listener
     notes: list[str]
     bank: BankSearch | None = None
+    left_out: tuple[str, ...] = ()
 
     @cached_property
     def plan(self) -> Plan:
@@ -161,9 +165,9 @@ class Integers:
         folder = self.work / f"compiled-{target.folder}-{path.parent.name}"
         if not folder.exists():
             folder.mkdir()
-            compile_graph = get_backend(target.backend).compile_graph
+            settings = DEFAULT_SETTINGS, self.left_out
             with Child(f"{target} ({path.parent.name})", timeout_s=_CHILD_TIMEOUT_S) as child:
-                child.run(compile_graph, path, folder, target)
+                child.run(compile_graph, path, folder, target, *settings)
         return folder
 
     def judged(self, path: Path, target: Target) -> Judged:

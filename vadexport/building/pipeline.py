@@ -26,6 +26,7 @@ from vadexport.backends.tensorrt.library import check_settings
 from vadexport.building.approximating import Approximating
 from vadexport.building.bank_search import INT8_SEARCH
 from vadexport.building.climbing import Climber, Graph
+from vadexport.building.compiling import PASSES, compile_graph
 from vadexport.building.graphs import Graphs
 from vadexport.building.inputs import BuildImages, build_images, sets_ranges
 from vadexport.building.options import BuildOptions, BuildResult, BuiltTarget
@@ -176,6 +177,7 @@ class _Builder:
             rungs = graph.rungs
             folder.mkdir(exist_ok=True)
             facts = self._compiled(graph.path, folder, resolved)
+            passes = self.graphs.passes(graph).with_more(facts.pop(PASSES, {}))
             if graph.rungs[-1].name == "quantised":
                 keep_graph(graph.provable, folder)
             if graph.search is not None:
@@ -195,7 +197,7 @@ class _Builder:
             precision=graph.precision,
             proven_on=proven_on,
             facts=facts,
-            passes=self.graphs.passes(graph),
+            passes=passes,
         )
 
     def manifest(self, built: BuiltTarget) -> Manifest:
@@ -254,13 +256,15 @@ class _Builder:
         return replace(target, precision=precision)
 
     def _compiled(self, model: Path, folder: Path, target: Target) -> dict[str, Any]:
-        backend, step = get_backend(target.backend), f"compile {target}"
+        step = f"compile {target}"
         self.graphs.listener.step(step, 0, 1)
         limit, longer = _COMPILE_TIMEOUT_S, ""
         if target.backend.startswith("tensorrt"):
             limit, longer = self.options.tensorrt.time_limit_s, "--tensorrt time_limit_s=…"
         with Child(str(target), timeout_s=limit, longer=longer) as child:
-            facts = child.run(backend.compile_graph, model, folder, target, self.options.tensorrt)
+            facts = child.run(
+                compile_graph, model, folder, target, self.options.tensorrt, self.options.no_pass
+            )
         self.graphs.listener.step(step, 1, 1)
         return facts
 

@@ -8,6 +8,7 @@ from typing import Final
 import onnx
 
 from vadexport.backends.child import Child
+from vadexport.building.compiling import BACKEND_PASSES
 from vadexport.contract import Call
 from vadexport.errors import InputError
 from vadexport.passes import DEFAULT_PASSES, GraphPass, apply_passes
@@ -19,7 +20,7 @@ from vadexport.verification.stepping import time_graphs
 
 _TIMING_TIMEOUT_S: Final = 120
 #: Every pass that a build may leave out.
-PASS_NAMES = (*(each.name for each in DEFAULT_PASSES), QuantisedSearch.name)
+PASS_NAMES = (*(each.name for each in DEFAULT_PASSES), QuantisedSearch.name, *BACKEND_PASSES)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Graph passes of a build as its report has them: where each applied, and what it brought."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -83,6 +83,11 @@ class Passes:
     applied: tuple[AppliedPass, ...] = ()
     left_out: tuple[str, ...] = ()
     timed_on: str | None = None
+
+    def with_more(self, places: Mapping[str, int]) -> "Passes":
+        """With passes that were applied behind these, by name."""
+        more = (AppliedPass(name, count) for name, count in places.items())
+        return replace(self, applied=(*self.applied, *more))
 
     def to_json(self) -> dict[str, Any]:
         """As `read_passes` takes it."""
