@@ -1,4 +1,4 @@
-"""INT8 targets search a large memory bank in INT8, where distances keep to a limit."""
+"""A large memory bank is searched in INT8, or few directions, where distances keep to a limit."""
 
 import json
 from dataclasses import replace
@@ -17,6 +17,7 @@ from vadexport.detectors import padim
 from vadexport.detectors.checkpoint import save_detector
 from vadexport.detectors.patchcore import PatchCoreConfig, fit
 from vadexport.images import decode
+from vadexport.images.colouring import save_png
 from vadexport.listening import Listener
 from vadexport.passes import BEFORE_INT8, DEFAULT_PASSES, FLOAT_SEARCH, apply_passes
 from vadexport.passes.search_plan import SearchPlan
@@ -24,6 +25,7 @@ from vadexport.targets import Target
 from vadexport.verification.applied import AppliedPass
 
 WORDS = "fp32, memory bank searched in int8, measured again in fp32"
+FEW = "fp32, memory bank searched in few directions, measured again in all"
 INPUT = ImageInput(96, 96, 1)
 
 
@@ -38,11 +40,11 @@ def detector(crops):
 def built(images, tmp_path):
     """Build a detector for some targets."""
 
-    def go(detector, *targets, **more):
+    def go(detector, *targets, normal=None, **more):
         save_detector(detector, tmp_path / "d.safetensors")
         chosen = tuple(map(Target.parse, targets))
         folder = tmp_path / f"a{len(list(tmp_path.iterdir()))}"
-        given = (tmp_path / "d.safetensors", folder, chosen, str(images / "good"))
+        given = (tmp_path / "d.safetensors", folder, chosen, str(normal or images / "good"))
         return build(BuildOptions(*given, **more), Listener())
 
     return go
@@ -119,6 +121,60 @@ def test_onnx_runtime_searches_so_where_every_bank_is_wide(widths, who):
         target = Target.parse(text)
         gains = bool(plans) and target.backend in who and not target.on_gpu
         assert search.forms(target) == ((True, False) if gains else (False,)), text
+        gains = gains and "onnxruntime" in who  # in float32, where it takes so many products less
+        in_float = replace(search, int8=False)
+        in_float.__dict__["_plans"] = plans
+        assert in_float.forms(target) == ((True, False) if gains else (False,)), text
+
+
+@pytest.fixture(scope="module")
+def flat_detector(crops):
+    """Likewise, of features that vary in 30 directions alone."""
+    mirrored = [np.ascontiguousarray(crop[:, ::-1]) for crop in crops]
+    detector = fit(mirrored, PatchCoreConfig(coreset_ratio=0.99), INPUT).eval()
+    bank = detector.memory_bank.clone()
+    left, sizes, right = torch.linalg.svd(bank - bank.mean(0), full_matrices=False)
+    sizes[30:] = 0
+    detector.memory_bank = (left * sizes) @ right + bank.mean(0)
+    return detector
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
+def test_float32_targets_look_in_few_directions(
+    built, flat_detector, crops, images, tmp_path, monkeypatch
+):
+    (tmp_path / "normal").mkdir()
+    monkeypatch.setattr(bank_search, "_LEAST_FEWER", 50)
+    # This bank is not its detector's: distances to it vary more than those that set the limit.
+    monkeypatch.setattr(bank_search, "_EXACT_SHARE", 1e-4)
+    for number, crop in enumerate([*crops, *(crop[::-1] for crop in crops)]):
+        save_png(np.ascontiguousarray(crop), tmp_path / "normal" / f"{number}.png")
+    normal = tmp_path / "normal"
+    result = built(flat_detector, "openvino:fp32", "onnxruntime:fp32", normal=normal)
+    (note,) = [line for line in result.notes if "memory bank" in line]
+    assert "in 32 of 152 directions" in note
+    assert "limit 0.0001" in note
+    for one in result.targets:
+        manifest = manifest_of(one)
+        assert manifest["precision"] == {"network": "fp32", "score head": FEW}
+        assert manifest["calibration"] is not None
+        assert [rung.name for rung in one.rungs][-2:] == ["quantised", "compiled"]
+        assert all(rung.held for rung in one.rungs)
+        assert one.passes.applied[-1] == AppliedPass("principal-search", 1)
+        assert not searches_in_int8(one)
+        assert np.abs(drifts(one, flat_detector, images)).max() <= 1e-3
+    left_out = ("principal-search",)
+    plain = built(flat_detector, "openvino:fp32", normal=normal, no_pass=left_out).targets[0]
+    assert manifest_of(plain)["precision"] == {"network": "fp32", "score head": "fp32"}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
+def test_float32_targets_search_as_traced_where_little_is_gained(built, detector):
+    result = built(detector, "openvino:fp32")
+    assert manifest_of(result.targets[0])["precision"] == {"network": "fp32", "score head": "fp32"}
+    assert [rung.name for rung in result.targets[0].rungs][-2:] == ["rewritten", "compiled"]
 
 
 @pytest.mark.slow

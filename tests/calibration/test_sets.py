@@ -23,6 +23,14 @@ def files(count, folder=None):
 
 
 @given(count=counts, seed=seeds)
+def test_where_none_needs_to_calibrate_only_spare_ones_do(count, seed):
+    chosen = choose_calibration_set(files(count), calibrates=False, seed=seed)
+    assert len(chosen.check) == min(count, MAX_CHECK_IMAGES)
+    assert len(chosen.calibrate) == min(max(count - MAX_CHECK_IMAGES, 0), 2 * MAX_CHECK_IMAGES)
+    assert chosen.disjoint
+
+
+@given(count=counts, seed=seeds)
 def test_no_image_both_calibrates_and_checks(count, seed):
     images = files(count)
     chosen = choose_calibration_set(images, seed=seed)

@@ -9,7 +9,11 @@ from hypothesis import strategies as st
 from tests.passes.search_graphs import Search, run
 from vadexport.passes import apply_passes, quantised_search, search_plan
 from vadexport.passes.nearest_neighbours import CentredBank
-from vadexport.passes.quantised_search import QuantisedSearch, search_inputs
+from vadexport.passes.quantised_search import (
+    PrincipalSearch,
+    QuantisedSearch,
+    search_inputs,
+)
 from vadexport.passes.search_plan import QuantisedBank, SearchPlan, plan_search
 
 
@@ -23,15 +27,16 @@ def small_tiles():
         yield
 
 
-def planned(search, limit=np.inf, queries=None):
+def planned(search, limit=np.inf, queries=None, *, kind=QuantisedSearch):
     """The rewritten model, and the plan."""
     model = search.model()
     ((name, found),) = search_inputs(model).items()
     assert found.queries == "x"
     queries = search.queries() if queries is None else queries
-    plan = plan_search(found.bank, queries.reshape(-1, search.width), limit)
-    result, places = apply_passes(model, (QuantisedSearch({name: plan}),))
-    assert places == {"quantised-search": 1}
+    int8 = kind is QuantisedSearch
+    plan = plan_search(found.bank, queries.reshape(-1, search.width), limit, int8=int8)
+    result, places = apply_passes(model, (kind({name: plan}),))
+    assert places == {kind.name: 1}
     onnx.checker.check_model(result, full_check=True)
     return result, plan
 
@@ -196,14 +201,17 @@ class TestFewDirections:
         assert one == other
         assert one.directions.tobytes() == other.directions.tobytes()
 
+    @pytest.mark.parametrize("kind", [QuantisedSearch, PrincipalSearch])
     @pytest.mark.parametrize("seed", range(5))
-    def test_distances_grow_by_no_more_than_the_plan_says(self, seed):
+    def test_distances_grow_by_no_more_than_the_plan_says(self, seed, kind):
         points = self.cloud(600, seed=seed, noise=0.1)
         bank, queries = points[:300].astype(np.float32), points[300:].astype(np.float32)
         search = Search(rows=300, width=96, patches=300, batch=1)
         search.bank = bank
-        model, plan = planned(search, 0.1, queries[None])
+        model, plan = planned(search, 0.1, queries[None], kind=kind)
         assert plan.directions is not None
+        rounds = "QuantizeLinear" in {node.op_type for node in model.graph.node}
+        assert rounds == (plan.step is not None) == (kind is QuantisedSearch)
         found = run(model, queries[None])
         expected = search.distances(queries[None])
         got = distances_of(search, found, queries[None])
@@ -221,6 +229,13 @@ class TestFewDirections:
         queries = random.normal(size=(200, 96)).astype(np.float32)
         plan = plan_search(bank, queries, 0.2)
         assert plan.directions is None
+        assert plan_search(bank, queries, 0.2, int8=False) is None
+
+    def test_without_rounding_a_few_directions_find_what_lies_in_them(self):
+        points = self.cloud(600, noise=0.0)
+        bank, queries = CentredBank.of(points[:300]), points[300:].astype(np.float32)
+        plan = plan_search(bank, queries, 1e-5, int8=False)
+        assert (plan.step, plan.shortlist, plan.recall) == (None, 1, 1.0)
 
     def test_what_lies_outside_of_them_counts(self):
         # Rows that differ from each other only there: norms alone tell near from far.

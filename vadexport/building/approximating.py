@@ -67,10 +67,10 @@ class Rewrites:
         """Those of `search` that may stand behind a search in INT8, for what it leaves."""
         return tuple(each for each in self.search if each.name != BankProjection.name)
 
-    def to_json(self, *, int8_search: bool) -> dict[str, str]:
+    def to_json(self, *, searched: bool) -> dict[str, str]:
         """What the manifest holds of them, beside the precision of each part."""
         words = dict(self.words)
-        if int8_search:
+        if searched:
             words.pop(BankProjection.name, None)
         made = "; ".join(f"{name}: {did}" for name, did in words.items())
         return {"approximated": made} if made else {}

@@ -1,4 +1,4 @@
-"""How INT8 targets of a build search a memory bank: in INT8 where the backend gains from it."""
+"""How targets of a build search a memory bank: in INT8, or few directions, where that gains."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,34 +15,38 @@ from vadexport.contract import ImageInput
 from vadexport.images import ImageFile
 from vadexport.listening import Listener
 from vadexport.passes import BankProjection, apply_passes
-from vadexport.passes.quantised_search import QuantisedSearch
+from vadexport.passes.quantised_search import PrincipalSearch, QuantisedSearch
 from vadexport.passes.search_plan import SearchPlan
 from vadexport.targets import Target
+from vadexport.verification.applied import AppliedPass
 
-#: Of the drift unit, what a distance may grow by for the rounding of its search.
+#: Of the drift unit, what a distance may grow by for how it is searched: in INT8, and in float32.
 _SHARE: Final = 0.05
-#: OpenVINO's products of int8 by int8 are faster than float32. ONNX Runtime gains where a pair
-#: takes so many products less (benchmarks/search_heads.py): naming candidates takes it longer than
-#: the smallest distance alone.
+_EXACT_SHARE: Final = 1e-5
+#: OpenVINO's products of int8 by int8 are faster than float32. ONNX Runtime, and a search in
+#: float32, gain where a pair takes so many products less (benchmarks/search_heads.py): naming
+#: candidates takes longer than the smallest distance alone.
 _LEAST_FEWER: Final = 200
 _CHILD_TIMEOUT_S: Final = 1800
 
 FLOAT_HEAD: Final = "fp32"
 INT8_SEARCH: Final = "fp32, memory bank searched in int8, measured again in fp32"
+FEW_DIRECTIONS: Final = "fp32, memory bank searched in few directions, measured again in all"
 
 
 @dataclass
 class BankSearch:
-    """The search of a graph's memory banks, each in float or in INT8.
+    """The search of a graph's memory banks, each as traced, or in INT8 or few directions.
 
     Attributes:
-        path: ONNX file of the graph before either is written.
+        path: ONNX file of the graph before a search is written.
         images: normal ones, whose queries are looked up.
         image_input: of the graph.
         rewrites: passes of the build.
         unit: of drift.
         listener: told of progress.
         notes: what else the user should know, added to.
+        int8: whether it may be in INT8; if not, it is in few directions in float32.
     """
 
     path: Path
@@ -52,6 +56,7 @@ class BankSearch:
     unit: float
     listener: Listener
     notes: list[str]
+    int8: bool = True
 
     @classmethod
     def of(
@@ -61,6 +66,8 @@ class BankSearch:
         images: tuple[ImageFile, ...],
         image_input: ImageInput,
         rest: tuple[Rewrites, float, Listener, list[str]],
+        *,
+        int8: bool,
     ) -> Self | None:
         """Of a graph before all passes; None where it has no bank that is large enough.
 
@@ -70,37 +77,67 @@ class BankSearch:
             images: as the attribute.
             image_input: as the attribute.
             rest: passes, unit, listener and notes.
+            int8: as the attribute.
         """
         before, _ = apply_passes(onnx.load(simplified), rest[0].before_search)
         if not large_searches(before):
             return None
         path.parent.mkdir(exist_ok=True)
         onnx.save(before, path)
-        return cls(path, images, image_input, *rest)
+        return cls(path, images, image_input, *rest, int8=int8)
 
     @property
-    def places(self) -> int:
-        """Searches that INT8 suits."""
-        return len(self._plans)
+    def applied(self) -> AppliedPass:
+        """The pass that writes the searches that suit."""
+        return AppliedPass(self._pass.name, len(self._plans))
+
+    @property
+    def words(self) -> str:
+        """Of the score head, for the manifest."""
+        return INT8_SEARCH if self.int8 else FEW_DIRECTIONS
 
     def forms(self, target: Target) -> tuple[bool, ...]:
-        """Whether a target's graph searches in INT8: what is tried, one after the other."""
-        gains = not target.on_gpu and self._plans and target.backend in _gaining(self._plans)
+        """Whether a target's graph searches so: what is tried, one after the other."""
+        gains = not target.on_gpu and self._plans and target.backend in self._gaining(self._plans)
         return (True, False) if gains else (False,)
 
-    def written(self, model: onnx.ModelProto, *, int8: bool) -> onnx.ModelProto:
-        """A copy of a graph like that of `path` with its searches in INT8, or else in float."""
+    def written(self, model: onnx.ModelProto, *, searched: bool) -> onnx.ModelProto:
+        """A copy of a graph like that of `path` with its searches so, or else as in float."""
         passes = self.rewrites.search
-        if int8:
-            passes = (QuantisedSearch(self._plans), *self.rewrites.float_search)
+        if searched:
+            passes = (self._pass(self._plans), *self.rewrites.float_search)
         made, _ = apply_passes(model, passes)
         return made
 
     def given_up(self, target: Target) -> None:
-        """Note that scores do not hold with the search in INT8."""
+        """Note that scores do not hold with the search."""
         self.notes.append(
-            f"{target}: the memory bank is searched in float32, for scores do not hold in INT8"
+            f"{target}: the memory bank is searched {self._plainly}, for scores do not hold "
+            f"{self._how}"
         )
+
+    @property
+    def _pass(self) -> type[QuantisedSearch]:
+        return QuantisedSearch if self.int8 else PrincipalSearch
+
+    @property
+    def _how(self) -> str:
+        return "in INT8" if self.int8 else "in few directions"
+
+    @property
+    def _plainly(self) -> str:
+        return "in float32" if self.int8 else "in all directions"
+
+    @property
+    def _share(self) -> float:
+        return _SHARE if self.int8 else _EXACT_SHARE
+
+    def _gaining(self, plans: Mapping[str, SearchPlan]) -> tuple[str, ...]:
+        """Backends that gain from searches by these plans."""
+        fewer = min((_fewer(plan) for plan in plans.values()), default=0)
+        if fewer >= _LEAST_FEWER:
+            return ("openvino", "onnxruntime")
+        return ("openvino",) if self.int8 else ()
 
     @cached_property
     def _plans(self) -> dict[str, SearchPlan]:
@@ -110,40 +147,40 @@ class BankSearch:
                 self.path,
                 self.images,
                 self.image_input,
-                _SHARE * self.unit,
+                self._share * self.unit,
+                self.int8,
                 progress=lambda done, total: self.listener.step("plan search", done, total),
             )
         found = {name: plan for name, plan in plans.items() if plan is not None}
-        who = ", ".join(_gaining(found))
+        gaining = self._gaining(found)
+        if not gaining:
+            return {}
+        who = ", ".join(gaining)
         for plan in plans.values():
             self.notes.append(self._words(plan, who))
         if found and BankProjection.name in self.rewrites.words:
-            self.notes.append(f"{who}: no {BankProjection.name} where INT8 searches the bank")
+            self.notes.append(f"{who}: no {BankProjection.name} where the bank is searched so")
         return found
 
     def _words(self, plan: SearchPlan | None, who: str) -> str:
         if plan is None:
             return (
-                "the memory bank is searched in float32, for in INT8 distances would grow by more "
-                f"than {_SHARE:.0%} of the drift unit"
+                f"the memory bank is searched {self._plainly}, for {self._how} distances would "
+                f"grow by more than {self._share:.2%} of the drift unit"
             )
         candidates = f"{plan.shortlist} candidate{'s' if plan.shortlist > 1 else ''}"
-        where = ""
+        where = " in INT8" if self.int8 else ""
         if plan.directions is not None:
             width, count = plan.directions.shape
-            where = f" in {count} of {width} directions"
+            where += f" in {count} of {width} directions"
         return (
-            f"{who}: the memory bank is searched in INT8{where}, {candidates} of blocks of "
+            f"{who}: the memory bank is searched{where}, {candidates} of blocks of "
             f"{plan.block} rows measured again in float32; of {plan.queries} patches "
             f"{plan.recall:.2%} found their nearest row, and distances grew by at most "
-            f"{plan.error / self.unit:.2g} drift units, limit {_SHARE:g}"
+            f"{plan.error / self.unit:.2g} drift units, limit {self._share:g}"
         )
 
 
-def _gaining(plans: Mapping[str, SearchPlan]) -> tuple[str, ...]:
-    """Backends that gain from searches by these plans."""
-    fewer = [
-        plan.directions.shape[0] - plan.directions.shape[1] if plan.directions is not None else 0
-        for plan in plans.values()
-    ]
-    return ("openvino", "onnxruntime") if min(fewer, default=0) >= _LEAST_FEWER else ("openvino",)
+def _fewer(plan: SearchPlan) -> int:
+    """How many products less a pair takes."""
+    return 0 if plan.directions is None else plan.directions.shape[0] - plan.directions.shape[1]

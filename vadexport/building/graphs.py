@@ -10,7 +10,7 @@ import onnx
 
 from vadexport.backends.child import Child
 from vadexport.building.approximating import Approximating, Rewrites
-from vadexport.building.bank_search import INT8_SEARCH, BankSearch
+from vadexport.building.bank_search import FEW_DIRECTIONS, INT8_SEARCH, BankSearch
 from vadexport.building.climbing import Climber, Graph
 from vadexport.building.inputs import BuildImages
 from vadexport.building.integers import Integers
@@ -23,11 +23,11 @@ from vadexport.errors import BackendError, UnfitError, VadexportError
 from vadexport.images import load_images
 from vadexport.listening import Listener
 from vadexport.passes import DEFAULT_PASSES, FLOAT_SEARCH
-from vadexport.passes.quantised_search import QuantisedSearch
+from vadexport.passes.quantised_search import PrincipalSearch, QuantisedSearch
 from vadexport.sources import Source
 from vadexport.targets import Target
 from vadexport.tracing.graph import TracedGraph, simplify, trace
-from vadexport.verification.applied import AppliedPass, Passes
+from vadexport.verification.applied import Passes
 from vadexport.verification.ladder import Rung, child_inference
 from vadexport.verification.limits import Limits
 from vadexport.verification.locating import locate
@@ -112,7 +112,7 @@ class Graphs:
     def _made(self, target: Target) -> Graph:
         if target.precision == "fp16":
             return self._half
-        return self._int8(target) if target.precision == "int8" else self._float
+        return self._int8(target) if target.precision == "int8" else self._searched(target)
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -190,12 +190,14 @@ class Graphs:
         Args:
             graph: that was made here.
         """
-        if graph.precision.get("score head") != INT8_SEARCH or self._bank is None:
+        bank = None
+        if graph.precision["score head"] in (INT8_SEARCH, FEW_DIRECTIONS):
+            bank = self._bank if graph.precision["score head"] == INT8_SEARCH else self._exact_bank
+        if bank is None:
             return self._passes
         instead = {each.name for each in FLOAT_SEARCH}
         stays = [one for one in self._passes.applied if one.name not in instead]
-        search = AppliedPass(QuantisedSearch.name, self._bank.places)
-        return replace(self._passes, applied=(*stays, search))
+        return replace(self._passes, applied=(*stays, bank.applied))
 
     def _time_passes(self, made: Rewriting, target: Target) -> None:
         """Time what each pass that stays brings, on a target's backend."""
@@ -240,6 +242,21 @@ class Graphs:
     def _float(self) -> Graph:
         precision = {"network": "fp32", "score head": "fp32"}
         return Graph(self._traced.path, self._traced.rungs, precision)
+
+    def _searched(self, target: Target) -> Graph:
+        """The float graph, a large bank in it searched in few directions where that gains."""
+        bank = self._exact_bank
+        if bank is None or True not in bank.forms(target):
+            return self._float
+        path = self.work / "few-directions" / GRAPH_FILE
+        if not path.exists():
+            self._save("few-directions", bank.written(onnx.load(bank.path), searched=True))
+        rung = self.climber.climb_graph("quantised", path.parent, "fp32")
+        if not rung.held:
+            bank.given_up(target)
+            return self._float
+        precision = {**self._float.precision, "score head": bank.words}
+        return Graph(path, (*self._float.rungs, rung), precision)
 
     @cached_property
     def _half(self) -> Graph:
@@ -297,18 +314,27 @@ class Graphs:
 
     @cached_property
     def _bank(self) -> BankSearch | None:
-        """The search of the detector's memory bank; None where it has no large one."""
-        last = self._traced.rungs[-1]
-        if self.images.calibration is None or last.name == "simplified":
+        """The search of the detector's memory bank in INT8; None where it has no large one."""
+        return self._bank_search(QuantisedSearch.name)
+
+    @cached_property
+    def _exact_bank(self) -> BankSearch | None:
+        """Its search in float32 in few directions, likewise."""
+        return self._bank_search(PrincipalSearch.name)
+
+    def _bank_search(self, name: str) -> BankSearch | None:
+        last, calibration = self._traced.rungs[-1], self.images.calibration
+        if calibration is None or not calibration.calibrate or last.name == "simplified":
             return None
-        if QuantisedSearch.name in self.left_out:
+        if name in self.left_out:
             return None
         return BankSearch.of(
             self._simplified,
             self.work / "before-search" / GRAPH_FILE,
-            self.images.calibration.calibrate,
+            calibration.calibrate,
             self.image_input,
             (self.rewrites, self.climber.unit.value, self.listener, self.notes),
+            int8=name == QuantisedSearch.name,
         )
 
     def _int8(self, target: Target) -> Graph:

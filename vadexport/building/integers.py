@@ -94,7 +94,7 @@ class Integers:
             )
         self.notes.append(f"INT8: {len(plan.layers)} layers of the network")
         if self.bank:
-            onnx.save(self.bank.written(onnx.load(self._planned), int8=False), self.equalised)
+            onnx.save(self.bank.written(onnx.load(self._planned), searched=False), self.equalised)
         return plan
 
     @property
@@ -114,7 +114,7 @@ class Integers:
         """The graph that the plan is for, with its memory bank searched in INT8."""
         path = self.equalised.with_name("searching.onnx")
         if self.bank:
-            onnx.save(self.bank.written(onnx.load(self._planned), int8=True), path)
+            onnx.save(self.bank.written(onnx.load(self._planned), searched=True), path)
         return path
 
     def graph(self, target: Target) -> Graph:
@@ -210,7 +210,7 @@ class Integers:
         path = self.work / "float-bank" / GRAPH_FILE
         if not path.exists():
             path.parent.mkdir()
-            onnx.save(self.bank.written(onnx.load(self.bank.path), int8=True), path)
+            onnx.save(self.bank.written(onnx.load(self.bank.path), searched=True), path)
         return path
 
     @cached_property

@@ -24,7 +24,7 @@ from vadexport.backends.child import Child
 from vadexport.backends.registry import get_backend, opener
 from vadexport.backends.tensorrt.library import check_settings
 from vadexport.building.approximating import Approximating
-from vadexport.building.bank_search import INT8_SEARCH
+from vadexport.building.bank_search import FEW_DIRECTIONS, INT8_SEARCH
 from vadexport.building.climbing import Climber, Graph
 from vadexport.building.compiling import PASSES, compile_graph
 from vadexport.building.graphs import Graphs
@@ -205,11 +205,11 @@ class _Builder:
         graphs = self.graphs
         target = built.resolved or built.target
         detector, unit, calibration = graphs.source.detector, graphs.climber.unit, None
-        used = target.precision != "fp32" or graphs.approximating is not None
+        searched = built.precision.get("score head") in (INT8_SEARCH, FEW_DIRECTIONS)
+        used = target.precision != "fp32" or graphs.approximating is not None or searched
         if used and graphs.images.calibration and graphs.images.calibration.calibrate:
             calibration = graphs.images.calibration.entry()
-        int8_search = built.precision.get("score head") == INT8_SEARCH
-        approximated = graphs.rewrites.to_json(int8_search=int8_search)
+        approximated = graphs.rewrites.to_json(searched=searched)
         return Manifest(
             target=target,
             image_input=graphs.image_input,

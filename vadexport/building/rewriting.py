@@ -12,7 +12,7 @@ from vadexport.building.compiling import BACKEND_PASSES
 from vadexport.contract import Call
 from vadexport.errors import InputError
 from vadexport.passes import DEFAULT_PASSES, GraphPass, apply_passes
-from vadexport.passes.quantised_search import QuantisedSearch
+from vadexport.passes.quantised_search import PrincipalSearch, QuantisedSearch
 from vadexport.targets import Target
 from vadexport.verification.applied import AppliedPass, timed
 from vadexport.verification.ladder import Rung
@@ -20,7 +20,12 @@ from vadexport.verification.stepping import time_graphs
 
 _TIMING_TIMEOUT_S: Final = 120
 #: Every pass that a build may leave out.
-PASS_NAMES = (*(each.name for each in DEFAULT_PASSES), QuantisedSearch.name, *BACKEND_PASSES)
+PASS_NAMES = (
+    *(each.name for each in DEFAULT_PASSES),
+    PrincipalSearch.name,
+    QuantisedSearch.name,
+    *BACKEND_PASSES,
+)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ class CalibrationSet:
     """Normal images, split into those that set ranges and those that check what came of it.
 
     Attributes:
-        calibrate: set the ranges.
+        calibrate: set the ranges, and show how a memory bank can be searched.
         check: judge each rung of the build; the same images where there are too few to split.
         seed: of the choice.
     """
@@ -62,7 +62,7 @@ def choose_calibration_set(
     A quarter of them, at most 16, check, chosen at random. Of the rest at most 100 calibrate: of
     400 at random those that are described as least alike, which reach ranges that held-out images
     leave more seldom (benchmarks/calibration_sets.py). Where none needs to calibrate, at most 16
-    check.
+    check, and as many as are left of twice that may show how a bank can be searched.
 
     Args:
         images: normal ones.
@@ -78,7 +78,8 @@ def choose_calibration_set(
     order = np.random.default_rng(seed).permutation(len(images))
     shuffled = [images[index] for index in order]
     if not calibrates:
-        return CalibrationSet((), tuple(shuffled[:MAX_CHECK_IMAGES]), seed)
+        spare = shuffled[MAX_CHECK_IMAGES : 3 * MAX_CHECK_IMAGES]
+        return CalibrationSet(tuple(spare), tuple(shuffled[:MAX_CHECK_IMAGES]), seed)
     checks = min(MAX_CHECK_IMAGES, len(images) // 4)
     rest = shuffled[checks:]
     if describe is not None and len(rest) > MAX_IMAGES:

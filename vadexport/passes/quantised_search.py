@@ -89,6 +89,16 @@ def _is_of_one_neighbour(search: Search) -> bool:
     return "TopK" not in kinds and kinds.count("ReduceMin") == 1 and kinds.count("ArgMin") <= 1
 
 
+class PrincipalSearch(QuantisedSearch):
+    """The same in float32, in few of the bank's principal directions, where that takes less.
+
+    For float32 targets: nothing is rounded that distances are measured from. What can be wrong is
+    the same, that the nearest row is not on the list.
+    """
+
+    name: ClassVar[str] = "principal-search"
+
+
 class _Rewriting:
     """Writes the nodes of one search."""
 
@@ -96,7 +106,7 @@ class _Rewriting:
         self, graph: onnx.GraphProto, search: Search, plan: SearchPlan, *, rank: int
     ) -> None:
         self.graph, self.search, self.plan, self.rank = graph, search, plan, rank
-        self.prefix = f"{search.scores}/int8"
+        self.prefix = f"{search.scores}/{'few' if plan.step is None else 'int8'}"
         self.bank = CentredBank.of(search.distances.bank)
         self.blocks = -(-len(self.bank.rows) // plan.block)
         self.made: set[str] = set()
@@ -110,13 +120,15 @@ class _Rewriting:
 
     def codes(self, centred: str) -> str:
         """`block·s + place` of the row that seems nearest, of each block: [..., N, blocks]."""
-        step = self.constant("step", np.float32(self.plan.step))
-        zero = self.constant("zero", np.int8(0))
+        queries = centred
         if self.plan.directions is not None:
             basis = self.constant("directions", self.plan.directions)
-            centred = self.node("MatMul", [centred, basis], "projected")
-        quantised = self.node("QuantizeLinear", [centred, step, zero], "quantised")
-        queries = self.node("DequantizeLinear", [quantised, step, zero], "queries")
+            queries = self.node("MatMul", [centred, basis], "projected")
+        if self.plan.step is not None:
+            step = self.constant("step", np.float32(self.plan.step))
+            zero = self.constant("zero", np.int8(0))
+            quantised = self.node("QuantizeLinear", [queries, step, zero], "quantised")
+            queries = self.node("DequantizeLinear", [quantised, step, zero], "queries")
         count = self.blocks * self.plan.block
         rows, scales, norms = self.padded(count)
         sizes = np.array([0] * (self.rank - 1) + [-1, self.plan.block])
@@ -124,12 +136,7 @@ class _Rewriting:
         for number, start in enumerate(range(0, count, TILE)):
             tile, part = f"tile{number}", slice(start, min(start + TILE, count))
             width = part.stop - start
-            weights = [
-                self.constant(f"{tile}/rows", np.ascontiguousarray(-rows[part].T)),
-                self.constant(f"{tile}/scales", scales[part]),
-                self.constant(f"zeros{width}", np.zeros(width, np.int8)),
-            ]
-            weighted = self.node("DequantizeLinear", weights, f"{tile}/weights", axis=1)
+            weighted = self.weights(rows[part], scales[part], tile)
             product = self.node("MatMul", [queries, weighted], f"{tile}/product")
             offsets = self.constant(f"{tile}/norms", norms[part])
             summed = self.node("Add", [product, offsets], f"{tile}/sum")
@@ -141,11 +148,28 @@ class _Rewriting:
             smallest.append(self.smallest(blocks, f"{tile}/smallest", keepdims=0))
         return self.node("Concat", smallest, "codes", axis=-1)
 
-    def padded(self, count: int) -> tuple[NDArray[np.int8], Float32, Float32]:
+    def weights(self, rows: NDArray[np.int8] | Float32, scales: Float32, tile: str) -> str:
+        """What queries are multiplied with: [D, rows]."""
+        columns = np.ascontiguousarray(-rows.T)
+        if self.plan.step is None:
+            return self.constant(f"{tile}/rows", columns.astype(np.float32) * scales)
+        width = len(rows)
+        inputs = [
+            self.constant(f"{tile}/rows", columns),
+            self.constant(f"{tile}/scales", scales),
+            self.constant(f"zeros{width}", np.zeros(width, np.int8)),
+        ]
+        return self.node("DequantizeLinear", inputs, f"{tile}/weights", axis=1)
+
+    def padded(self, count: int) -> tuple[NDArray[np.int8] | Float32, Float32, Float32]:
         """Rows, scales of their products and norms, with rows that are never near up to `count`."""
-        bank, levels = QuantisedBank.of(self.bank, self.plan.directions), self.plan.levels
+        directions, levels = self.plan.directions, self.plan.levels
+        if self.plan.step is None and directions is not None:
+            bank = QuantisedBank.unrounded(self.bank, directions)
+        else:
+            bank = QuantisedBank.of(self.bank, directions)
         more = count - len(bank.rows)
-        rows = np.pad(bank.rows, ((0, more), (0, 0)))
+        rows: NDArray[Any] = np.pad(bank.rows, ((0, more), (0, 0)))
         scales = np.pad(2 * levels * bank.steps.astype(np.float64), (0, more), constant_values=1)
         norms = np.pad(levels * bank.norms.astype(np.float64), (0, more), constant_values=_FAR)
         return rows, scales.astype(np.float32), norms.astype(np.float32)

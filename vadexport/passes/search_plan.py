@@ -1,4 +1,4 @@
-"""How a search of a bank is done in INT8, and what that does to distances, measured on queries."""
+"""How a bank is searched in INT8 or few directions, and what that does to distances of queries."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -36,14 +36,19 @@ class QuantisedBank(NamedTuple):
     """A centred bank in int8, symmetric, one step a row, in all directions or in `r` of them.
 
     Attributes:
-        rows: int8 [M, D], or [M, r].
+        rows: int8 [M, D], or [M, r]; float32 where it is not rounded.
         steps: float32 [M].
         norms: squared lengths of the rounded rows, and of what lies in no direction, float32 [M].
     """
 
-    rows: NDArray[np.int8]
+    rows: NDArray[np.int8] | Float32
     steps: Float32
     norms: Float32
+
+    @classmethod
+    def unrounded(cls, bank: CentredBank, directions: Float32) -> "QuantisedBank":
+        """What a bank's rows are in some directions, orthonormal [D, r], in steps of one."""
+        return cls(bank.rows @ directions, np.ones(len(bank.rows), np.float32), bank.norms)
 
     @classmethod
     def of(cls, bank: CentredBank, directions: Float32 | None = None) -> "QuantisedBank":
@@ -61,10 +66,10 @@ class QuantisedBank(NamedTuple):
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """How one search is done in INT8.
+    """How one search is done in INT8, or in float32 in few directions.
 
     Attributes:
-        step: of the centred queries in int8.
+        step: of the centred queries in int8; None where nothing is rounded.
         block: rows of which one is named.
         levels: whole steps that a unit of squared distance is counted in.
         shortlist: candidates that are measured in float32.
@@ -74,7 +79,7 @@ class SearchPlan:
         directions: in which candidates are looked for, orthonormal float32 [D, r]; None: in all.
     """
 
-    step: float
+    step: float | None
     block: int
     levels: float
     shortlist: int
@@ -84,7 +89,9 @@ class SearchPlan:
     directions: Float32 | None = field(default=None, compare=False)
 
 
-def plan_search(bank: CentredBank, queries: Float32, limit: float) -> SearchPlan | None:
+def plan_search(
+    bank: CentredBank, queries: Float32, limit: float, *, int8: bool = True
+) -> SearchPlan | None:
     """Find the fewest directions and the shortest shortlist that keep distances.
 
     Of one number of directions, the shortest shortlist goes first, then the largest blocks.
@@ -94,6 +101,7 @@ def plan_search(bank: CentredBank, queries: Float32, limit: float) -> SearchPlan
         queries: [n, D] of images that ranges may be taken from, not centred. Of more than 4,096
             as many, evenly spaced, are looked up; ranges are those of all.
         limit: that no distance (not squared) may grow beyond.
+        int8: whether candidates are looked for in INT8; in float32 in few directions alone.
 
     Returns:
         None where not even the longest shortlist of the smallest blocks keeps to the limit.
@@ -101,8 +109,13 @@ def plan_search(bank: CentredBank, queries: Float32, limit: float) -> SearchPlan
     centred = queries - bank.mean
     chosen = np.linspace(0, len(queries) - 1, min(len(queries), _MOST_QUERIES)).astype(int)
     true = _nearest(bank, centred[chosen])
-    for directions in (*_directions(bank), None):
-        plan = _plan(bank, centred, chosen, true, directions, limit)
+    for directions in (*_directions(bank), *([None] if int8 else [])):
+        looked_in = (
+            QuantisedBank.of(bank, directions)
+            if int8 or directions is None
+            else QuantisedBank.unrounded(bank, directions)
+        )
+        plan = _plan(bank, looked_in, centred, chosen, true, directions, limit)
         if plan is not None:
             return plan
     return None
@@ -127,8 +140,9 @@ def _directions(bank: CentredBank) -> Iterator[Float32]:
         yield (found[:, ::-1][:, :count] @ turned).astype(np.float32)
 
 
-def _plan(
+def _plan(  # noqa: PLR0913, PLR0917
     bank: CentredBank,
+    looked_in: QuantisedBank,
     centred: Float32,
     chosen: NDArray[np.int64],
     true: NDArray[np.float64],
@@ -140,15 +154,16 @@ def _plan(
     if directions is not None:
         seen = centred @ directions
         blocks = tuple(block for block in _BLOCKS if block >= _LEAST_BLOCK)
-    step = float(np.abs(seen).max(initial=0.0)) / _LARGEST or 1.0
-    rounded = _rounded(seen, step)
+    step, rounded = None, seen
+    if looked_in.rows.dtype == np.int8:
+        step = float(np.abs(seen).max(initial=0.0)) / _LARGEST or 1.0
+        rounded = _rounded(seen, step)
     longest = float(np.square(rounded.astype(np.float64)).sum(axis=1).max(initial=0.0)) or 1.0
     levels = {block: _EXACT / block / _HEADROOM / longest for block in blocks}
-    int8 = QuantisedBank.of(bank, directions)
     worst = np.zeros((len(blocks), len(_SHORTLISTS)))
     missed = np.zeros_like(worst)
     done = 0
-    for found in _found(bank, int8, centred[chosen], rounded[chosen], levels):
+    for found in _found(bank, looked_in, centred[chosen], rounded[chosen], levels):
         grown = found - true[done : done + len(found), None, None]
         done += len(found)
         worst = np.maximum(worst, grown.max(axis=0))
@@ -176,16 +191,16 @@ def _nearest(bank: CentredBank, centred: Float32) -> NDArray[np.float64]:
 
 def _found(
     bank: CentredBank,
-    int8: QuantisedBank,
+    looked_in: QuantisedBank,
     centred: Float32,
     rounded: Float32,
     levels: dict[int, float],
 ) -> Iterator[NDArray[np.float64]]:
     """Distances to the nearest candidate: [queries, blocks, shortlists]."""
-    weights = int8.rows.astype(np.float32).T * (2 * int8.steps)
+    weights = looked_in.rows.astype(np.float32).T * (2 * looked_in.steps)
     for start in range(0, len(centred), _AT_ONCE):
         part = slice(start, start + _AT_ONCE)
-        seeming = int8.norms - rounded[part] @ weights
+        seeming = looked_in.norms - rounded[part] @ weights
         found = []
         for block, level in levels.items():
             candidates = named_rows(seeming, block, level)[:, : max(_SHORTLISTS)]
