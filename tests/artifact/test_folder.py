@@ -10,7 +10,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vadexport.artifact import find_artifacts, open_artifact, read_manifest, write_manifest
+from vadexport.artifact import (
+    artifact_around,
+    find_artifacts,
+    open_artifact,
+    read_manifest,
+    write_manifest,
+)
 from vadexport.errors import InputError
 
 
@@ -186,3 +192,24 @@ class TestFinding:
             find_artifacts(tmp_path / "file")
         with pytest.raises(InputError, match="none does not exist"):
             find_artifacts(tmp_path / "none")
+
+
+class TestReportsInside:
+    @pytest.mark.parametrize("inside", [".", "new", "new/er", "reports", "new/report"])
+    def test_where_the_manifest_names_all_files(self, artifact, inside):
+        assert artifact_around(artifact / inside) == artifact.resolve()
+
+    @pytest.mark.parametrize("inside", ["report", "report/second", "..", "../beside", "new/../.."])
+    def test_where_it_does_not(self, artifact, inside):
+        assert artifact_around(artifact / inside) is None
+
+    def test_through_a_link(self, artifact, tmp_path):
+        (tmp_path / "link").symlink_to(artifact)
+        assert artifact_around(tmp_path / "link" / "new") == artifact.resolve()
+        assert artifact_around(tmp_path / "link" / "report") is None
+        (tmp_path / "circle").symlink_to(tmp_path / "circle")
+        assert artifact_around(tmp_path / "circle" / "new") is None
+
+    def test_a_manifest_of_something_else(self, tmp_path):
+        (tmp_path / "manifest.json").write_text('{"name": "a web page"}')
+        assert artifact_around(tmp_path / "new") is None

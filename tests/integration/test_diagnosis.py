@@ -10,9 +10,12 @@ from onnx import numpy_helper
 
 from vadexport.artifact import read_manifest, write_manifest
 from vadexport.backends.openvino import compile_graph
+from vadexport.backends.pytorch import PyTorchRunner
 from vadexport.building import BuildOptions, build
+from vadexport.building.graphs import Graphs
 from vadexport.detectors.checkpoint import save_detector
 from vadexport.detectors.patchcore import PatchCoreConfig, fit
+from vadexport.errors import BackendError
 from vadexport.listening import Listener
 from vadexport.targets import Target
 from vadexport.verifying import VerifyOptions, verify
@@ -312,6 +315,86 @@ def test_images_without_finite_scores_leave_room_for_others(artifact, checkpoint
     assert found.figures.not_finite == 8
     assert found.diagnosis.rung == "graph"
     assert {check.name for check in found.checks if not check.held} >= {"finite", "drift"}
+
+
+def test_no_image_with_a_finite_score(artifact, checkpoint, images, tmp_path):
+    def change(folder):
+        model = onnx.load(folder / "model.onnx")
+        weights = {node.input[1] for node in model.graph.node if node.op_type == "Conv"}
+        for tensor in model.graph.initializer:
+            if tensor.name in weights:
+                nothing = np.full(tensor.dims, np.nan, np.float32)
+                tensor.CopyFrom(numpy_helper.from_array(nothing, tensor.name))
+        onnx.save(model, folder / "model.onnx")
+
+    changed = resealed(artifact, tmp_path / "a", change)
+    found = diagnosis(changed, checkpoint, images, tmp_path / "report")
+    assert found.figures.not_finite == found.figures.images
+    assert found.diagnosis.rung == "graph"
+    words = " ".join(found.diagnosis.lines)
+    assert "the first step that falls short is: graph (4 of 4 images have scores that are" in words
+    assert "the difference begins at" in words
+    assert [rung["held"] for rung in found.diagnosis.ladder] == [True, True, True, False, False]
+    assert "graph" in (tmp_path / "report" / "index.html").read_text()
+
+
+def test_images_of_which_the_reference_has_no_score(
+    artifact, checkpoint, images, tmp_path, monkeypatch
+):
+    infer, calls = PyTorchRunner.infer, []
+
+    def moody(runner, image):
+        calls.append(image)
+        found = infer(runner, image)
+        if len(calls) == 3:  # the reference is opened, and scores a call, first
+            found = {**found, "raw_score": np.full_like(found["raw_score"], np.nan)}
+        return found
+
+    monkeypatch.setattr(PyTorchRunner, "infer", moody)
+    found = diagnosis(artifact, checkpoint, images, tmp_path)
+    assert found.figures.not_finite == 1
+    assert found.diagnosis.rung is None
+    assert "every step holds its limits" in found.diagnosis.lines[0]
+    assert found.diagnosis.lines[1] == (
+        "no step explains 1 image: the reference itself has no finite score there"
+    )
+
+
+def test_a_diagnosis_that_fails_says_so(artifact, checkpoint, images, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise BackendError("the graph cannot be traced any more")
+
+    monkeypatch.setattr(Graphs, "of", fail)
+    found = diagnosis(artifact, checkpoint, images, tmp_path, max_drift=1e-12).diagnosis
+    assert found.rung is None
+    assert found.lines == (
+        "where it begins could not be found out: the graph cannot be traced any more",
+    )
+    assert found.lines[0] in (tmp_path / "summary.md").read_text()
+
+
+def test_what_only_planted_defects_show(artifact, checkpoint, images, tmp_path):
+    normal = images / "good"
+    scores = [one.raw for one in diagnosis(artifact, checkpoint, normal, tmp_path / "r").records]
+
+    def change(folder):
+        model = onnx.load(folder / "model.onnx")
+        place = next(n for n, node in enumerate(model.graph.node) if "raw_score" in node.output)
+        node = model.graph.node[place]
+        node.output[:] = ["unclipped" if name == "raw_score" else name for name in node.output]
+        clip = onnx.helper.make_node("Min", ["unclipped", "limit"], ["raw_score"], "clip")
+        model.graph.node.insert(place + 1, clip)
+        limit = np.array([max(scores)], np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(limit, "limit"))
+        onnx.save(model, folder / "model.onnx")
+
+    changed = resealed(artifact, tmp_path / "a", change)
+    found = diagnosis(changed, checkpoint, normal, tmp_path / "report")
+    assert [check.name for check in found.checks if not check.held] == ["synthetic"]
+    assert found.diagnosis.rung == "graph"
+    words = " ".join(found.diagnosis.lines)
+    assert "on images with planted defects" in words
+    assert "the difference begins at clip (Min" in words
 
 
 def test_each_of_several_artifacts_is_looked_into(artifacts, checkpoint, images, tmp_path):

@@ -6,7 +6,8 @@ import pytest
 from vadexport.backends.base import Execution
 from vadexport.verification.latency import LatencyFigures, Speedup
 from vadexport.verification.limits import Check, Limits
-from vadexport.verification.parity import ImageRecord, ParityFigures
+from vadexport.verification.parity import ParityFigures
+from vadexport.verification.records import ImageRecord
 from vadexport.verification.result import Exhibit, Latency, Verification
 from vadexport.verification.searched import FoundCost, FoundGroup, FoundPoint, FoundSearch
 from vadexport.verification.statistics import Interval

@@ -79,6 +79,8 @@ class TestParity:
             "mask_iou": None,
             "map_spearman": None,
             "reference_finite": True,
+            "reference_score": None,
+            "score": None,
             "drift": pytest.approx(0.4),
             "flipped": True,
             "finite": True,

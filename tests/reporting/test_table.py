@@ -108,7 +108,7 @@ class TestTable:
         [
             (1, 0, "one image alone has no rank"),
             (3, 2, "one image alone has no rank"),
-            (4, 0, "reference or artifact gives all images the same score"),
+            (4, 0, "the reference gives all images the same score"),
         ],
     )
     def test_why_there_is_no_rank_correlation(self, make, images, not_finite, reason):

@@ -6,7 +6,8 @@ from scipy import stats
 
 from vadexport.contract import ImageInput
 from vadexport.verification.evidence import weigh
-from vadexport.verification.parity import ImageRecord, compare_images, figures
+from vadexport.verification.parity import compare_images, figures
+from vadexport.verification.records import ImageRecord
 from vadexport.verification.statistics import kendall, proportion_interval
 
 

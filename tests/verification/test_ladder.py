@@ -147,7 +147,7 @@ def test_a_damaged_reference_is_refused(plain, crops):
         Ladder(damaged, np.stack(crops[:2]), plain.image_input, plain.thresholds)
 
 
-def test_a_step_whose_scores_are_all_nan_falls_short(ladder, graph_of, tmp_path):
+def test_a_step_whose_scores_are_all_nan_falls_short(ladder, plain, crops, graph_of, tmp_path):
     model = onnx.ModelProto()
     model.CopyFrom(graph_of("plain", 3)[1].model)
     for tensor in model.graph.initializer:
@@ -157,6 +157,12 @@ def test_a_step_whose_scores_are_all_nan_falls_short(ladder, graph_of, tmp_path)
     onnx.save(model, tmp_path / "model.onnx")
     with pytest.raises(CheckError, match="no image has a finite score"):
         climb(ladder[0], tmp_path)
+    infer, _ = inference(plain)
+    image_input = replace(plain.image_input, batch=3)
+    tolerant = Ladder(infer, np.stack(crops[:4]), image_input, plain.thresholds, tolerant=True)
+    rung = climb(tolerant, tmp_path)
+    assert [check.name for check in rung.checks if not check.held] == ["finite"]
+    assert (rung.figures.images, rung.figures.not_finite) == (4, 4)
 
 
 def test_a_step_that_cannot_be_opened_is_the_backends_error(ladder, tmp_path):

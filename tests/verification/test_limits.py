@@ -8,13 +8,16 @@ from vadexport.targets import PRECISIONS
 from vadexport.verification.latency import Footprint, LatencyFigures, Speedup
 from vadexport.verification.limits import (
     Limits,
+    images_that_rank,
     instability,
     latency_checks,
+    least_by_chance,
     parity_checks,
     size_checks,
 )
-from vadexport.verification.parity import ImageRecord, ParityFigures, figures
-from vadexport.verification.statistics import Interval
+from vadexport.verification.parity import ParityFigures, figures
+from vadexport.verification.records import ImageRecord
+from vadexport.verification.statistics import Interval, proportion_interval, spearman
 
 GOOD = ParityFigures(
     images=100,
@@ -37,7 +40,8 @@ EVERY = Limits(
 
 
 def held(found, limits):
-    return {check.name: check.held for check in parity_checks(found, limits)}
+    checks = parity_checks(found, limits, given=("min_spearman",))
+    return {check.name: check.held for check in checks}
 
 
 def test_figures_at_their_limits_hold():
@@ -169,6 +173,155 @@ class TestOrderWithinRounding:
             f"Spearman 1.00000 ({int(exact * 1e5) / 1e5:.5f} with drift up to 0.001, which counts "
             "as none), limit 0.9999"
         )
+
+
+class TestAThresholdThatIsTheScoreOfAnImage:
+    """As anomalib's F1AdaptiveThreshold gives it: rounding alone then decides on that image."""
+
+    unit, threshold = 0.5, 3.0
+
+    def records(self, move, *, consistent=True):
+        """Twenty images, the fourth at the threshold; the artifact moves it."""
+        scores = np.arange(20.0)
+        moved = scores + move * (scores == self.threshold)
+        return [
+            ImageRecord(
+                str(n),
+                None,
+                scores[n],
+                moved[n],
+                scores[n] > self.threshold,
+                moved[n] > self.threshold,
+                None,
+                None,
+                None,
+                consistent=consistent,
+            )
+            for n in range(20)
+        ]
+
+    def flips(self, records, precision="fp32", **given):
+        limits = Limits.of_precision(precision).overridden(**given)
+        checks = parity_checks(figures(records, self.unit), limits)
+        (check,) = [check for check in checks if check.name == "flips"]
+        return check
+
+    def test_is_a_tie_and_told(self):
+        found = figures(self.records(1e-6), self.unit)
+        assert (found.flips, found.settled_flips) == (1, 0)
+        check = self.flips(self.records(1e-6))
+        assert check.held
+        high = 100 * proportion_interval(0, 19).high
+        assert check.line == (
+            f"0 of 19 decisions flipped (0.00%, at most {high:.3g}% of such images, 95%), limit "
+            "0.0%; 1 more is a tie, as near to the threshold as rounding (0.001 drift units)"
+        )
+
+    def test_rounding_ends_where_drift_begins(self):
+        assert self.flips(self.records(self.unit * 0.99e-3)).held
+        check = self.flips(self.records(self.unit * 1.1e-3), max_drift=1.0)
+        assert not check.held
+        assert check.line.startswith("1 of 20 decisions flipped (5.00%")
+
+    def test_a_decision_that_contradicts_its_own_score_is_none(self):
+        assert not self.flips(self.records(1e-6, consistent=False)).held
+
+    def test_without_a_tie_nothing_is_said(self):
+        assert self.flips(self.records(0.0)).line.endswith("limit 0.0%")
+
+    def test_other_precisions_count_it(self):
+        assert not self.flips(self.records(1e-6), "fp16").held
+
+    def test_of_ties_alone_nothing_is_known(self):
+        check = self.flips([self.records(1e-6)[3]])
+        assert check.held
+        assert check.line.startswith("0 of 0 decisions flipped (0.00%, at most 100% of such images")
+
+
+class TestOrderOfFewImages:
+    """Neighbours that change places by chance must not decide."""
+
+    def swapped(self, images):
+        scores = np.arange(float(images))
+        moved = scores.copy()
+        moved[:2] = moved[1::-1]
+        records = [
+            ImageRecord(str(n), None, a, b, None, None, None, None, None, consistent=True)
+            for n, (a, b) in enumerate(zip(scores, moved, strict=True))
+        ]
+        return figures(records, 10.0)
+
+    def verdict(self, found, limits, given=()):
+        checks = {check.name: check for check in parity_checks(found, limits, given=given)}
+        return checks["spearman"].held if "spearman" in checks else None
+
+    @pytest.mark.parametrize(
+        ("precision", "enough"), [("auto", 229), ("int8", 107), ("fp16", 107), ("fp32", 2)]
+    )
+    def test_is_judged_by_the_limit_alone_from_so_many_on(self, precision, enough):
+        limits = Limits.of_precision(precision)
+        below = replace(GOOD, spearman=limits.min_spearman - 1e-5)
+        assert images_that_rank(limits) == enough
+        assert self.verdict(replace(below, images=enough), limits) is False
+        if enough > 2:
+            assert self.verdict(replace(below, images=enough - 1), limits) is None
+            assert self.verdict(replace(below, images=enough, not_finite=1), limits) is None
+
+    def test_one_pair_among_twenty_leaves_auto_undecided(self):
+        limits, found = Limits.of_precision("auto"), self.swapped(20)
+        assert found.spearman == pytest.approx(0.9985, abs=1e-4)
+        assert self.verdict(found, limits) is None
+        assert self.verdict(found, limits, given=("min_spearman",)) is False
+        assert self.verdict(replace(found, spearman=0.9991), limits) is True
+
+    @pytest.mark.parametrize("images", [3, 5, 20, 60])
+    def test_what_chance_does_not_explain_falls_short(self, images):
+        limits = Limits.of_precision("int8")
+        least = least_by_chance(limits, images)
+        found = replace(GOOD, images=images, spearman=least - 1e-3)
+        assert self.verdict(found, limits) is False
+        lines = {check.name: check.line for check in parity_checks(found, limits)}
+        assert lines["spearman"].endswith(
+            f"limit 0.99; by chance {images} images give {least:.4f} at least"
+        )
+        assert self.verdict(replace(found, spearman=least), limits) is None
+
+    def test_no_number_of_images_is_too_few_for_a_perfect_order(self):
+        assert images_that_rank(Limits(min_spearman=1.0)) == 2
+
+    @pytest.mark.parametrize("images", [4, 6, 8, 12, 20, 50, 80])
+    @pytest.mark.parametrize("precision", ["int8", "auto"])
+    def test_an_artifact_at_the_limit_seldom_falls_short_of_few(self, precision, images):
+        limits = Limits.of_precision(precision)
+        found = self.drawn(limits.min_spearman, images)
+        assert np.mean(found < least_by_chance(limits, images)) < 0.03
+
+    @pytest.mark.parametrize("precision", ["int8", "auto"])
+    def test_one_that_loses_half_of_the_limit_seldom_falls_short_of_enough(self, precision):
+        limits = Limits.of_precision(precision)
+        found = self.drawn((1 + limits.min_spearman) / 2, images_that_rank(limits))
+        assert np.mean(found < limits.min_spearman) < 0.06
+
+    def drawn(self, truth, images, trials=2000):
+        """Rank correlations of samples of normal scores, and of these with noise, that have it."""
+        rng = np.random.default_rng(0)
+        r = 2 * np.sin(np.pi * truth / 6)  # Pearson's, of two normal distributions
+        scores = rng.normal(size=(trials, images))
+        moved = scores + np.sqrt(1 / r**2 - 1) * rng.normal(size=scores.shape)
+        return np.array([spearman(a, b) for a, b in zip(scores, moved, strict=True)])
+
+
+def test_an_artifact_that_scores_all_alike_keeps_no_order():
+    records = [
+        ImageRecord(str(n), None, float(n), 1.0, None, None, None, None, None, consistent=True)
+        for n in range(60)
+    ]
+    found = figures(records, 100.0)
+    assert (found.spearman, found.settled_spearman) == (0.0, 0.0)
+    assert not held(found, Limits.of_precision("int8"))["spearman"]
+    alike = figures([replace(record, reference_raw=2.0) for record in records], 100.0)
+    assert alike.spearman is None
+    assert "spearman" not in held(alike, Limits.of_precision("int8"))
 
 
 def test_a_line_never_shows_a_limit_as_what_was_measured_beyond_it():

@@ -120,6 +120,17 @@ class TestAuroc:
         assert found.loss.least == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("images", [(1, 1), (1, 40), (40, 1)])
+def test_of_one_image_of_a_label_nothing_is_certain(images):
+    truth = np.repeat([False, True], images)
+    reference = truth.astype(float) + np.linspace(0, 0.1, len(truth))
+    found = compare_auroc(reference, -reference, truth)
+    assert (found.loss.value, found.loss.least) == (1.0, -np.inf)
+    assert (found.loss.low, found.loss.high) == (None, None)
+    best = compare_f1_max(reference, -reference, truth, resamples=50).loss
+    assert best.least == bootstrap_loss(np.full(9, 0.5), truth).least == -np.inf
+
+
 @pytest.mark.parametrize("images", [(10, 10), (20, 20), (50, 50), (100, 100), (100, 40)])
 @pytest.mark.parametrize("separation", [0.75, 0.9, 0.97])
 @pytest.mark.parametrize("noise", [0.3, 1.0])

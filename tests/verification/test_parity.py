@@ -9,7 +9,8 @@ import pytest
 from vadexport.contract import ImageInput
 from vadexport.errors import CheckError, InputError
 from vadexport.thresholds import Thresholds
-from vadexport.verification.parity import ImageRecord, compare_images, figures
+from vadexport.verification.parity import compare_images, figures
+from vadexport.verification.records import ImageRecord
 
 
 def record(reference, raw, **changes):
@@ -258,7 +259,6 @@ class TestCompareImages:
         ("name", "sabotage"),
         [
             ("pred_score", lambda value: value + np.float32(1e-5)),
-            ("pred_score", lambda value: value * np.float32(np.nan)),
             ("pred_label", np.logical_not),
             ("pred_mask", lambda value: value | (np.arange(6).reshape(2, 3) == 5)),
         ],
@@ -271,3 +271,17 @@ class TestCompareImages:
         found = compare_images(outputs, {"c": broken}, images_of(1), ImageInput(2, 3, 1), LIMITS)
         assert [each.consistent for each in found["c"]] == [False]
         assert figures(found["c"], 1.0).inconsistent == 1
+
+    @pytest.mark.parametrize("thresholds", [LIMITS, None])
+    @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+    @pytest.mark.parametrize("side", ["reference", "artifact"])
+    def test_a_normalised_score_that_is_not_finite_is_noticed(self, thresholds, wrong, side):
+        def broken(images):
+            return {**outputs(images), "pred_score": np.full(len(images), wrong, np.float32)}
+
+        pair = (broken, outputs) if side == "reference" else (outputs, broken)
+        (found,) = compare_images(
+            pair[0], {"c": pair[1]}, images_of(1), ImageInput(2, 3, 1), thresholds
+        )["c"]
+        assert not found.finite
+        assert found.not_finite_of == side

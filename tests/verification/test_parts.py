@@ -9,6 +9,7 @@ from vadexport.contract import PREPROCESSED
 from vadexport.detectors.steps import EagerPreprocessing
 from vadexport.errors import BackendError
 from vadexport.images import ImageFile
+from vadexport.reporting.wording import parts as words
 from vadexport.targets import Target
 from vadexport.verification import parts
 from vadexport.verification.parts import Parts, decoding_samples_ms, preprocessing_opener
@@ -44,6 +45,15 @@ def test_the_parts_add_up():
     assert found.together_ms == found.decoding_ms + found.preprocessing_ms + found.inference_ms
     alone = Parts(decoding_ms=2.0, preprocessing_ms=None, call_ms=9.0)
     assert (alone.inference_ms, alone.together_ms) == (None, 11.0)
+
+
+@pytest.mark.parametrize("preprocessing", [9.0, 9.5])
+def test_no_time_is_negative(preprocessing):
+    found = Parts(decoding_ms=2.0, preprocessing_ms=preprocessing, call_ms=9.0)
+    assert (found.inference_ms, found.together_ms) == (None, 11.0)
+    rows = dict(words(found))
+    assert rows["preprocessing"].startswith("9")
+    assert rows["inference"] == "– (preprocessing alone took as long as the whole call)"
 
 
 @pytest.mark.parametrize("batch", [1, None, 4])

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from vadexport.verification.parity import ImageRecord
+from vadexport.verification.records import ImageRecord
 from vadexport.verifying.judging import _to_exhibit
 
 WORST, NEAREST, RANDOM = "largest drift", "nearest to the threshold", "drawn at random"

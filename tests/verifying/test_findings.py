@@ -1,4 +1,7 @@
-"""Which masks belong to the images that are verified."""
+"""Which masks belong to the images that are verified, and what the report says was left out."""
+
+import json
+import shutil
 
 import numpy as np
 import pytest
@@ -6,15 +9,8 @@ import pytest
 from vadexport.images.colouring import save_png
 from vadexport.images.listing import test_images as images_to_test
 from vadexport.listening import Listener
+from vadexport.verifying import VerifyOptions, verify
 from vadexport.verifying.findings import _masks
-
-
-class Warned(Listener):
-    def __init__(self):
-        self.lines = []
-
-    def warn(self, text):
-        self.lines.append(text)
 
 
 @pytest.fixture
@@ -27,8 +23,9 @@ def category(tmp_path):
     return tmp_path / "cable"
 
 
-def masks_of(root, told=None):
-    found = _masks(root, images_to_test(root), told or Listener())
+def masks_of(root):
+    found, warnings = _masks(root, images_to_test(root))
+    assert warnings == []
     return sorted(mask.name for mask in found.values())
 
 
@@ -44,7 +41,36 @@ def test_a_folder_of_another_name_has_none(category):
 
 def test_masks_beside_images_that_they_are_not_of_are_left_out_with_a_warning(category):
     (category / "ground_truth/cut/1_mask.png").rename(category / "ground_truth/cut/7_mask.png")
-    told = Warned()
-    assert masks_of(category / "test", told) == []
-    (line,) = told.lines
+    found, (line,) = _masks(category / "test", images_to_test(category / "test"))
+    assert found == {}
     assert line.startswith("AUPRO is left out: ")
+
+
+@pytest.mark.usefixtures("in_process")
+def test_every_report_says_what_was_left_out(artifact, checkpoint, images, tmp_path):
+    pytest.importorskip("jinja2")
+    root = tmp_path / "cable"
+    shutil.copytree(images, root / "test")
+    (root / "test" / "good" / "1.png").write_bytes(b"no image")
+    (root / "ground_truth" / "scratch").mkdir(parents=True)
+    save_png(np.zeros((96, 96), np.uint8), root / "ground_truth" / "scratch" / "99_mask.png")
+    options = VerifyOptions(
+        artifact,
+        checkpoint,
+        str(root / "test"),
+        rounds=0,
+        report=tmp_path / "report",
+        skip_unreadable=True,
+    )
+    (found,) = verify(options, Listener()).verifications
+    lines = [line for line in found.warnings if "left out" in line]
+    assert len(lines) == 2
+    assert any(line.startswith("AUPRO is left out: ") for line in lines)
+    (line,) = [line for line in lines if line.startswith("1 of 16 images could not be read")]
+    assert line.endswith("good/1.png")
+    report = tmp_path / "report"
+    assert set(lines) <= set(json.loads((report / "parity.json").read_text())["warnings"])
+    for name in ("index.html", "summary.md", "junit.xml"):
+        text = (report / name).read_text()
+        assert "AUPRO is left out" in text
+        assert "1 of 16 images could not be read" in text

@@ -11,8 +11,9 @@ from sklearn.metrics import roc_auc_score
 from vadexport.artifact import read_manifest, write_manifest
 from vadexport.listening import Listener
 from vadexport.verification.evidence import weigh_planted
-from vadexport.verification.limits import Limits, planted_check
-from vadexport.verification.parity import ImageRecord
+from vadexport.verification.further_checks import planted_check
+from vadexport.verification.limits import Limits
+from vadexport.verification.records import ImageRecord
 from vadexport.verifying import VerifyOptions, verify
 
 pytestmark = pytest.mark.usefixtures("in_process")
@@ -78,6 +79,31 @@ def test_scores_that_are_not_finite_fall_short(records):
     assert not planted_check(found, Limits()).held
     assert weigh_planted([replace(one, raw=float("nan")) for one in records], 0.5) is None
     assert not planted_check(None, Limits()).held
+
+
+@pytest.mark.parametrize("defects", [1, 2])
+def test_one_image_is_not_enough_to_fall_short(defects):
+    clean = [record(float(n), float(n), anomalous=False) for n in range(defects)]
+    spoiled = [record(9.0 + n, -1.0 - n, anomalous=True) for n in range(defects)]
+    found = weigh_planted([*clean, *spoiled], 0.5)
+    assert (found.auroc.reference, found.auroc.artifact) == (1.0, 0.0)
+    check = planted_check(found, Limits.of_precision("fp32"))
+    assert check.held == (defects == 1)
+    if defects == 1:
+        assert check.line == (
+            "AUROC on 1 planted defect 0.0000, reference 1.0000 (of one image nothing is certain, "
+            "limit -5e-05), 0 of their decisions flipped (at best 0.0%, limit 0.0%)"
+        )
+
+
+def test_a_tie_of_float32_is_no_flip(records):
+    tie = record(1.0, 1.0 + 1e-6, anomalous=True, flipped=True)
+    found = weigh_planted([*records[:10], *(9 * [record(2.0, 2.0, anomalous=True)]), tie], 0.5)
+    assert (found.flips, found.ties) == (1, 1)
+    check = planted_check(found, Limits(max_flips=0.0, rounding=1e-3))
+    assert check.held
+    assert "1 of their decisions flipped, 1 by rounding (at best 0.0%" in check.line
+    assert not planted_check(found, Limits(max_flips=0.0)).held
 
 
 @pytest.fixture(scope="module")

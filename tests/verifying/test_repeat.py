@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from vadexport.listening import Listener
-from vadexport.verification.limits import repeat_check
-from vadexport.verification.parity import ImageRecord, figures
+from vadexport.verification.further_checks import repeat_check
+from vadexport.verification.parity import figures
+from vadexport.verification.records import ImageRecord
 from vadexport.verifying import VerifyOptions, verify
 
 NOISY = """

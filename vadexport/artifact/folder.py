@@ -1,6 +1,7 @@
 """Artifacts on disk: find them, and check every byte before it is used."""
 
 import json
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -75,6 +76,22 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     files.pop(MANIFEST_FILE, None)
     text = replace(manifest, files=files).to_json()
     (folder / MANIFEST_FILE).write_text(text, encoding="utf-8")
+
+
+def artifact_around(folder: Path) -> Path | None:
+    """The artifact that a file in `folder` would be one too many of; None where there is none.
+
+    In an artifact's own folder of reports it would not.
+
+    Args:
+        folder: that need not exist.
+    """
+    place = Path(os.path.realpath(folder))  # which, unlike `resolve`, follows no link for ever
+    for around in (place, *place.parents):
+        inside = place.relative_to(around).parts
+        if inside[:1] != (REPORT_FOLDER,) and _owned_files(around):
+            return around
+    return None
 
 
 def foreign_file(folder: Path) -> Path | None:

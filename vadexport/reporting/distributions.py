@@ -15,7 +15,7 @@ from vadexport.reporting import svg
 from vadexport.reporting.axes import LARGEST, Axis, nice_ticks
 from vadexport.reporting.plots import Plot, left_out, nothing_to_draw
 from vadexport.reporting.wording import kind, measured
-from vadexport.verification.parity import ImageRecord
+from vadexport.verification.records import ImageRecord
 
 _WIDTH: Final = 480
 _LEFT: Final = 72.0

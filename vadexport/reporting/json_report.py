@@ -13,8 +13,8 @@ from typing import Any, Final
 import numpy as np
 
 from vadexport.verification.latency import Speedup
-from vadexport.verification.parity import ImageRecord
 from vadexport.verification.parts import Parts
+from vadexport.verification.records import ImageRecord
 from vadexport.verification.result import Verification
 from vadexport.verification.searched import FoundSearch
 from vadexport.verification.throughput import Throughput

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-from vadexport.verification.parity import ImageRecord
+from vadexport.verification.records import ImageRecord
 from vadexport.verification.result import Verification
 
 _LARGEST_DRIFTS: Final = 10

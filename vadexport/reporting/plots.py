@@ -16,7 +16,7 @@ from vadexport.reporting import svg
 from vadexport.reporting.axes import LARGEST, Axis
 from vadexport.reporting.wording import figure, kind, measured
 from vadexport.verification.latency import LatencyFigures
-from vadexport.verification.parity import ImageRecord
+from vadexport.verification.records import ImageRecord
 from vadexport.verification.result import Latency
 
 _WIDTH: Final = 480

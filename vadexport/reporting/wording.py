@@ -11,6 +11,7 @@ from vadexport.verification.parts import Parts
 from vadexport.verification.result import Verification
 from vadexport.verification.statistics import Interval, values_needed
 from vadexport.verification.throughput import Throughput
+from vadexport.verification.unjudged import CHECKS, unjudged
 
 MISSING: Final = "–"
 NOT_FINITE: Final = "not finite"
@@ -105,11 +106,15 @@ def throughput(found: Throughput) -> str:
 
 def parts(found: Parts) -> list[tuple[str, str]]:
     """Where the time of a call goes: a name and milliseconds each, all together last."""
-    alone = found.preprocessing_ms is not None
+    preprocessing, inference = _ms(found.preprocessing_ms), _ms(found.inference_ms)
+    if found.preprocessing_ms is None:
+        preprocessing = "cannot be run alone"
+    elif found.inference_ms is None:
+        inference = f"{MISSING} (preprocessing alone took as long as the whole call)"
     return [
         ("reading and decoding the images of a call", _ms(found.decoding_ms)),
-        ("preprocessing", _ms(found.preprocessing_ms) if alone else "cannot be run alone"),
-        ("inference", _ms(found.inference_ms)),
+        ("preprocessing", preprocessing),
+        ("inference", inference),
         ("together", _ms(found.together_ms)),
     ]
 
@@ -162,77 +167,38 @@ def _share(limit: float) -> str:
     return f"≤ {percent(limit)} of the images"
 
 
-#: Field of `Limits`, name of its check, what it limits, how it is written, why a check is missing.
-_LIMITS: Final[tuple[tuple[str, str, str, Callable[[float], str], str], ...]] = (
-    ("max_drift", "drift", "largest drift", "≤ {:g} drift units".format, "drift was not measured"),
-    ("max_flips", "flips", "flips", _share, "the detector makes no decisions"),
-    (
-        "min_spearman",
-        "spearman",
-        "Spearman's rank correlation of raw scores",
-        "≥ {:g}".format,
-        "reference or artifact gives all images the same score",
-    ),
+#: Field of `Limits`, what it limits, how it is written.
+_LIMITS: Final[tuple[tuple[str, str, Callable[[float], str]], ...]] = (
+    ("max_drift", "largest drift", "≤ {:g} drift units".format),
+    ("max_flips", "flips", _share),
+    ("min_spearman", "Spearman's rank correlation of raw scores", "≥ {:g}".format),
     (
         "max_map_drift",
-        "map",
         "largest difference of a map, of the maps' mean range",
         lambda limit: f"≤ {percent(limit)}",
-        "the detector gives no map",
     ),
-    (
-        "min_auroc_delta",
-        "auroc",
-        "image AUROC minus the reference's",
-        "≥ {:+g}".format,
-        "there are no images of both labels",
-    ),
-    (
-        "min_speedup",
-        "speedup",
-        "speed-up, lower end of its 95% interval",
-        "≥ {:g}×".format,
-        "latency was not measured",
-    ),
-    (
-        "max_latency_ms",
-        "latency",
-        "median latency",
-        "≤ {:g} ms".format,
-        "latency was not measured",
-    ),
-    ("max_size_mb", "size", "size of the artifact", "≤ {:g} MB".format, "it has no files"),
-    (
-        "max_memory_mb",
-        "memory",
-        "peak memory",
-        "≤ {:g} MB".format,
-        "latency was not measured",
-    ),
+    ("min_auroc_delta", "image AUROC minus the reference's", "≥ {:+g}".format),
+    ("min_speedup", "speed-up, lower end of its 95% interval", "≥ {:g}×".format),
+    ("max_latency_ms", "median latency", "≤ {:g} ms".format),
+    ("max_size_mb", "size of the artifact", "≤ {:g} MB".format),
+    ("max_memory_mb", "peak memory", "≤ {:g} MB".format),
 )
-
-#: Checks that need no image.
-_WITHOUT_SCORES: Final = ("speedup", "latency", "size", "memory")
-_NO_SCORES: Final = "no image has a finite score under both reference and artifact"
-_ONE_IMAGE: Final = "one image alone has no rank"
 
 
 def limit_rows(verification: Verification) -> list[LimitRow]:
     """Every limit there can be, with what became of it."""
-    checks = {check.name: check for check in verification.checks}
-    compared = verification.figures.images - verification.figures.not_finite
+    v = verification
+    checks = {check.name: check for check in v.checks}
+    why = unjudged(v.limits, v.checks, v.figures, timed=v.latency is not None)
     rows = []
-    for field, name, words, written, reason in _LIMITS:
-        limit = getattr(verification.limits, field)
-        check = checks.get(name)
+    for field, words, written in _LIMITS:
+        limit = getattr(v.limits, field)
         if limit is None:
             rows.append(LimitRow(words, MISSING, "no limit", ""))
-        elif check is None:
-            why = _ONE_IMAGE if name == "spearman" and compared == 1 else reason
-            if not compared and name not in _WITHOUT_SCORES:
-                why = _NO_SCORES
-            rows.append(LimitRow(words, written(limit), "not checked", why))
+        elif field in why:
+            rows.append(LimitRow(words, written(limit), "not checked", why[field]))
         else:
+            check = checks[CHECKS[field]]
             rows.append(LimitRow(words, written(limit), verdict(check.held), check.line))
     return rows
 

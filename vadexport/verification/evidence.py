@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 
 from vadexport.verification.losses import Compared, compare_auroc, compare_f1_max
-from vadexport.verification.parity import ImageRecord
+from vadexport.verification.records import ImageRecord
 from vadexport.verification.statistics import Interval, kendall, proportion_interval
 
 _QUANTILES: Final = (0.5, 0.9, 0.95, 0.99)
@@ -51,6 +51,7 @@ class PlantedEvidence:
         drift_max: largest drift on images with a defect, in drift units.
         flips: of their decisions; None where the detector makes none.
         not_finite: images with and without that have no finite scores.
+        ties: of the flips, those whose scores the threshold parts only by float32's rounding.
     """
 
     images: int
@@ -58,6 +59,7 @@ class PlantedEvidence:
     drift_max: float
     flips: int | None
     not_finite: int
+    ties: int = 0
 
 
 def weigh_planted(records: Sequence[ImageRecord], drift_unit: float) -> PlantedEvidence | None:
@@ -80,6 +82,7 @@ def weigh_planted(records: Sequence[ImageRecord], drift_unit: float) -> PlantedE
         drift_max=float((np.abs(raw - reference)[truth] / drift_unit).max()),
         flips=sum(record.flipped for record in planted) if decided else None,
         not_finite=len(records) - len(kept),
+        ties=sum(record.tied(drift_unit) for record in planted),
     )
 
 

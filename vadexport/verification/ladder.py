@@ -13,14 +13,9 @@ from vadexport.backends.child import Child
 from vadexport.contract import RAW_SCORE, Call, ImageArray, ImageInput, Outputs
 from vadexport.errors import InputError
 from vadexport.thresholds import Thresholds
-from vadexport.verification.limits import (
-    Check,
-    Limits,
-    parity_checks,
-    preprocessing_check,
-    repeat_check,
-)
-from vadexport.verification.parity import Infer, ParityFigures, compare_images, figures
+from vadexport.verification.further_checks import preprocessing_check, repeat_check
+from vadexport.verification.limits import Check, Limits, parity_checks
+from vadexport.verification.parity import NO_FIGURES, Infer, ParityFigures, compare_images, figures
 from vadexport.verification.tensors import largest_difference, preprocessed_by
 
 if TYPE_CHECKING:
@@ -74,6 +69,7 @@ class Ladder:
         image_input: the graph's input.
         thresholds: the reference's; None where it makes no decisions.
         prepare: the reference's preprocessing, of the same calls; None leaves it out.
+        tolerant: a step without any finite score is a rung that falls short, and no error.
 
     Raises:
         InputError: the reference gives an image a score that is not finite.
@@ -86,11 +82,14 @@ class Ladder:
         image_input: ImageInput,
         thresholds: Thresholds | None,
         prepare: Callable[[Call], NDArray[np.float32]] | None = None,
+        *,
+        tolerant: bool = False,
     ) -> None:
         self._images = images
         self._image_input = replace(image_input, batch=image_input.batch or _OPEN_BATCH)
         self._thresholds = thresholds
         self._answers: dict[bytes, Outputs] = {}
+        self._tolerant = tolerant
         scores = []
         for call, count in self._image_input.batches(images):
             key = call.tobytes()
@@ -128,7 +127,7 @@ class Ladder:
 
         Raises:
             BackendError: it crashed or timed out.
-            CheckError: all its scores are NaN or infinite.
+            CheckError: all its scores are NaN or infinite, and the ladder is not tolerant.
         """
         with Child(what) as child:
             child.open(open_runner)
@@ -137,10 +136,16 @@ class Ladder:
             records = compare_images(
                 self._remembered, {name: infer}, named, self._image_input, self._thresholds
             )
-            found = figures(records[name], unit)
+            if self._tolerant and not any(record.finite for record in records[name]):
+                count = len(named)
+                found, limits = replace(NO_FIGURES, images=count, not_finite=count), Limits()
+            else:
+                found = figures(records[name], unit)
             checks = parity_checks(found, limits)
             if repeated:
-                again = compare_images(infer, {name: infer}, named, self._image_input, None)[name]
+                again = compare_images(
+                    infer, {name: infer}, named, self._image_input, self._thresholds
+                )[name]
                 finite = any(record.finite for record in again)
                 checks.append(repeat_check(figures(again, unit) if finite else None))
         return Rung(name, found, tuple(checks))

@@ -32,6 +32,8 @@ class Difference:
     size: float
 
     def __str__(self) -> str:
+        if np.isnan(self.size):
+            return f"{self.node} ({self.operator}, not a number)"
         return f"{self.node} ({self.operator}, {self.size:.1e} of its largest value)"
 
 

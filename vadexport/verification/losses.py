@@ -31,7 +31,7 @@ class Loss:
         low: lower end of the 95% interval; None where the images are too few for one.
         high: upper end, likewise.
         least: what is certainly lost: the true loss is smaller in at most 2.5% of all samples, also
-            of few images.
+            of few images. Minus infinity where one label has a single image: nothing is certain.
         enough: images of each label that would probably do for an interval; None where there is
             one, or no image changes its place.
     """
@@ -77,7 +77,9 @@ class _Places:
 
         kinds = (self.anomalous, self.normal)
         changed = [int(np.count_nonzero(kind)) for kind in kinds]
-        reach = float(stdtrit(max(freedom, 1.0), 0.975)) * error
+        reach = math.inf  # one image says nothing of how far another would move
+        if min(map(len, kinds)) > 1:
+            reach = float(stdtrit(max(freedom, 1.0), 0.975)) * error
         if min(changed) >= FEWEST_CHANGED and min(map(len, kinds)) >= fewest:
             return Loss(value, value - reach, value + reach, value - reach)
         enough = None
@@ -202,6 +204,7 @@ def _moved(before: Float64Array, after: Float64Array, anomalous: NDArray[np.bool
 
 
 def _variance_of_mean(values: Float64Array) -> float:
+    """Of one value it is not known: 0, and `_Places.loss` makes nothing of it."""
     return float(values.var(ddof=1)) / len(values) if len(values) > 1 else 0.0
 
 

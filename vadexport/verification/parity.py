@@ -4,88 +4,19 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from vadexport import contract
 from vadexport.contract import ImageArray, ImageInput, Outputs
 from vadexport.errors import BackendError, CheckError, InputError
 from vadexport.thresholds import Thresholds
-from vadexport.verification.statistics import auroc, spearman
+from vadexport.verification.pred_scores import stray_scores
+from vadexport.verification.records import ROUNDING, ImageRecord, record_of
+from vadexport.verification.statistics import Float64Array, auroc, spearman
 
 Infer = Callable[[ImageArray], Outputs]
 Watch = Callable[[str, Outputs, Mapping[str, Outputs]], None]
-
-_RANKED_PIXELS: Final = 4096
-#: Drift, in drift units, that rounding in float32 may leave.
-ROUNDING: Final = 1e-3
-
-
-@dataclass(frozen=True)
-class ImageRecord:
-    """One image's scores under the reference and the candidate.
-
-    Attributes:
-        name: as listed.
-        anomalous: the label; None where unknown.
-        reference_raw: raw score of the reference.
-        raw: raw score of the candidate.
-        reference_label: decision of the reference; None where the detector makes none.
-        label: decision of the candidate, likewise.
-        map_max: largest absolute difference of the anomaly maps, in their units; None where the
-            detector gives no map, as in the next two.
-        map_mean: mean absolute difference of the anomaly maps.
-        map_range: largest minus smallest value of the reference's map.
-        consistent: whether the candidate's `pred_score`, `pred_label` and `pred_mask` follow from
-            its own raw score and map by the reference's thresholds.
-        mask_iou: intersection over union of the two masks; None where both are empty, or there is
-            none.
-        map_spearman: rank correlation of the pixels of the two maps, of at most 4,096 spread over
-            them; None where one is constant, or there is none.
-        reference_finite: whether the reference's score and map are numbers.
-    """
-
-    name: str
-    anomalous: bool | None
-    reference_raw: float
-    raw: float
-    reference_label: bool | None
-    label: bool | None
-    map_max: float | None
-    map_mean: float | None
-    map_range: float | None
-    consistent: bool
-    mask_iou: float | None = None
-    map_spearman: float | None = None
-    reference_finite: bool = True
-
-    @property
-    def finite(self) -> bool:
-        """Whether scores and maps of both are numbers."""
-        return bool(np.isfinite([self.reference_raw, self.raw, self.map_max or 0.0]).all())
-
-    @property
-    def not_finite_of(self) -> str:
-        """Whose score or map is not a number, of an image that is not finite, for a reader."""
-        return "artifact" if self.reference_finite else "reference"
-
-    @property
-    def flipped(self) -> bool:
-        """Whether the decisions differ."""
-        return self.label != self.reference_label
-
-    def change(self, unit: float) -> tuple[bool, float]:
-        """How much it changed, to sort by: not finite or flipped first, then by drift and by map.
-
-        Args:
-            unit: of drift.
-        """
-        if not self.finite:
-            return True, float("inf")
-        maps = (self.map_max or 0.0) / (self.map_range or 1.0)
-        return self.flipped, max(abs(self.raw - self.reference_raw) / unit, maps)
 
 
 @dataclass(frozen=True)
@@ -98,7 +29,8 @@ class ParityFigures:
         drift_mean: mean drift.
         drift_median: 0.5 quantile.
         drift_p95: 0.95 quantile.
-        spearman: rank correlation of raw scores; None where one side is constant.
+        spearman: rank correlation of raw scores, 0 where the candidate scores all images alike;
+            None where the reference does, or of one image.
         flips: images whose decision differs; None where the detector makes none.
         map_max: largest difference of the maps, as a fraction of the mean range of the maps; None
             where the detector gives no map.
@@ -110,6 +42,8 @@ class ParityFigures:
         settled_spearman: as `spearman`, where a score within `ROUNDING` of the reference's counts
             as the reference's: images that it scores alike stay alike.
         settled_auroc: as `auroc`, likewise.
+        settled_flips: as `flips`, likewise: without those whose scores the threshold parts only by
+            rounding, see `ImageRecord.tied`.
     """
 
     images: int
@@ -127,6 +61,7 @@ class ParityFigures:
     inconsistent: int
     settled_spearman: float | None = None
     settled_auroc: float | None = None
+    settled_flips: int | None = None
 
 
 def compare_images(
@@ -228,23 +163,34 @@ def figures(records: Sequence[ImageRecord], drift_unit: float) -> ParityFigures:
     ranges = [record.map_range for record in kept if record.map_range is not None]
     map_range = (float(np.mean(ranges)) if ranges else 0.0) or 1.0
     decided = any(record.reference_label is not None for record in records)
+    flips = sum(record.flipped for record in records)
+    inconsistent = sum(not record.consistent for record in kept)
+    if not decided:  # then no thresholds told what `pred_score` must be
+        inconsistent += stray_scores(kept, drift_unit)
     return ParityFigures(
         images=len(records),
         drift_max=float(drift.max()),
         drift_mean=float(drift.mean()),
         drift_median=float(np.quantile(drift, 0.5)),
         drift_p95=float(np.quantile(drift, 0.95)),
-        spearman=spearman(reference, raw),
-        flips=sum(record.flipped for record in records) if decided else None,
+        spearman=_order_kept(reference, raw),
+        flips=flips if decided else None,
         map_max=max(largest) / map_range if largest else None,
         map_mean=float(np.mean(means)) / map_range if means else None,
         auroc_reference=auroc(reference[labelled], truth),
         auroc=auroc(raw[labelled], truth),
         not_finite=len(records) - len(kept),
-        inconsistent=sum(not record.consistent for record in kept),
-        settled_spearman=spearman(reference, settled),
+        inconsistent=inconsistent,
+        settled_spearman=_order_kept(reference, settled),
         settled_auroc=auroc(settled[labelled], truth),
+        settled_flips=flips - sum(one.tied(drift_unit) for one in records) if decided else None,
     )
+
+
+def _order_kept(reference: Float64Array, found: Float64Array) -> float | None:
+    if len(found) > 1 and np.ptp(found) == 0 < np.ptp(reference):
+        return 0.0  # nothing of the order is left
+    return spearman(reference, found)
 
 
 def _compare(
@@ -260,69 +206,13 @@ def _compare(
         wanted = _one(expected, n)
         given = {candidate: _one(outputs, n) for candidate, outputs in found.items()}
         for candidate, outputs in given.items():
-            records[candidate].append(_record(image, wanted, outputs, thresholds))
+            records[candidate].append(record_of(image, wanted, outputs, thresholds))
         if watch is not None:
             watch(image[0], wanted, given)
 
 
 def _one(outputs: Outputs, number: int) -> Outputs:
     return {name: value[number] for name, value in outputs.items()}
-
-
-def _record(
-    image: tuple[str, bool | None],
-    expected: Outputs,
-    found: Outputs,
-    thresholds: Thresholds | None,
-) -> ImageRecord:
-    name, anomalous = image
-    map_max = map_mean = map_range = ranks = None
-    if contract.ANOMALY_MAP in expected:
-        reference_map = expected[contract.ANOMALY_MAP].astype(np.float64)
-        with np.errstate(invalid="ignore"):  # infinity on both sides; counted as not finite
-            difference = np.abs(found[contract.ANOMALY_MAP] - reference_map)
-            map_range = float(np.ptp(reference_map))
-        map_max, map_mean = float(difference.max()), float(difference.mean())
-        ranks = _map_spearman(reference_map, found[contract.ANOMALY_MAP])
-    return ImageRecord(
-        name=name,
-        anomalous=anomalous,
-        reference_raw=float(expected[contract.RAW_SCORE]),
-        raw=float(found[contract.RAW_SCORE]),
-        reference_label=_label(expected),
-        label=_label(found),
-        map_max=map_max,
-        map_mean=map_mean,
-        map_range=map_range,
-        consistent=thresholds is None or not thresholds.contradicted_by(found),
-        mask_iou=_mask_iou(expected, found),
-        map_spearman=ranks,
-        reference_finite=all(
-            bool(np.isfinite(expected[each]).all())
-            for each in (contract.RAW_SCORE, contract.ANOMALY_MAP)
-            if each in expected
-        ),
-    )
-
-
-def _map_spearman(reference: NDArray[np.float64], found: NDArray[Any]) -> float | None:
-    """Of every n-th pixel, so that ranking large maps takes no time that anyone notices."""
-    step = -(-reference.size // _RANKED_PIXELS)
-    if not (np.isfinite(reference).all() and np.isfinite(found).all()):
-        return None
-    return spearman(reference.ravel()[::step], found.astype(np.float64).ravel()[::step])
-
-
-def _mask_iou(expected: Outputs, found: Outputs) -> float | None:
-    if contract.PRED_MASK not in expected:
-        return None
-    first, second = expected[contract.PRED_MASK] > 0, found[contract.PRED_MASK] > 0
-    either = int(np.count_nonzero(first | second))
-    return int(np.count_nonzero(first & second)) / either if either else None
-
-
-def _label(outputs: Outputs) -> bool | None:
-    return bool(outputs[contract.PRED_LABEL]) if contract.PRED_LABEL in outputs else None
 
 
 def _calls(

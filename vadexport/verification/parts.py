@@ -47,8 +47,13 @@ class Parts:
 
     @property
     def inference_ms(self) -> float | None:
-        """The call without preprocessing."""
-        return None if self.preprocessing_ms is None else self.call_ms - self.preprocessing_ms
+        """The call without preprocessing; None where preprocessing alone takes as long or longer.
+
+        A median is no exact time: then what is left is less than the measurement can tell.
+        """
+        if self.preprocessing_ms is None or self.preprocessing_ms >= self.call_ms:
+            return None
+        return self.call_ms - self.preprocessing_ms
 
     @property
     def together_ms(self) -> float:

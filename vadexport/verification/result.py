@@ -11,8 +11,9 @@ from vadexport.contract import ImageArray
 from vadexport.verification.evidence import Evidence, PlantedEvidence
 from vadexport.verification.latency import LatencyFigures, Speedup
 from vadexport.verification.limits import Check, Limits
-from vadexport.verification.parity import ImageRecord, ParityFigures
+from vadexport.verification.parity import ParityFigures
 from vadexport.verification.parts import Parts
+from vadexport.verification.records import ImageRecord
 from vadexport.verification.searched import FoundSearch
 from vadexport.verification.throughput import Throughput
 
@@ -106,7 +107,7 @@ class Verification:
             of the ONNX graph behind it, run on the processor.
         planted: how it takes planted defects; None where images of both labels are given.
         search: of the build for INT8 layers, from its report; None where there is none.
-        diagnosis: of an artifact whose parity fell short; None where it held, or nothing was found.
+        diagnosis: of an artifact whose parity fell short; None where it held.
     """
 
     target: str

@@ -94,13 +94,13 @@ def proportion_interval(count: int, total: int) -> Interval:
 
     Args:
         count: how many have the property.
-        total: of how many; at least one.
+        total: of how many; of none it may be anything from 0 to 1.
     """
     from scipy.special import betaincinv
 
     low = betaincinv(count, total - count + 1, 0.025) if count else 0.0
     high = betaincinv(count + 1, total - count, 0.975) if count < total else 1.0
-    return Interval(count / total, float(low), float(high))
+    return Interval(count / total if total else 0.0, float(low), float(high))
 
 
 def interquartile_range(values: Float64Array) -> float:

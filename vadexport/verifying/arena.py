@@ -30,9 +30,9 @@ from vadexport.verification.contest import (
 )
 from vadexport.verification.environment import Surroundings
 from vadexport.verification.latency import LatencyFigures
-from vadexport.verification.parity import ImageRecord
 from vadexport.verification.parts import Parts, decoding_samples_ms, preprocessing_opener
 from vadexport.verification.proxy import proxy_opener
+from vadexport.verification.records import ImageRecord
 from vadexport.verification.result import Exhibit
 from vadexport.verification.throughput import (
     Throughput,

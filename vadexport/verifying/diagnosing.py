@@ -21,7 +21,7 @@ from vadexport.building.climbing import Climber, Graph
 from vadexport.building.graphs import Graphs
 from vadexport.building.inputs import BuildImages
 from vadexport.contract import Call, ImageArray
-from vadexport.errors import VadexportError
+from vadexport.errors import CheckError, VadexportError
 from vadexport.images import decode
 from vadexport.listening import Listener
 from vadexport.machine import processor_name, tool_versions
@@ -29,14 +29,16 @@ from vadexport.sources import Source
 from vadexport.targets import AUTO, Target
 from vadexport.verification.applied import read_passes
 from vadexport.verification.drift import DriftUnit
+from vadexport.verification.further_checks import PLANTED
 from vadexport.verification.ladder import Ladder, Rung
 from vadexport.verification.limits import Limits
 from vadexport.verification.locating import locate
-from vadexport.verification.parity import ImageRecord
 from vadexport.verification.proxy import GRAPH_FILE, graph_folder
+from vadexport.verification.records import ImageRecord
 from vadexport.verification.result import Diagnosis
 from vadexport.verifying.arena import REFERENCE, Arena
 from vadexport.verifying.options import VerifyOptions
+from vadexport.verifying.planting import planted_image
 
 #: Images that the steps are checked on.
 _MOST_IMAGES: Final = 8
@@ -44,7 +46,7 @@ _MOST_IMAGES: Final = 8
 _STEPS: Final = {"fp32": "graph", "fp16": "half", "int8": "quantised", AUTO: "quantised"}
 #: Checks that a step of the build can have spoilt.
 _PARITY: Final = frozenset(
-    {"finite", "outputs", "drift", "flips", "spearman", "map", "auroc", "synthetic", "repeat"}
+    {"finite", "outputs", "drift", "flips", "spearman", "map", "auroc", PLANTED, "repeat"}
 )
 
 
@@ -57,12 +59,15 @@ class Subject:
         records: of the verified images.
         unit: of drift.
         again: of it against itself, where it did not say the same again.
+        planted: of images with a defect planted in each, where it fell short on those alone: see
+            `with_defects`. Then they are looked into, and not the images as they are.
     """
 
     artifact: Artifact
     records: Sequence[ImageRecord]
     unit: DriftUnit
     again: Sequence[ImageRecord] = ()
+    planted: Sequence[ImageRecord] = ()
 
     @property
     def step(self) -> str:
@@ -74,20 +79,33 @@ class Subject:
             return _STEPS["fp32"]
         return _STEPS[manifest.target.precision]
 
-    def changed_most(self) -> list[str]:
-        """Names of its images, those that changed most first.
+    @property
+    def blind(self) -> frozenset[str]:
+        """Names of images of which the reference itself has no finite score."""
+        looked_at = self.planted or self.records
+        return frozenset(record.name for record in looked_at if not record.reference_finite)
+
+    def changed_most(self) -> list[tuple[str, int | None]]:
+        """Names of its images, those that changed most first, and the number of the planted defect.
 
         Where it did not say the same again, images in turn by that and by drift. No more than half
         of those to be looked at have no finite scores: they say nothing of how far a step is off.
+        Those of which the reference has none are left out.
         """
+        blind = self.blind
         orders = [
-            sorted(records, key=lambda record: record.change(self.unit.value), reverse=True)
-            for records in (self.again, self.records)
+            sorted(
+                (record for record in records if record.name not in blind),
+                key=lambda record: record.change(self.unit.value),
+                reverse=True,
+            )
+            for records in (self.again, self.planted or self.records)
         ]
         broken = [record.name for record in orders[-1] if not record.finite][: _MOST_IMAGES // 2]
         finite = [[record.name for record in order if record.finite] for order in orders]
         mixed = (name for pair in zip_longest(*finite) for name in pair if name is not None)
-        return list(dict.fromkeys([*broken, *mixed]))
+        numbers = {record.name: number for number, record in enumerate(self.planted)}
+        return [(name, numbers.get(name)) for name in dict.fromkeys([*broken, *mixed])]
 
 
 @dataclass(frozen=True)
@@ -107,29 +125,34 @@ def explains(fallen: Sequence[str]) -> bool:
     return not _PARITY.isdisjoint(fallen)
 
 
+def on_planted_alone(fallen: Sequence[str]) -> bool:
+    """Whether, of the checks that steps can explain, only that on planted defects fell short."""
+    return _PARITY.intersection(fallen) == {PLANTED}
+
+
 def diagnose(
     subjects: Sequence[Subject],
     source: Source,
     arena: Arena,
     options: VerifyOptions,
     listener: Listener,
-) -> list[Diagnosis | None]:
-    """Name the first step that falls short, for each; None where that could not be found out.
+) -> list[Diagnosis]:
+    """Name the first step that falls short, for each, or say why that could not be found out.
 
     All are looked into on the same images, so that what they share is done once.
     """
     with TemporaryDirectory(prefix="vadexport-") as work:
         try:
             steps = _shared(subjects, Path(work), source, arena, options, listener)
-        except VadexportError:  # it explains a failure, and must not be another one
-            return [_of_the_build(subject) for subject in subjects]
-        found: list[Diagnosis | None] = []
+        except VadexportError as error:  # it explains a failure, and must not be another one
+            return [_unexplained(subject, error) for subject in subjects]
+        found: list[Diagnosis] = []
         for subject in subjects:
             listener.step("diagnosis", len(found), len(subjects))
             try:
                 found.append(_diagnosed(subject, steps, arena))
-            except VadexportError:
-                found.append(_of_the_build(subject))
+            except VadexportError as error:
+                found.append(_unexplained(subject, error))
         listener.step("diagnosis", len(found), len(subjects))
     return found
 
@@ -143,6 +166,15 @@ def _of_the_build(subject: Subject) -> Diagnosis | None:
     return Diagnosis(name, (f"the build had already fallen short at: {name}",), ())
 
 
+def _unexplained(subject: Subject, error: VadexportError) -> Diagnosis:
+    """What the build's own ladder says, and why there is no more."""
+    before = _of_the_build(subject)
+    line = f"where it begins could not be found out: {error}"
+    if before is None:
+        return Diagnosis(None, (line,), ())
+    return Diagnosis(before.rung, (*before.lines, line), ())
+
+
 def _diagnosed(subject: Subject, steps: _Steps, arena: Arena) -> Diagnosis:
     before = _of_the_build(subject)
     rungs, notes = _climbed(subject, steps, arena)
@@ -151,9 +183,10 @@ def _diagnosed(subject: Subject, steps: _Steps, arena: Arena) -> Diagnosis:
     words = list(before.lines) if before else []
     if first is None:
         these = "the image" if steps.images == 1 else f"the {steps.images} images"
+        planted = ", with planted defects" if subject.planted else ""
         words.append(
-            f"every step holds its limits of drift and maps on {these} that changed most: what "
-            "fell short is judged over all images"
+            f"every step holds its limits of drift and maps on {these} that changed most{planted}: "
+            "what fell short is judged over all images"
         )
         if subject.again:
             words.append("run again, each step said the same of them: scores change rarely")
@@ -161,9 +194,13 @@ def _diagnosed(subject: Subject, steps: _Steps, arena: Arena) -> Diagnosis:
         lines = "; ".join(check.line for check in first.checks if not check.held)
         named = f"{untold}: its graph was not kept" if untold else first.name
         about = [note for note in notes if note.startswith(f"{first.name} fell short")]
-        words += [f"the first step that falls short is: {named} ({lines})", *about]
+        where = ", on images with planted defects" if subject.planted else ""
+        words += [f"the first step that falls short is: {named} ({lines}{where})", *about]
     if first is not None and first.name == "compiled":
         words += _elsewhere(subject.artifact)
+    if subject.blind:
+        count = "1 image" if len(subject.blind) == 1 else f"{len(subject.blind)} images"
+        words.append(f"no step explains {count}: the reference itself has no finite score there")
     name = before.rung if before else untold or (first.name if first else None)
     return Diagnosis(name, tuple(words), tuple(rung.to_json() for rung in rungs))
 
@@ -197,6 +234,7 @@ def _shared(
         arena.image_input,
         source.detector.thresholds,
         contest.preparation(REFERENCE),
+        tolerant=True,
     )
     # The user's limits are the artifacts': steps on the way to another precision keep the defaults.
     limits = {}
@@ -244,10 +282,17 @@ def _changed_most(subjects: Sequence[Subject], arena: Arena) -> ImageArray:
     """Pixels `[n, H, W, C]` of the images that changed most, of each artifact in turn."""
     orders = [subject.changed_most() for subject in subjects]
     most = max(_MOST_IMAGES, 2 * len(subjects))
-    names = list(dict.fromkeys(chain.from_iterable(zip_longest(*orders))))
-    channels = arena.image_input.channels
-    chosen = [name for name in names if name is not None][:most]
-    return np.stack([decode(arena.files[name].path, channels) for name in chosen])
+    images = list(dict.fromkeys(chain.from_iterable(zip_longest(*orders))))
+    chosen = [image for image in images if image is not None][:most]
+    if not chosen:
+        raise CheckError("the reference has no finite score of any image")
+    return np.stack([_pixels(arena, *image) for image in chosen])
+
+
+def _pixels(arena: Arena, name: str, number: int | None) -> ImageArray:
+    if number is None:
+        return decode(arena.files[name].path, arena.image_input.channels)
+    return planted_image(arena, name, number)
 
 
 def _elsewhere(artifact: Artifact) -> Iterator[str]:

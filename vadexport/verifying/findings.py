@@ -19,13 +19,16 @@ from vadexport.sources import Source
 from vadexport.thresholds import Thresholds
 from vadexport.verification.losses import Compared
 from vadexport.verification.overlap import MapSpool
-from vadexport.verification.parity import ImageRecord, compare_images
+from vadexport.verification.parity import compare_images
+from vadexport.verification.records import ImageRecord
 from vadexport.verifying.arena import REFERENCE, Arena
 from vadexport.verifying.options import VerifyOptions
 from vadexport.verifying.planting import needs_defects, planted_records
 
 #: Images, spread over all, that are run again where nobody asks for more.
 _REPEATED: Final = 8
+#: Images that a warning names.
+_NAMED: Final = 5
 
 
 @dataclass(frozen=True)
@@ -37,12 +40,14 @@ class Findings:
         again: of the artifact against itself.
         planted: of images with and without planted defects; None where labels are enough.
         aupro: of its maps and the reference's; None without masks.
+        warnings: what was left out.
     """
 
     first: Sequence[ImageRecord]
     again: Sequence[ImageRecord]
     planted: Sequence[ImageRecord] | None
     aupro: Compared | None
+    warnings: tuple[str, ...] = ()
 
 
 def findings(
@@ -57,7 +62,7 @@ def findings(
     Raises:
         InputError: an image or a mask is wrong, or there is no room for their maps.
     """
-    masks = _masks(Path(options.images), files, listener) if source.detector.map_size else {}
+    masks, warnings = _masks(Path(options.images), files) if source.detector.map_size else ({}, [])
     thresholds = source.detector.thresholds
 
     def compared() -> tuple[dict[str, list[ImageRecord]], dict[str, Compared]]:
@@ -66,7 +71,10 @@ def findings(
     first, aupro = arena.surviving(compared)
     seen = {record.name for records in first.values() for record in records}
     readable = [file for file in files if file.name in seen]
-    again = arena.surviving(lambda: _repeated(arena, readable, options, listener))
+    left_out = [file.name for file in files if file.name not in seen]
+    if readable and left_out:
+        warnings.append(_left_out(left_out, len(files)))
+    again = arena.surviving(lambda: _repeated(arena, readable, thresholds, options, listener))
 
     def planted() -> dict[str, list[ImageRecord]]:
         records = {name: first[name] for name in arena.artifacts}
@@ -76,9 +84,18 @@ def findings(
 
     defects = arena.surviving(planted)
     return {
-        name: Findings(first[name], again[name], defects.get(name), aupro.get(name))
+        name: Findings(
+            first[name], again[name], defects.get(name), aupro.get(name), tuple(warnings)
+        )
         for name in arena.artifacts
     }
+
+
+def _left_out(names: Sequence[str], of: int) -> str:
+    """What the report says of images that could not be read; the listener heard why of each."""
+    more = ", …" if len(names) > _NAMED else ""
+    named = f"{', '.join(names[:_NAMED])}{more}"
+    return f"{len(names)} of {of} images could not be read and are left out: {named}"
 
 
 def _compared(
@@ -109,20 +126,19 @@ def _compared(
     return first, aupro
 
 
-def _masks(root: Path, files: Sequence[ImageFile], listener: Listener) -> dict[Path, Path]:
-    """Masks of a category, or those that lie beside its folder `test`."""
+def _masks(root: Path, files: Sequence[ImageFile]) -> tuple[dict[Path, Path], list[str]]:
+    """Masks of a category, or those that lie beside its folder `test`; and warnings."""
     if not root.is_dir():
-        return {}
+        return {}, []
     if is_category(root):
-        return find_masks(root, files)
+        return find_masks(root, files), []
     folder = root.resolve()
     if folder.name != TEST_FOLDER:
-        return {}
+        return {}, []
     try:
-        return find_masks(folder.parent, files, root)
+        return find_masks(folder.parent, files, root), []
     except InputError as error:  # nobody said that they belong together
-        listener.warn(f"AUPRO is left out: {error}")
-        return {}
+        return {}, [f"AUPRO is left out: {error}"]
 
 
 def _spool(*names: str) -> MapSpool:
@@ -167,7 +183,11 @@ class _Segmentation:
 
 
 def _repeated(
-    arena: Arena, files: Sequence[ImageFile], options: VerifyOptions, listener: Listener
+    arena: Arena,
+    files: Sequence[ImageFile],
+    thresholds: Thresholds | None,
+    options: VerifyOptions,
+    listener: Listener,
 ) -> dict[str, list[ImageRecord]]:
     """Records of each artifact against itself, run again on the same images."""
     chosen = files
@@ -179,7 +199,7 @@ def _repeated(
         for name in arena.artifacts:
             infer = arena.contest.inference(name)
             images = _named(chosen, arena, options, listener, "repeat")
-            again = compare_images(infer, {name: infer}, images, arena.image_input, None)
+            again = compare_images(infer, {name: infer}, images, arena.image_input, thresholds)
             found[name] += again[name]
     return found
 

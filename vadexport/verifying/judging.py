@@ -10,6 +10,7 @@ from vadexport.sources import Source
 from vadexport.targets import AUTO, Target
 from vadexport.verification.drift import DriftUnit, fitted_scores
 from vadexport.verification.evidence import weigh, weigh_planted
+from vadexport.verification.further_checks import planted_check, repeat_check
 from vadexport.verification.latency import LatencyFigures, speedup
 from vadexport.verification.limits import (
     Check,
@@ -18,14 +19,14 @@ from vadexport.verification.limits import (
     instability,
     latency_checks,
     parity_checks,
-    planted_check,
-    repeat_check,
     size_checks,
 )
-from vadexport.verification.parity import NO_FIGURES, ImageRecord, figures
+from vadexport.verification.parity import NO_FIGURES, figures
+from vadexport.verification.records import ImageRecord
 from vadexport.verification.result import RUNS, Latency, Verification
 from vadexport.verification.searched import read_search
 from vadexport.verification.throughput import Throughput
+from vadexport.verification.unjudged import flag_of, given_checks, unjudged
 from vadexport.verifying.arena import COMPILED, REFERENCE, Arena
 from vadexport.verifying.findings import Findings
 from vadexport.verifying.options import VerifyOptions
@@ -65,8 +66,9 @@ def judge(
     if any(record.finite for record in images.again):
         again = figures(images.again, unit.value)
     held_to = limits if finite else Limits()  # of no finite score, no other figure says anything
+    given = options.given(manifest.target.precision)
     checks = [
-        *parity_checks(found, held_to, records),
+        *parity_checks(found, held_to, records, given),
         repeat_check(again, images.again, unit.value),
     ]
     planted = None
@@ -88,7 +90,11 @@ def judge(
         )
         checks += latency_checks(latency.artifact, latency.reference, latency.speedup, limits)
     checks += size_checks(_megabytes(manifest), timed.get(name), limits)
+    if finite:
+        why = unjudged(limits, checks, found, timed=latency is not None)
+        checks += given_checks(why, limits, given, checks)
     warnings = [
+        *images.warnings,
         *_origin_warnings(artifact, source, arena),
         *_overlap_warnings(artifact, source, arena.digests(records)),
     ]
@@ -201,7 +207,7 @@ def _loosened(target: Target, options: VerifyOptions) -> Iterator[str]:
     """Limits that are meant for others, most likely, and prove little of this one."""
     default = Limits.of_precision(target.precision)
     for name in options.loosened(target.precision):
-        flag = f"--{name.replace('_', '-')}"
+        flag = flag_of(name)
         yield (
             f"{flag} {options.limits[name]:g} is looser than the default of {target}, "
             f"{getattr(default, name):g}: {flag} PRECISION=X leaves other precisions theirs"

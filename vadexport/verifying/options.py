@@ -54,6 +54,12 @@ class VerifyOptions:
         own = self.limits_of_precision.get(precision, {})
         return Limits.of_precision(precision).overridden(**self.limits).overridden(**own)
 
+    def given(self, precision: str) -> frozenset[str]:
+        """Names of the limits that somebody set for the targets of a precision."""
+        own = self.limits_of_precision.get(precision, {})
+        set_for_all = (name for name, limit in self.limits.items() if limit is not None)
+        return frozenset((*set_for_all, *own))
+
     def loosened(self, precision: str) -> list[str]:
         """Limits given for all targets that let those of a precision get away with more."""
         default, found = Limits.of_precision(precision), self.limits_of(precision)

@@ -9,6 +9,7 @@ from pathlib import Path
 from vadexport.artifact import (
     REPORT_FOLDER,
     Artifact,
+    artifact_around,
     find_artifacts,
     open_artifact,
 )
@@ -21,10 +22,12 @@ from vadexport.sources import Source, SourceSpec, open_source
 from vadexport.verification.drift import DriftUnit
 from vadexport.verification.result import Verification
 from vadexport.verifying.arena import Arena
-from vadexport.verifying.diagnosing import Subject, diagnose, explains
+from vadexport.verifying.diagnosing import Subject, diagnose, explains, on_planted_alone
 from vadexport.verifying.findings import Findings, findings
+from vadexport.verifying.judgeable import check_judgeable
 from vadexport.verifying.judging import failed, judge
 from vadexport.verifying.options import VerifyOptions, VerifyResult
+from vadexport.verifying.planting import with_defects
 
 
 def verify(options: VerifyOptions, listener: Listener) -> VerifyResult:
@@ -48,6 +51,7 @@ def verify(options: VerifyOptions, listener: Listener) -> VerifyResult:
     source = open_source(spec)
     _check_comparable(artifacts, source)
     files = images_to_test(options.images)
+    check_judgeable(options, precisions, source.detector, files)
     reports = [_report_folder(artifact, artifacts, options) for artifact in artifacts]
     for folder in reports:
         remove_reports(folder)  # of an earlier verification: this one may not come to its end
@@ -67,6 +71,7 @@ def _write(
 ) -> None:
     """Write every report that can be written; raises InputError where one cannot."""
     problems = []
+    told = set()  # what is true of all artifacts is said once
     for verification, folder in zip(verifications, folders, strict=True):
         try:
             warnings = [*verification.warnings, *write_reports(verification, folder)]
@@ -74,7 +79,9 @@ def _write(
             problems.append(error)
             continue
         for warning in warnings:
-            listener.warn(warning)
+            if warning not in told:
+                listener.warn(warning)
+                told.add(warning)
     if problems:
         raise problems[0]
 
@@ -86,6 +93,13 @@ def _report_folder(
     folder = artifact.folder / REPORT_FOLDER
     if options.report is not None:
         folder = options.report / (artifact.folder.name if len(artifacts) > 1 else "")
+    sealed = artifact_around(folder)
+    if sealed is not None:
+        raise InputError(
+            f"the report cannot go to {folder}: {sealed} is an artifact, whose manifest names all "
+            f"its files; give --report a folder outside it, or leave it out to have the report in "
+            f"{sealed / REPORT_FOLDER}"
+        )
     try:
         there = next((each for each in (folder, *folder.parents) if each.exists()), None)
     except OSError as error:
@@ -133,11 +147,14 @@ def _diagnosed(
     """The same with what is known of why parity fell short."""
     subjects = {}
     for v in verifications:
-        fallen = [check.name for check in v.checks if not check.held]
+        fallen = [check.name for check in v.checks if not check.held and check.judged]
         if explains(fallen):
             unit = DriftUnit(v.drift_unit, v.drift_unit_from)
-            again = found[v.target].again if "repeat" in fallen else ()
-            subjects[v.target] = Subject(arena.artifacts[v.target], v.records, unit, again)
+            images = found[v.target]
+            again = images.again if "repeat" in fallen else ()
+            planted = with_defects(images.planted or ()) if on_planted_alone(fallen) else ()
+            artifact = arena.artifacts[v.target]
+            subjects[v.target] = Subject(artifact, v.records, unit, again, planted)
     if not subjects:
         return list(verifications)
     names = ", ".join(subjects)

@@ -9,7 +9,8 @@ from vadexport.contract import ImageArray
 from vadexport.images import decode
 from vadexport.listening import Listener
 from vadexport.thresholds import Thresholds
-from vadexport.verification.parity import ImageRecord, compare_images
+from vadexport.verification.parity import compare_images
+from vadexport.verification.records import ImageRecord
 from vadexport.verifying.arena import REFERENCE, Arena
 
 #: Images that get a defect, at most.
@@ -62,10 +63,25 @@ def planted_records(
     }
 
 
+def with_defects(records: Sequence[ImageRecord]) -> list[ImageRecord]:
+    """Of those that `planted_records` gives, those with a defect, in the order of their defects."""
+    return [record for record in records if record.anomalous]
+
+
+def planted_image(arena: Arena, name: str, number: int) -> ImageArray:
+    """Pixels `[H, W, C]` of a verified image with a defect.
+
+    Args:
+        arena: what takes part.
+        name: of the image.
+        number: of the defect: its place in `with_defects`.
+    """
+    return with_defect(decode(arena.files[name].path, arena.image_input.channels), number)
+
+
 def _planted(
     arena: Arena, names: Sequence[str], listener: Listener
 ) -> Iterator[tuple[str, bool | None, ImageArray]]:
     for number, name in enumerate(names):
-        image = decode(arena.files[name].path, arena.image_input.channels)
-        yield name, True, with_defect(image, number)
+        yield name, True, planted_image(arena, name, number)
         listener.step("synthetic defects", number + 1, len(names))
