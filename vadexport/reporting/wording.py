@@ -1,7 +1,7 @@
 """Figures and verdicts in words: one way for the page, its plots and the terminal."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -146,12 +146,14 @@ class LimitRow:
     """A limit and what became of it.
 
     Attributes:
+        name: of its check, whether that was made or not.
         words: what it limits.
         limit: its value with unit; a dash where there is none.
         verdict: held, fell short, not checked, or no limit.
         line: what was measured, or why it was not checked.
     """
 
+    name: str
     words: str
     limit: str
     verdict: str
@@ -211,8 +213,8 @@ _LIMITS: Final[tuple[tuple[str, str, str, Callable[[float], str], str], ...]] = 
     ),
 )
 
-#: Checks that need no image.
-_WITHOUT_SCORES: Final = ("speedup", "latency", "size", "memory")
+#: Checks that need no image, and of which no step of a build can be the cause.
+WITHOUT_SCORES: Final = ("speedup", "latency", "size", "memory")
 _NO_SCORES: Final = "no image has a finite score under both reference and artifact"
 _ONE_IMAGE: Final = "one image alone has no rank"
 
@@ -226,15 +228,24 @@ def limit_rows(verification: Verification) -> list[LimitRow]:
         limit = getattr(verification.limits, field)
         check = checks.get(name)
         if limit is None:
-            rows.append(LimitRow(words, MISSING, "no limit", ""))
+            rows.append(LimitRow(name, words, MISSING, "no limit", ""))
         elif check is None:
             why = _ONE_IMAGE if name == "spearman" and compared == 1 else reason
-            if not compared and name not in _WITHOUT_SCORES:
+            if not compared and name not in WITHOUT_SCORES:
                 why = _NO_SCORES
-            rows.append(LimitRow(words, written(limit), "not checked", why))
+            rows.append(LimitRow(name, words, written(limit), "not checked", why))
         else:
-            rows.append(LimitRow(words, written(limit), verdict(check.held), check.line))
+            rows.append(LimitRow(name, words, written(limit), verdict(check.held), check.line))
     return rows
+
+
+def limits_in_words(limits: Mapping[str, Any]) -> dict[str, str]:
+    """What each limit of `parity.json` is of, and its value; a dash where there is none."""
+    known = {name: value for name, value in limits.items() if type(value) in (int, float)}
+    return {
+        words: written(known[field]) if field in known else MISSING
+        for field, _, words, written, _ in _LIMITS
+    }
 
 
 def unchecked(verification: Verification) -> list[str]:
