@@ -1,3 +1,4 @@
+import hashlib
 import json
 import shutil
 from contextlib import suppress
@@ -52,6 +53,7 @@ class TestReports:
     def test_of_the_same_is_nothing(self, write):
         found = diff(write("a", parity(SCORES)), write("b", parity(SCORES)))
         assert (found.build, found.figures, found.images, found.worse) == ((), (), (), ())
+        assert (found.verified, found.notes) == ((), ())
         assert (found.shared, found.decisions, found.held) == (3, 0, True)
 
     def test_scores_that_moved_stand_largest_first_in_units_of_the_first(self, write):
@@ -108,6 +110,93 @@ class TestReports:
             ("image AUROC", "0.9871", "0.9000")
         ]
 
+    def test_figures_that_labels_masks_or_planted_defects_give(self, write):
+        def content(shift):
+            return parity(
+                SCORES,
+                evidence={
+                    "kendall": 0.9 + shift,
+                    "f1_max": {"reference": 0.9, "artifact": 0.8 + shift},
+                    "aupro": {"reference": 0.7, "artifact": 0.6 + shift},
+                    "mask_iou": 0.5 + shift,
+                    "map_spearman": 0.95 + shift,
+                },
+                planted={
+                    "images": 4,
+                    "auroc": {"reference": 0.9, "artifact": 0.85 + shift},
+                    "drift_max": 1.5 + shift,
+                    "flips": 1,
+                },
+                size_mb=12.5 + shift,
+            )
+
+        found = diff(write("a", content(0.0)), write("b", content(0.03)))
+        assert {one.name: (one.before, one.after) for one in found.figures} == {
+            "Kendall's tau": ("0.9000", "0.9300"),
+            "F1-max": ("0.8000", "0.8300"),
+            "AUPRO": ("0.6000", "0.6300"),
+            "mean rank correlation of maps": ("0.95000", "0.98000"),
+            "mean IoU of masks": ("0.5000", "0.5300"),
+            "AUROC on planted defects": ("0.8500", "0.8800"),
+            "largest drift on planted defects": ("1.5", "1.53"),
+            "size on disk, MB": ("12.5", "12.53"),
+        }
+        assert diff(write("a", content(0.0)), write("b", content(0.0))).figures == ()
+
+    def test_limits_that_changed_are_shown_and_fail_nothing(self, write):
+        limits = {"max_drift": 1.0, "max_flips": 0.02, "min_speedup": None}
+        first = write("a", parity(SCORES, limits=limits))
+        loose = {**limits, "max_drift": 10.0, "max_flips": None, "min_speedup": 2}
+        found = diff(first, write("b", parity(SCORES, limits=loose)))
+        assert [(one.name, one.before, one.after) for one in found.verified] == [
+            ("limit of largest drift", "≤ 1 drift units", "≤ 10 drift units"),
+            ("limit of flips", "≤ 2% of the images", "–"),
+            ("limit of speed-up, lower end of its 95% interval", "–", "≥ 2×"),
+        ]
+        assert found.exit_status == 0
+
+    def test_what_two_reports_are_of(self, write):
+        of = {
+            "target": "openvino:fp32",
+            "source_name": "a.ckpt",
+            "threshold": 1.5,
+            "drift_unit_from": "40 images",
+            "proven_on": "artifact",
+            "sha256": {"manifest": 64 * "a", "reference": 64 * "b", "images": 64 * "c"},
+        }
+        other = {
+            **of,
+            "target": "openvino:int8",
+            "threshold": 1.75,
+            "drift_unit": 3.0,
+            "sha256": {**of["sha256"], "images": 64 * "d"},
+        }
+        found = diff(write("a", parity(SCORES, **of)), write("b", parity(SCORES, **other)))
+        assert [(one.name, one.before, one.after) for one in found.verified] == [
+            ("target", "openvino:fp32", "openvino:int8"),
+            ("threshold", "1.5", "1.75"),
+            ("drift unit", "2", "3"),
+            ("sha256 of the images", 16 * "c", 16 * "d"),
+        ]
+        # A report that an older version wrote has no digests, which is no change.
+        of.pop("sha256")
+        assert diff(write("a", parity(SCORES, **of)), write("b", parity(SCORES, **of))).held
+        found = diff(write("a", parity(SCORES, **of)), write("b", parity(SCORES, **other)))
+        assert "sha256 of the images" not in {one.name for one in found.verified}
+
+    def test_where_and_with_what_it_was_verified(self, write):
+        before = {"verified_at": "then", "load_before": 1.0, "vadexport": "0.1.0", "threads": 2}
+        after = {"verified_at": "now", "load_before": 2.0, "vadexport": "0.2.0", "threads": 2}
+        after["timm"] = "1.0.31"
+        found = diff(
+            write("a", parity(SCORES, environment=before)),
+            write("b", parity(SCORES, environment=after)),
+        )
+        assert [(one.name, one.before, one.after) for one in found.verified] == [
+            ("verified with vadexport", "0.1.0", "0.2.0"),
+            ("verified with timm", "none", "1.0.31"),
+        ]
+
     def test_a_check_that_no_longer_holds(self, write):
         after = parity(SCORES)
         after["checks"][0] = {"name": "drift", "held": False, "line": "largest drift 2, limit 1"}
@@ -144,6 +233,29 @@ class TestReports:
             ("speed-up [95% interval]", "3 [2.88–3.12]", "4 [3.83–4.17]"),
         ]
 
+    def test_latencies_of_two_machines_are_said_to_be(self, write):
+        def measured(name, median, batch=1, **environment):
+            latency = {
+                "schema_version": 1,
+                "artifact": {"median_ms": median},
+                "batch": batch,
+                "environment": {"openvino": "2026.2", "verified_at": name, **environment},
+            }
+            folder = write(name, parity(SCORES))
+            (folder / "latency.json").write_text(json.dumps(latency))
+            return folder
+
+        first = measured("a", 8.0, processor="fast", threads=2, gpu={"name": "H200", "clock": 1})
+        same = measured("b", 6.0, processor="fast", threads=2, gpu={"name": "H200", "clock": 2})
+        assert diff(first, same).notes == ()
+        newer = measured("c", 6.0, processor="fast", threads=2, gpu={"name": "H200"}, openvino="x")
+        assert diff(first, newer).notes == ()  # that is what is compared
+        (note,) = diff(first, measured("d", 6.0, 8, processor="slow", threads=4)).notes
+        assert note.startswith("latency was not measured under like conditions, so its change is")
+        assert note.endswith(": processor fast → slow; threads 2 → 4; images a call 1 → 8")
+        shown = CliRunner().invoke(cli, ["diff", str(first), str(first.parent / "d")])
+        assert f"note: {note}" in shown.stdout
+
 
 class TestArtifacts:
     def test_what_was_built(self, artifact, artifacts):
@@ -164,6 +276,19 @@ class TestArtifacts:
         assert (found.held, found.exit_status, len(found.reasons)) == (False, 2, 2)
         found = diff(write("a", parity(SCORES, checks=[])), unverified)
         assert (found.unverified, found.exit_status) == ((str(unverified),), 2)
+
+    def test_a_report_of_another_artifact_proves_nothing_of_this_one(self, artifact, tmp_path):
+        folder = shutil.copytree(artifact, tmp_path / "mine")
+        shutil.rmtree(folder / "report", ignore_errors=True)
+        (folder / "report").mkdir()
+        report = folder / "report" / "parity.json"
+        own = hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
+        report.write_text(json.dumps(parity(SCORES, sha256={"manifest": own})))
+        assert diff(folder, folder).exit_status == 0
+        report.write_text(json.dumps(parity(SCORES, sha256={"manifest": 64 * "a"})))
+        found = diff(folder, folder)
+        assert (found.exit_status, found.unverified) == (2, (str(folder), str(folder)))
+        assert found.notes[0].startswith(f"the report in {folder} is of another artifact")
 
 
 class TestFolders:

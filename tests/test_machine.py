@@ -1,4 +1,6 @@
+import importlib.metadata
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -6,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import vadexport
 from vadexport import machine
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux says")
@@ -93,3 +96,32 @@ def test_where_the_system_does_not_say(monkeypatch):
         "quota": None,
         "governor": None,
     }
+
+
+def test_versions_are_of_what_is_installed_and_of_vadexport(monkeypatch):
+    installed = {"torch": "2.13.0+cpu", "anomalib": "2.7.0", "tensorrt-rtx-cu12": "1.7.1.116"}
+
+    def version(name):
+        if name not in installed:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return installed[name]
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert machine.tool_versions() == {
+        "vadexport": vadexport.__version__,
+        "torch": "2.13.0",
+        "anomalib": "2.7.0",
+        "tensorrt-rtx": "1.7.1.116",
+    }
+
+
+def test_versions_are_read_without_importing_what_they_are_of():
+    code = (
+        "import sys; from vadexport.machine import tool_versions; found = tool_versions(); "
+        "print(sorted({'scipy', 'torch', 'timm', 'anomalib', 'openvino'} & sys.modules.keys()), "
+        "{'scipy', 'torch'} <= found.keys())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout == "[] True\n", done.stderr

@@ -5,10 +5,25 @@ import math
 import os
 import platform
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+from vadexport import __version__
 
 _PROCESSORS = Path("/sys/devices/system/cpu")
-_TOOLS = ("numpy", "torch", "onnx", "onnxsim", "onnxruntime", "openvino")
+#: Packages that shape artifacts and figures, each by the names that its builds are installed by.
+_TOOLS: Final = {
+    "numpy": ("numpy",),
+    "scipy": ("scipy",),
+    "torch": ("torch",),
+    "timm": ("timm",),
+    "anomalib": ("anomalib",),
+    "onnx": ("onnx",),
+    "onnxsim": ("onnxsim",),
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "openvino": ("openvino",),
+    "tensorrt": ("tensorrt", "tensorrt-cu12", "tensorrt-cu13"),
+    "tensorrt-rtx": ("tensorrt-rtx", "tensorrt-rtx-cu12", "tensorrt-rtx-cu13"),
+}
 
 
 def processor_name() -> str:
@@ -22,14 +37,22 @@ def processor_name() -> str:
 
 
 def tool_versions() -> dict[str, str]:
-    """Installed versions of the packages that shape an artifact, without local parts."""
-    versions = {}
-    for tool in _TOOLS:
+    """Versions of vadexport and of the packages that shape an artifact, without local parts.
+
+    Of packages, those that are installed; none is imported.
+    """
+    found = {tool: _installed(names) for tool, names in _TOOLS.items()}
+    known = {tool: version for tool, version in found.items() if version is not None}
+    return {"vadexport": __version__, **known}
+
+
+def _installed(names: tuple[str, ...]) -> str | None:
+    for name in names:
         try:
-            versions[tool] = importlib.metadata.version(tool).partition("+")[0]
+            return importlib.metadata.version(name).partition("+")[0]
         except importlib.metadata.PackageNotFoundError:
             continue
-    return versions
+    return None
 
 
 def processors() -> dict[str, Any]:

@@ -4,7 +4,7 @@ import shutil
 import numpy as np
 import pytest
 
-from vadexport.images import UnreadableImageError, image_digest
+from vadexport.images import UnreadableImageError, digest_of_all, image_digest
 from vadexport.images.colouring import save_png
 
 
@@ -34,3 +34,9 @@ def test_another_image_has_another_digest(picture, tmp_path):
 def test_what_cannot_be_read_is_named(tmp_path, name):
     with pytest.raises(UnreadableImageError, match=f"{tmp_path / name} cannot be read"):
         image_digest(tmp_path / name)
+
+
+def test_the_digest_of_all_is_of_every_image_whatever_the_order():
+    found = digest_of_all(["b", "a", "a"])
+    assert found == hashlib.sha256(b"aab").hexdigest()
+    assert found == digest_of_all(["a", "b", "a"]) != digest_of_all(["a", "b"])

@@ -13,26 +13,6 @@ ACTION = yaml.safe_load((ROOT / "action.yml").read_text())
 GITLAB = yaml.safe_load((ROOT / "ci" / "gitlab.yml").read_text())[".vadexport"]
 
 
-def documented():
-    """What the YAML examples of docs/ci.md hold."""
-    text = (ROOT / "docs" / "ci.md").read_text()
-    return [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
-
-
-def test_the_documented_workflow_is_one_of_this_action():
-    workflow, speed, gitlab = documented()
-    steps = workflow["jobs"]["artifact"]["steps"]
-    (step,) = [one for one in steps if one.get("uses") == "./.vadexport"]
-    assert step["with"].keys() <= ACTION["inputs"].keys()
-    assert any(one.get("with", {}).get("path") == ".vadexport" for one in steps)
-    (download,) = [one for one in speed["speed"]["steps"] if "download" in one.get("uses", "")]
-    assert download["with"]["name"] == ACTION["inputs"]["upload"]["default"]
-    assert gitlab["detector"]["extends"] == ".vadexport"
-    assert gitlab["detector"]["variables"].keys() <= GITLAB["variables"].keys()
-    table = (ROOT / "docs" / "ci.md").read_text()
-    assert all(f"`{name}`" in table for name in ACTION["inputs"])
-
-
 class Pipeline:
     """The shell of action.yml and ci/gitlab.yml, run as their runners do."""
 
@@ -44,6 +24,7 @@ class Pipeline:
             "images": str(images),
             "output": "artifact",
         }
+        self.more = {}
         self.output, self.summary = folder / "output", folder / "summary.md"
         self.output.touch()
         self.summary.touch()
@@ -57,17 +38,39 @@ class Pipeline:
             "GITHUB_STEP_SUMMARY": str(self.summary),
             "RUNNER_TEMP": str(self.folder),
             **values,
+            **self.more,
         }
+
+    def pretend(self, build, verify):
+        """From now on `vadexport` is a program whose commands end with these statuses."""
+        folder = self.folder / "pretending"
+        folder.mkdir()
+        program = folder / "vadexport"
+        program.write_text(f"""#!/bin/sh
+if [ "$1" = build ]; then
+  mkdir -p artifact/report
+  echo "vadexport: 50% <of> build" >&2
+  exit {build}
+fi
+echo "## of verify" > artifact/report/summary.md
+echo "vadexport: of verify" >&2
+exit {verify}
+""")
+        program.chmod(0o755)
+        self.more = {"PATH": os.pathsep.join((str(folder), os.environ["PATH"]))}
 
     def step(self, name, **given):
         """Run a step of the action; every value of its environment is an input."""
         (step,) = [one for one in ACTION["runs"]["steps"] if one["name"] == name]
         defaults = {key: one["default"] for key, one in ACTION["inputs"].items()}
         inputs = {**defaults, **self.inputs, **given}
+        known = {
+            "github.action_path": str(ROOT),
+            **{f"inputs.{key}": value for key, value in inputs.items()},
+            **{f"steps.build.outputs.{key}": value for key, value in self.outputs().items()},
+        }
         values = {
-            key: str(ROOT)
-            if value == "${{ github.action_path }}"
-            else inputs[re.fullmatch(r"\$\{\{ inputs\.([\w-]+) \}\}", value).group(1)]
+            key: known[re.fullmatch(r"\$\{\{ ([\w.-]+) \}\}", value).group(1)]
             for key, value in step["env"].items()
         }
         if name == "Install vadexport":
@@ -161,7 +164,7 @@ class TestAction:
         targets = "openvino:fp32 onnxruntime:fp32"
         built = pipeline.step("Build", targets=targets)
         assert built.returncode == 0, built.stderr
-        assert pipeline.outputs() == {"artifact": "artifact"}
+        assert pipeline.outputs() == {"artifact": "artifact", "status": "0"}
         verified = pipeline.step("Verify", **{"verify-options": "--rounds 0"})
         assert verified.returncode == 0, verified.stderr
         assert pipeline.outputs()["held"] == "true"
@@ -182,6 +185,46 @@ class TestAction:
         last = verified.stderr.splitlines()[-1]
         assert line.partition("verify::")[2].replace("%25", "%") == last
         assert "## ✗" in pipeline.summary.read_text()
+
+    @pytest.mark.parametrize(
+        ("build", "verify", "status"), [(0, 0, 0), (1, 0, 1), (1, 4, 1), (0, 1, 1), (0, 4, 4)]
+    )
+    def test_ends_as_build_with_verify_does(self, pipeline, build, verify, status):
+        pipeline.pretend(build, verify)
+        built = pipeline.step("Build")
+        assert built.returncode == 0, built.stderr
+        verified = pipeline.step("Verify")
+        assert verified.returncode == status
+        assert pipeline.outputs()["held"] == ("false" if status else "true")
+        said = built.stdout + verified.stdout
+        assert ("::error title=vadexport build::vadexport: 50%25 <of> build" in said) == bool(build)
+        assert ("::error title=vadexport verify::vadexport: of verify" in said) == bool(verify)
+        reason = "vadexport: 50% <of> build" if build else "vadexport: of verify"
+        assert verified.stderr.splitlines()[-1] == reason
+        heading = f"## ✗ vadexport build\n\n    {reason}\n\n" if build else ""
+        assert pipeline.summary.read_text() == f"{heading}## of verify\n"
+
+    def test_a_build_that_failed_is_not_verified(self, pipeline):
+        pipeline.pretend(4, 0)
+        assert pipeline.step("Build").returncode == 4
+        assert "50% <of> build" in pipeline.summary.read_text()
+
+    @pytest.mark.parametrize(
+        ("name", "options"),
+        [
+            ("verify-options", "--rounds 0 --report elsewhere"),
+            ("verify-options", "--report=elsewhere"),
+            ("build-options", "-o elsewhere"),
+            ("build-options", "--batch 1\n--output=elsewhere"),
+        ],
+    )
+    def test_options_that_lead_the_report_elsewhere_are_refused(self, pipeline, name, options):
+        done = pipeline.step("Check", **{name: options})
+        assert done.returncode == 2
+        assert done.stdout.startswith("::error title=vadexport::-")
+        assert f"in {name}: " in done.stderr
+        fine = {"build-options": "--no-pass mahalanobis", "verify-options": "--rounds 0 --repeat 1"}
+        assert pipeline.step("Check", **fine).returncode == 0
 
     def test_wrong_input_fails_the_build_with_its_line(self, pipeline):
         built = pipeline.step("Build", source="no such file.ckpt")
@@ -221,6 +264,29 @@ class TestGitLab:
         done = pipeline.gitlab(VADEXPORT_VERIFY_OPTIONS=options)
         assert done.returncode == 1
         assert "largest drift" in done.stdout
+
+    @pytest.mark.parametrize(
+        ("build", "verify", "status"), [(0, 0, 0), (1, 0, 1), (1, 4, 1), (0, 1, 1), (0, 4, 4)]
+    )
+    def test_ends_as_build_with_verify_does(self, pipeline, build, verify, status):
+        pipeline.pretend(build, verify)
+        done = pipeline.gitlab()
+        assert done.returncode == status, done.stderr
+        assert done.stdout == "## of verify\n"
+        last = "vadexport: 50% <of> build" if build else "vadexport: of verify"
+        assert done.stderr.splitlines()[-1] == last
+
+    @pytest.mark.parametrize(
+        "given",
+        [
+            {"VADEXPORT_VERIFY_OPTIONS": "--rounds 0 --report elsewhere"},
+            {"VADEXPORT_BUILD_OPTIONS": "--output=elsewhere"},
+        ],
+    )
+    def test_options_that_lead_the_report_elsewhere_are_refused(self, pipeline, given):
+        done = pipeline.gitlab_installs(VADEXPORT_INSTALL=str(ROOT), **given)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert next(iter(given)) in done.stderr
 
     def test_fails_where_the_build_does(self, pipeline):
         done = pipeline.gitlab(VADEXPORT_SOURCE="none.ckpt")

@@ -1,7 +1,9 @@
 """What `verify` must notice, with real artifacts."""
 
+import hashlib
 import json
 import shutil
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -10,13 +12,14 @@ import pytest
 from onnx import helper, numpy_helper
 
 from tests.integration.refusals import assert_refused
+from vadexport import __version__
 from vadexport.artifact import read_manifest, write_manifest
 from vadexport.contract import ImageInput
 from vadexport.detectors.checkpoint import save_detector
 from vadexport.detectors.patchcore import PatchCoreConfig, fit
 from vadexport.fitting import FitOptions
 from vadexport.fitting import fit as fit_files
-from vadexport.images import image_digest
+from vadexport.images import digest_of_all, image_digest
 from vadexport.listening import Listener
 
 
@@ -107,6 +110,42 @@ def test_what_the_builds_search_found_is_told(vadexport, artifacts, plain_words,
         for name in ("index.html", "summary.md"):
             assert (words in (told.parent / name).read_text()) == (line is not None)
         assert json.loads(told.read_text()) == build
+
+
+def test_without_a_page_the_summary_is_named(
+    vadexport, artifact, plain_words, tmp_path, monkeypatch
+):
+    words = ("verify", artifact, *plain_words, "--report", tmp_path)
+    assert vadexport(*words).out.splitlines()[-1] == f"report: {tmp_path / 'index.html'}"
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    found = vadexport(*words)
+    assert found.status == 0, found.err
+    assert found.out.splitlines()[-1] == f"report: {tmp_path / 'summary.md'}"
+    assert not (tmp_path / "index.html").exists()
+
+
+def test_the_report_says_what_it_is_of(
+    vadexport, artifact, plain_words, checkpoint, images, tmp_path
+):
+    words = ("verify", artifact, *plain_words, "--report", tmp_path)
+    assert vadexport(*words).status == 0
+    parity = json.loads((tmp_path / "parity.json").read_text())
+
+    def sha256(path):
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    reference = sha256(checkpoint)
+    files = list(images.rglob("*.png"))
+    assert len(files) == len(parity["images"])
+    assert parity["sha256"] == {
+        "manifest": sha256(artifact / "manifest.json"),
+        "files": {"model.onnx": sha256(artifact / "model.onnx")},
+        "source": reference,
+        "reference": reference,
+        "images": digest_of_all(map(image_digest, files)),
+    }
+    assert parity["size_mb"] == (artifact / "model.onnx").stat().st_size / 1e6
+    assert parity["environment"]["vadexport"] == __version__
 
 
 def test_a_reference_of_another_size(vadexport, artifacts, crops, images, tmp_path):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from vadexport.backends.base import Execution
+from vadexport.verification.identity import Identity
 from vadexport.verification.latency import LatencyFigures, Speedup
 from vadexport.verification.limits import Check, Limits
 from vadexport.verification.parity import ParityFigures
@@ -120,6 +121,14 @@ def make_verification(**changes):
         ladder=(
             {"rung": "traced", "held": True, "images": 8, "drift_max": 1.5e-6, "spearman": None},
             {"rung": "compiled", "held": False, "images": 8, "drift_max": 0.31, "flips": 2},
+        ),
+        identity=Identity(
+            manifest=64 * "a",
+            files={"model.bin": 64 * "b", "model.xml": 64 * "c"},
+            source=64 * "d",
+            reference=64 * "d",
+            images=64 * "e",
+            size=12_345_678,
         ),
         environment={"processor": "a processor", "threads": 2, "openvino": "2026.4.1"},
         warnings=(),

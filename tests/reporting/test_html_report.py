@@ -144,6 +144,7 @@ class TestFigures:
             "12%",
             "60.0 → 6.00 ms",
             "10.0×",
+            "12.3 MB",
         ]
         assert "reference in float32 → artifact in INT8 network" in values
         assert "95% interval 9.25 to 10.5" in values
@@ -199,6 +200,22 @@ class TestFigures:
         text = page(make.verification(environment=environment)).text
         assert "verified at" in text
         assert "u8 1, 2" in text
+
+    def test_what_it_is_of(self, make):
+        v = make.verification()
+        found = page(v)
+        for name, digest in (
+            ("SHA-256 of manifest.json", 64 * "a"),
+            ("SHA-256 of model.xml", 64 * "c"),
+            ("SHA-256 of the reference", 64 * "d"),
+            ("SHA-256 over those of the images", 64 * "e"),
+        ):
+            assert name in found.texts["th"]
+            assert digest in found.texts["td"]
+        assert "12.3 MB" in found.texts["dd"]
+        unknown = replace(v.identity, source=None, images=None)
+        found = page(replace(v, identity=unknown))
+        assert {"unknown", "no image was compared"} <= set(found.texts["td"])
 
 
 class TestSearch:

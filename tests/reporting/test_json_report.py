@@ -47,6 +47,18 @@ class TestParity:
         assert found["environment"] == v.environment
         assert found["warnings"] == ["one"]
 
+    def test_what_it_is_of(self, make):
+        v = make.verification()
+        for found in (read(parity_json(v)), read(latency_json(v))):
+            assert found["sha256"] == {
+                "manifest": 64 * "a",
+                "files": {"model.bin": 64 * "b", "model.xml": 64 * "c"},
+                "source": 64 * "d",
+                "reference": 64 * "d",
+                "images": 64 * "e",
+            }
+            assert found["size_mb"] == pytest.approx(12.345678)
+
     def test_what_the_search_chose(self, make):
         assert read(parity_json(make.verification()))["search"] is None
         assert read(parity_json(make.verification(search=make.search())))["search"] == {

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from vadexport.reporting.junit import junit_xml
 from vadexport.verification.limits import Check, Limits
+from vadexport.verification.result import Diagnosis
 
 
 def suite(v):
@@ -18,7 +19,9 @@ def test_one_case_a_check_and_one_a_limit_that_was_not_checked(make):
     cases = {case.get("name"): case for case in found.iter("testcase")}
     assert list(cases)[:3] == ["finite", "drift", "speedup"]
     (skipped,) = [case for case in cases.values() if case.find("skipped") is not None]
-    assert "map" in skipped.get("name")
+    assert skipped.get("name") == "map"
+    said = "largest difference of a map, of the maps' mean range: the detector gives no map"
+    assert skipped.find("skipped").get("message") == said
     assert found.attrib | {"name": ""} == {
         "name": "",
         "tests": "4",
@@ -37,6 +40,34 @@ def test_a_check_that_fell_short_is_a_failure_that_says_why(make):
     assert found.get("failures") == "1"
 
 
+def test_a_limit_has_one_name_judged_or_not(make):
+    named = {
+        "max_drift": "drift",
+        "max_flips": "flips",
+        "min_spearman": "spearman",
+        "max_map_drift": "map",
+        "min_auroc_delta": "auroc",
+        "min_speedup": "speedup",
+        "max_latency_ms": "latency",
+        "max_size_mb": "size",
+        "max_memory_mb": "memory",
+    }
+    limits = Limits(**dict.fromkeys(named, 1.0))
+    judged = tuple(Check(name, held=True, line="held") for name in named.values())
+    for checks in (judged, ()):
+        cases = suite(make.verification(limits=limits, checks=checks)).iter("testcase")
+        assert sorted(case.get("name") for case in cases) == sorted(named.values())
+
+
+def test_the_diagnosis_stands_where_parity_fell_short_and_nowhere_else(make):
+    names = ("drift", "repeat", "preprocessing", "size", "memory", "latency", "speedup")
+    checks = tuple(Check(name, held=False, line="short") for name in names)
+    diagnosis = Diagnosis("quantised", ("it begins at quantised",), ())
+    cases = suite(make.verification(checks=checks, diagnosis=diagnosis)).iter("testcase")
+    told = [case.get("name") for case in cases if case.find("failure").text is not None]
+    assert told == ["drift", "repeat", "preprocessing"]
+
+
 def test_says_what_was_verified_and_warned_of(make):
     found = suite(make.verification(warnings=("one", "two"), proven_on="graph"))
     properties = {one.get("name"): one.get("value") for one in found.iter("property")}
@@ -46,6 +77,8 @@ def test_says_what_was_verified_and_warned_of(make):
         "images": "4",
         "drift_unit": "0.5",
         "proven_on": "graph",
+        "manifest_sha256": 64 * "a",
+        "reference_sha256": 64 * "d",
     }
     assert found.find("system-err").text == "one\ntwo"
 

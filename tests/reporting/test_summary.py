@@ -53,6 +53,7 @@ def test_figures_of_both_with_their_bounds(make):
     no_interval = "too few images change their place, about 60 of each label would do"
     assert f"| AUPRO | 0.8000 | 0.7000 (loss 0.1, no interval: {no_interval}) |" in text
     assert "| flipped decisions | – | 1/4 (95%: 0.6% to 80.6%) |" in text
+    assert "| size on disk | – | 12.3 MB |" in text
     assert "| median latency | 60.0 ms (float32) | 6.00 ms (INT8 network) |" in text
     assert "| compiled | 0.31 | fell short |" in text
 

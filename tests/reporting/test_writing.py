@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from vadexport.errors import InputError
-from vadexport.reporting import latency_json, parity_json, write_reports
+from vadexport.reporting import front_page, latency_json, parity_json, write_reports
 
 pytest.importorskip("jinja2")
 
@@ -21,6 +21,7 @@ def test_writes_all(make, tmp_path):
     folder = tmp_path / "new" / "report"
     assert write_reports(v, folder) == []
     assert names(folder) == ALL
+    assert front_page(folder) == folder / "index.html"
     assert json.loads((folder / "parity.json").read_text("utf-8")) == parity_json(v)
     assert json.loads((folder / "latency.json").read_text("utf-8")) == latency_json(v)
     assert (folder / "index.html").read_text("utf-8").startswith("<!doctype html>")
@@ -51,6 +52,7 @@ def test_without_jinja2(make, tmp_path, monkeypatch):
     )
     # A page of an older verification must not stay beside the new figures.
     assert names(tmp_path) == [name for name in ALL if name != "index.html"]
+    assert front_page(tmp_path) == tmp_path / "summary.md"
 
 
 def test_a_file_in_the_way(make, tmp_path):

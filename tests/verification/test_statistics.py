@@ -126,6 +126,22 @@ class TestBestF1Threshold:
         assert best_f1_threshold(values, truth) == 3.5
 
 
+def coverage(draw, count, ends, trials=2000):
+    """Share of samples of so many values whose interval holds the true median."""
+    rng = np.random.default_rng(1)
+    covered = 0
+    for _ in range(trials):
+        if draw == "ratio":
+            # Two contestants of the same speed, whose calls take longer by chance.
+            first, second = rng.lognormal(sigma=0.1, size=(2, count))
+            values, truth = first / second, 1.0
+        else:
+            values, truth = rng.exponential(size=count), np.log(2)
+        low, high = ends(values)
+        covered += low <= truth <= high
+    return covered / trials
+
+
 class TestMedianInterval:
     def test_value_is_the_median_within_the_interval(self):
         values = np.random.default_rng(0).gamma(2, size=101)
@@ -145,18 +161,21 @@ class TestMedianInterval:
     @pytest.mark.parametrize("count", [10, 15, 30, 100])
     @pytest.mark.parametrize("draw", ["ratio", "exponential"])
     def test_covers_the_true_median_95_times_of_100(self, count, draw):
-        rng = np.random.default_rng(1)
-        trials, covered = 2000, 0
-        for _ in range(trials):
-            if draw == "ratio":
-                # Two contestants of the same speed, whose calls take longer by chance.
-                first, second = rng.lognormal(sigma=0.1, size=(2, count))
-                values, truth = first / second, 1.0
-            else:
-                values, truth = rng.exponential(size=count), np.log(2)
+        def ends(values):
             found = median_interval(values, resamples=400)
-            covered += found.low <= truth <= found.high
-        assert 0.93 <= covered / trials <= 0.97
+            return found.low, found.high
+
+        assert 0.93 <= coverage(draw, count, ends) <= 0.97
+
+    @pytest.mark.parametrize("count", [10, 15])
+    @pytest.mark.parametrize("draw", ["ratio", "exponential"])
+    def test_plain_percentiles_of_few_values_cover_it_too_rarely(self, count, draw):
+        drawn = np.random.default_rng(2).integers(count, size=(400, count))
+
+        def ends(values):
+            return np.quantile(np.median(values[drawn], axis=1), [0.025, 0.975])
+
+        assert 0.91 <= coverage(draw, count, ends) <= 0.94
 
     def test_many_values_are_drawn_in_parts(self, monkeypatch):
         values = np.random.default_rng(3).normal(size=50)

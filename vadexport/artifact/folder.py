@@ -19,10 +19,17 @@ _MANIFEST_LIMIT = 16 * 2**20
 
 @dataclass(frozen=True)
 class Artifact:
-    """An artifact whose files are those that its manifest names."""
+    """An artifact whose files are those that its manifest names.
+
+    Attributes:
+        folder: where it is.
+        manifest: what `manifest.json` holds.
+        sha256: of that file, in hexadecimal.
+    """
 
     folder: Path
     manifest: Manifest
+    sha256: str
 
 
 def open_artifact(folder: Path) -> Artifact:
@@ -42,7 +49,7 @@ def open_artifact(folder: Path) -> Artifact:
         raise InputError(f"{folder / name} is not in the manifest: remove it, or build again")
     for name, entry in sorted(manifest.files.items()):
         _check(folder / name, entry)
-    return Artifact(folder, manifest)
+    return Artifact(folder, manifest, file_digest(folder / MANIFEST_FILE))
 
 
 def read_manifest(folder: Path) -> Manifest:

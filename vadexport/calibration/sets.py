@@ -1,6 +1,5 @@
 """Calibration sets: the normal images that INT8 ranges are read from."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 from vadexport.artifact import CalibrationEntry
 from vadexport.calibration.diversity import spread_out
 from vadexport.errors import InputError
-from vadexport.images import ImageFile, image_digest
+from vadexport.images import ImageFile, digest_of_all, image_digest
 
 #: Fewer images than this leave the ranges to chance.
 FEW_IMAGES = 8
@@ -46,8 +45,7 @@ class CalibrationSet:
     def entry(self) -> CalibrationEntry:
         """What the manifest holds of it."""
         digests = sorted(image_digest(image.path) for image in self.calibrate)
-        whole = hashlib.sha256("".join(digests).encode()).hexdigest()
-        return CalibrationEntry(whole, self.seed, tuple(digests))
+        return CalibrationEntry(digest_of_all(digests), self.seed, tuple(digests))
 
 
 def choose_calibration_set(

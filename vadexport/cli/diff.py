@@ -27,7 +27,9 @@ def command(
     """Say what changed from BEFORE to AFTER: artifacts, reports of `verify`, or folders of several.
 
     Of artifacts: target, source, precision, versions, files; and where both were verified, their
-    figures and every image whose decision changed. Of folders with several, those of the same name.
+    reference, images, limits, environment and figures, and every image whose decision changed. Of
+    folders with several, those of the same name. Changed limits and figures fail nothing by
+    themselves.
     Exit status 1 where a decision changed, an artifact is gone, a check falls short that did not
     before or is no longer made, or no image was verified by both; 2 where one was not verified.
 
@@ -72,7 +74,8 @@ def _several(found: "FolderDiff") -> str:
 
 
 def _as_text(found: "Diff") -> str:
-    parts = [_table("built", found.build), _table("verified", found.figures)]
+    parts = [_table("built", found.build), _table("verified", found.verified + found.figures)]
+    parts += [printable(f"note: {line}") for line in found.notes]
     if found.images:
         rows = [("image", "before", "after", "drift", "decision")]
         rows += [

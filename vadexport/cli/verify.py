@@ -120,9 +120,9 @@ def command(
 
 def verify_text(result: "VerifyResult") -> str:
     """What a verification found, for a reader."""
-    from vadexport.reporting import summary_table
+    from vadexport.reporting import front_page, summary_table
 
-    places = [printable(f"report: {folder / 'index.html'}") for folder in result.reports]
+    places = [printable(f"report: {front_page(folder)}") for folder in result.reports]
     return "\n".join([summary_table(result.verifications), "", *places])
 
 

@@ -37,6 +37,7 @@ class Diff:
 
     Attributes:
         build: of what was built, and with what.
+        verified: of what was verified, to which limits, and where.
         figures: of the verifications.
         images: whose decision changed, then those whose score changed most; at most 20.
         shared: number of images that both verified.
@@ -45,10 +46,12 @@ class Diff:
         only_after: number of images that only the second verified.
         worse: checks that fall short now and did not before, new ones too, and those that are no
             longer made, in words.
-        unverified: which of the two has no report of `verify`.
+        unverified: which of the two has no report of `verify`, or another artifact's.
+        notes: what the figures must be read with, in words.
     """
 
     build: tuple[Change, ...]
+    verified: tuple[Change, ...]
     figures: tuple[Change, ...]
     images: tuple[ChangedImage, ...]
     shared: int
@@ -57,6 +60,7 @@ class Diff:
     only_after: int
     worse: tuple[str, ...]
     unverified: tuple[str, ...]
+    notes: tuple[str, ...]
 
     @property
     def held(self) -> bool:

@@ -5,7 +5,7 @@ costs no more than numpy does.
 """
 
 from vadexport.images.decoding import check_depth, common_input, decode, load_images, probe
-from vadexport.images.digests import image_digest
+from vadexport.images.digests import digest_of_all, image_digest
 from vadexport.images.headers import ImageHeader, UnreadableImageError
 from vadexport.images.listing import (
     IMAGE_SUFFIXES,
@@ -23,6 +23,7 @@ __all__ = [
     "check_depth",
     "common_input",
     "decode",
+    "digest_of_all",
     "image_digest",
     "list_images",
     "load_images",

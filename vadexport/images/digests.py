@@ -1,6 +1,7 @@
 """Which image a file is, by its bytes: for telling whether two sets of images overlap."""
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -24,3 +25,8 @@ def image_digest(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()[:DIGEST_LENGTH]
     except OSError as error:
         raise UnreadableImageError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def digest_of_all(digests: Iterable[str]) -> str:
+    """SHA-256 over the digests of images, in hexadecimal, whatever their names and order."""
+    return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()

@@ -2,6 +2,13 @@
 
 from vadexport.reporting.json_report import latency_json, parity_json
 from vadexport.reporting.table import summary_table
-from vadexport.reporting.writing import remove_reports, write_reports
+from vadexport.reporting.writing import front_page, remove_reports, write_reports
 
-__all__ = ["latency_json", "parity_json", "remove_reports", "summary_table", "write_reports"]
+__all__ = [
+    "front_page",
+    "latency_json",
+    "parity_json",
+    "remove_reports",
+    "summary_table",
+    "write_reports",
+]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from vadexport import __version__
+from vadexport.artifact import MANIFEST_FILE
 from vadexport.errors import MissingPackageError
 from vadexport.reporting.distributions import distribution_plot
 from vadexport.reporting.frontier import search_section
@@ -86,12 +87,16 @@ def html_report(v: Verification) -> str:
         search=search_section(v.search),
         climbed=[_rung(found) for found in (v.diagnosis.ladder if v.diagnosis else ())],
         limits=limit_rows(v),
-        environment=[(key.replace("_", " "), _words(one)) for key, one in v.environment.items()],
+        environment=[
+            *_identity(v),
+            *((key.replace("_", " "), _words(one)) for key, one in v.environment.items()),
+        ],
     )
 
 
 def _headlines(v: Verification) -> list[_Headline]:
     found = v.figures
+    size = _Headline("size on disk", f"{measured(v.identity.megabytes)} MB", "the artifact's files")
     headlines = [
         _auroc(v),
         _Headline(
@@ -123,7 +128,7 @@ def _headlines(v: Verification) -> list[_Headline]:
     for name, one in _where_labelled(v):
         headlines.append(_Headline(name, _change(one.reference, one.artifact), _loss(one)))
     if v.latency is None:
-        return [*headlines, _Headline("median latency", MISSING, "not measured")]
+        return [*headlines, _Headline("median latency", MISSING, "not measured"), size]
     artifact, reference, ratio = v.latency.artifact, v.latency.reference, v.latency.speedup.ratio
     return [
         *headlines,
@@ -138,6 +143,7 @@ def _headlines(v: Verification) -> list[_Headline]:
             f"{measured(ratio.value)}×",
             f"95% interval {measured(ratio.low)} to {measured(ratio.high)}",
         ),
+        size,
     ]
 
 
@@ -204,6 +210,21 @@ def _masks(v: Verification) -> str:
     found, ranks = (v.evidence.mask_iou, v.evidence.map_spearman) if v.evidence else (None, None)
     words = "" if ranks is None else f"; pixels' mean rank correlation {figure(ranks, '.5f')}"
     return words + ("" if found is None else f"; masks' mean IoU {figure(found, '.4f')}")
+
+
+def _identity(v: Verification) -> list[tuple[str, str]]:
+    """What the page is of, to the byte."""
+    found = v.identity
+    files = ((f"SHA-256 of {name}", digest) for name, digest in found.files.items())
+    return [
+        ("artifact", v.artifact_name),
+        ("size of its files", f"{measured(found.megabytes)} MB"),
+        (f"SHA-256 of {MANIFEST_FILE}", found.manifest),
+        *files,
+        ("SHA-256 of what it was built from", found.source or "unknown"),
+        ("SHA-256 of the reference", found.reference),
+        ("SHA-256 over those of the images", found.images or "no image was compared"),
+    ]
 
 
 def _runs(v: Verification) -> list[tuple[str, str, str]]:

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from vadexport.verification.identity import Identity
 from vadexport.verification.latency import Speedup
 from vadexport.verification.parts import Parts
 from vadexport.verification.records import ImageRecord
@@ -27,6 +28,7 @@ def parity_json(v: Verification) -> dict[str, Any]:
 
     Drifts are in drift units, `drift_unit` and all scores and map differences of an image in raw
     score units; `map_max` and `map_mean` of `figures` are fractions of the mean range of the maps.
+    `sha256` says to the byte what the report is of, and `size_mb` counts 10^6 bytes.
     """
     return _strict_dict(
         {
@@ -86,6 +88,18 @@ def _which(v: Verification) -> dict[str, Any]:
         "artifact_name": v.artifact_name,
         "source_name": v.source_name,
         "proven_on": v.proven_on,
+        "sha256": _digests(v.identity),
+        "size_mb": v.identity.megabytes,
+    }
+
+
+def _digests(found: Identity) -> dict[str, Any]:
+    return {
+        "manifest": found.manifest,
+        "files": found.files,
+        "source": found.source,
+        "reference": found.reference,
+        "images": found.images,
     }
 
 

@@ -4,7 +4,7 @@ import re
 from typing import Final
 from xml.etree import ElementTree as ET
 
-from vadexport.reporting.wording import limit_rows
+from vadexport.reporting.wording import WITHOUT_SCORES, limit_rows
 from vadexport.verification.result import Verification
 
 #: XML 1.0 has no other characters, not even as references.
@@ -14,7 +14,8 @@ _NOT_XML: Final = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U001
 def junit_xml(v: Verification) -> str:
     """The file's text: a check that fell short is a failure, a limit that was not checked skipped.
 
-    The form is that of Jenkins' JUnit plugin, which GitLab, GitHub's actions and others read.
+    A limit's case has one name, judged or not, so that whatever compares runs knows it again. The
+    form is that of Jenkins' JUnit plugin, which GitLab, GitHub's actions and others read.
     """
     unchecked = [row for row in limit_rows(v) if row.verdict == "not checked"]
     cases = [(check.name, check) for check in v.checks]
@@ -39,10 +40,11 @@ def junit_xml(v: Verification) -> str:
             failure = ET.SubElement(
                 case, "failure", {"message": _clean(check.line), "type": "limit"}
             )
-            failure.text = _clean("\n".join(v.diagnosis.lines)) if v.diagnosis else None
+            if v.diagnosis is not None and each not in WITHOUT_SCORES:
+                failure.text = _clean("\n".join(v.diagnosis.lines))
     for row in unchecked:
-        case = ET.SubElement(suite, "testcase", {"classname": kind, "name": row.words})
-        ET.SubElement(case, "skipped", {"message": row.line})
+        case = ET.SubElement(suite, "testcase", {"classname": kind, "name": row.name})
+        ET.SubElement(case, "skipped", {"message": _clean(f"{row.words}: {row.line}")})
     if v.warnings:
         ET.SubElement(suite, "system-err").text = _clean("\n".join(v.warnings))
     ET.indent(suites)
@@ -56,6 +58,8 @@ def _properties(v: Verification) -> dict[str, str]:
         "images": str(v.figures.images),
         "drift_unit": f"{v.drift_unit:.6g}",
         "proven_on": v.proven_on,
+        "manifest_sha256": v.identity.manifest,
+        "reference_sha256": v.identity.reference,
     }
 
 

@@ -83,6 +83,7 @@ def _figures(v: Verification) -> Iterator[tuple[str, str, str]]:
         bound = f" (95%: {percent(v.evidence.flips.low)} to {percent(v.evidence.flips.high)})"
     yield "flipped decisions", MISSING, flips(found.flips, found.images) + bound
     yield "largest map difference", MISSING, percent(found.map_max)
+    yield "size on disk", MISSING, f"{measured(v.identity.megabytes)} MB"
     if v.latency is not None:
         yield from latency_rows(v.latency)
 

@@ -1,7 +1,7 @@
 """Figures and verdicts in words: one way for the page, its plots and the terminal."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -151,12 +151,14 @@ class LimitRow:
     """A limit and what became of it.
 
     Attributes:
+        name: of its check, whether that was made or not.
         words: what it limits.
         limit: its value with unit; a dash where there is none.
         verdict: held, fell short, not checked, or no limit.
         line: what was measured, or why it was not checked.
     """
 
+    name: str
     words: str
     limit: str
     verdict: str
@@ -184,6 +186,9 @@ _LIMITS: Final[tuple[tuple[str, str, Callable[[float], str]], ...]] = (
     ("max_memory_mb", "peak memory", "≤ {:g} MB".format),
 )
 
+#: Checks that need no image, and of which no step of a build can be the cause.
+WITHOUT_SCORES: Final = ("speedup", "latency", "size", "memory")
+
 
 def limit_rows(verification: Verification) -> list[LimitRow]:
     """Every limit there can be, with what became of it."""
@@ -194,13 +199,24 @@ def limit_rows(verification: Verification) -> list[LimitRow]:
     for field, words, written in _LIMITS:
         limit = getattr(v.limits, field)
         if limit is None:
-            rows.append(LimitRow(words, MISSING, "no limit", ""))
+            rows.append(LimitRow(CHECKS[field], words, MISSING, "no limit", ""))
         elif field in why:
-            rows.append(LimitRow(words, written(limit), "not checked", why[field]))
+            rows.append(LimitRow(CHECKS[field], words, written(limit), "not checked", why[field]))
         else:
             check = checks[CHECKS[field]]
-            rows.append(LimitRow(words, written(limit), verdict(check.held), check.line))
+            rows.append(
+                LimitRow(check.name, words, written(limit), verdict(check.held), check.line)
+            )
     return rows
+
+
+def limits_in_words(limits: Mapping[str, Any]) -> dict[str, str]:
+    """What each limit of `parity.json` is of, and its value; a dash where there is none."""
+    known = {name: value for name, value in limits.items() if type(value) in (int, float)}
+    return {
+        words: written(known[field]) if field in known else MISSING
+        for field, words, written in _LIMITS
+    }
 
 
 def unchecked(verification: Verification) -> list[str]:

@@ -53,6 +53,12 @@ def write_reports(v: Verification, folder: Path) -> list[str]:
     return warnings
 
 
+def front_page(folder: Path) -> Path:
+    """What a reader opens of a written report: its page, or its summary where there is none."""
+    page = folder / PAGE_FILE
+    return page if page.exists() else folder / SUMMARY_FILE
+
+
 def remove_reports(folder: Path) -> None:
     """Remove what `write_reports` wrote for an earlier verification; other files stay.
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from vadexport.artifact import ProvenOn
 from vadexport.contract import ImageArray
 from vadexport.verification.evidence import Evidence, PlantedEvidence
+from vadexport.verification.identity import Identity
 from vadexport.verification.latency import LatencyFigures, Speedup
 from vadexport.verification.limits import Check, Limits
 from vadexport.verification.parity import ParityFigures
@@ -101,6 +102,7 @@ class Verification:
         exhibits: images to look at.
         ladder: the build's rungs, from the manifest.
         environment: versions, processor, threads, time: what the figures hold for.
+        identity: digests of artifact, reference and images, and the artifact's size.
         warnings: what may spoil the result.
         evidence: how much the figures prove.
         proven_on: `artifact`, or `graph` where its device is not here: the figures are then those
@@ -124,6 +126,7 @@ class Verification:
     exhibits: tuple[Exhibit, ...]
     ladder: tuple[dict[str, Any], ...]
     environment: dict[str, Any]
+    identity: Identity
     warnings: tuple[str, ...] = ()
     evidence: Evidence | None = None
     proven_on: ProvenOn = "artifact"

@@ -130,8 +130,8 @@ def median_interval(values: Float64Array, *, resamples: int = 2000, seed: int = 
     """Median with an expanded percentile bootstrap interval (Hesterberg 2015, section 5.3).
 
     The plain percentile interval (Efron 1979) of few values is too narrow: of 10 to 15 it covers
-    the median in 92% of all samples. The expanded one takes quantiles further out, by as much as
-    Student's t lies beyond the normal distribution.
+    the median in 92 to 93% of all samples. The expanded one takes quantiles further out, by as much
+    as Student's t lies beyond the normal distribution.
     """
     from scipy.special import ndtr, stdtrit
 

@@ -206,8 +206,8 @@ class Arena:
         )
 
     def digests(self, records: Sequence[ImageRecord]) -> dict[str, str]:
-        """Names of the images that the records are of, by their digests."""
-        return {image_digest(self.files[record.name].path): record.name for record in records}
+        """Digests of the images that the records are of, by their names."""
+        return {record.name: image_digest(self.files[record.name].path) for record in records}
 
     def exhibit(self, name: str, record: ImageRecord, why: str) -> Exhibit:
         """Run one image again, to keep its maps."""

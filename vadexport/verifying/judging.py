@@ -6,11 +6,13 @@ from dataclasses import replace
 from typing import Any, Final
 
 from vadexport.artifact import BUILD_FILE, REPORT_FOLDER, Artifact, Manifest
+from vadexport.images import digest_of_all
 from vadexport.sources import Source
 from vadexport.targets import AUTO, Target
 from vadexport.verification.drift import DriftUnit, fitted_scores
 from vadexport.verification.evidence import weigh, weigh_planted
 from vadexport.verification.further_checks import planted_check, repeat_check
+from vadexport.verification.identity import Identity
 from vadexport.verification.latency import LatencyFigures, speedup
 from vadexport.verification.limits import (
     Check,
@@ -89,14 +91,16 @@ def judge(
             reference_throughput=rates.get(REFERENCE),
         )
         checks += latency_checks(latency.artifact, latency.reference, latency.speedup, limits)
-    checks += size_checks(_megabytes(manifest), timed.get(name), limits)
+    digests = arena.digests(records)
+    identity = Identity.of(artifact, source.sha256, digest_of_all(digests.values()))
+    checks += size_checks(identity.megabytes, timed.get(name), limits)
     if finite:
         why = unjudged(limits, checks, found, timed=latency is not None)
         checks += given_checks(why, limits, given, checks)
     warnings = [
         *images.warnings,
         *_origin_warnings(artifact, source, arena),
-        *_overlap_warnings(artifact, source, arena.digests(records)),
+        *_overlap_warnings(artifact, source, digests),
     ]
     if len(records) < _FEW_IMAGES:
         few, them = (
@@ -108,8 +112,7 @@ def judge(
     if state is not None and state.slowed_by:
         warnings.append(f"the GPU was slowed down by its {', '.join(state.slowed_by)}")
     if latency:
-        pair = (latency.artifact, latency.reference)
-        warnings += [reason for reason in (disturbance(*pair), instability(*pair)) if reason]
+        warnings += _timing_warnings(latency)
     threshold = _threshold(source)
     return Verification(
         **_about(artifact, source, unit, options),
@@ -127,6 +130,7 @@ def judge(
             "latency_rounds": len(latency.artifact.samples_ms) if latency else 0,
             **arena.surroundings.to_json(options.threads, state),
         },
+        identity=identity,
         proven_on="graph" if name in arena.proxied else "artifact",
         warnings=tuple(warnings),
         evidence=weigh(records, unit.value, images.aupro) if finite else None,
@@ -140,6 +144,7 @@ def failed(
     """Of an artifact that did not run to the end: why not, and what needs no run."""
     manifest = artifact.manifest
     limits = options.limits_of(manifest.target.precision)
+    identity = Identity.of(artifact, source.sha256, None)
     return Verification(
         **_about(artifact, source, _drift_unit(manifest, source), options),
         threshold=_threshold(source),
@@ -148,10 +153,11 @@ def failed(
         latency=None,
         checks=(
             Check(RUNS, held=False, line=reason),
-            *size_checks(_megabytes(manifest), None, limits),
+            *size_checks(identity.megabytes, None, limits),
         ),
         exhibits=(),
         environment={"latency_rounds": 0, **arena.surroundings.to_json(options.threads)},
+        identity=identity,
         proven_on="graph" if str(manifest.target) in arena.proxied else "artifact",
         warnings=tuple(_origin_warnings(artifact, source, arena)),
     )
@@ -187,8 +193,13 @@ def _threshold(source: Source) -> float | None:
     return None if thresholds is None else thresholds.decides_above
 
 
-def _megabytes(manifest: Manifest) -> float:
-    return sum(entry.size for entry in manifest.files.values()) / 1e6
+def _timing_warnings(latency: Latency) -> Iterator[str]:
+    """What disturbed the measurement; under `torch.compile` there is no A/A floor."""
+    pair = (latency.artifact, latency.reference)
+    compiled = () if latency.compiled is None else (latency.compiled,)
+    for reason in (disturbance(*pair, *compiled), instability(*pair)):
+        if reason is not None:
+            yield reason
 
 
 def _origin_warnings(artifact: Artifact, source: Source, arena: Arena) -> Iterator[str]:
@@ -254,11 +265,13 @@ def _overlap_warnings(artifact: Artifact, source: Source, verified: dict[str, st
     """Images that the detector or the artifact has seen before prove nothing about new ones."""
     calibration = artifact.manifest.calibration
     seen = {
-        "trained the detector": source.detector.fitted_on,
-        f"calibrated {artifact.manifest.target}": calibration.image_digests if calibration else (),
+        "trained the detector": set(source.detector.fitted_on),
+        f"calibrated {artifact.manifest.target}": set(
+            calibration.image_digests if calibration else ()
+        ),
     }
     names = {
-        what: [verified[digest] for digest in digests if digest in verified]
+        what: [name for name, digest in verified.items() if digest in digests]
         for what, digests in seen.items()
     }
     return [
