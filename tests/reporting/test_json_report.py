@@ -42,6 +42,7 @@ class TestParity:
             "name": "drift",
             "held": True,
             "line": "largest drift 0.6, limit 1",
+            "judged": True,
         }
         assert found["ladder"] == list(v.ladder)
         assert found["environment"] == v.environment

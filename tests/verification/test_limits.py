@@ -226,6 +226,14 @@ class TestAThresholdThatIsTheScoreOfAnImage:
     def test_a_decision_that_contradicts_its_own_score_is_none(self):
         assert not self.flips(self.records(1e-6, consistent=False)).held
 
+    def test_without_a_move_of_any_score_it_is_a_flip(self):
+        records = self.records(0.0)
+        records[3] = replace(records[3], label=True)
+        assert not self.flips(records).held
+        # anomalib decides by pred_score, which may be rounded otherwise where the raw score is not.
+        records[3] = replace(records[3], reference_score=0.5, score=0.5 + 6e-8)
+        assert self.flips(records).held
+
     def test_without_a_tie_nothing_is_said(self):
         assert self.flips(self.records(0.0)).line.endswith("limit 0.0%")
 

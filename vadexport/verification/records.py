@@ -78,12 +78,14 @@ class ImageRecord:
     def tied(self, unit: float) -> bool:
         """Whether the decisions differ because the threshold lies between scores that are the same.
 
-        The same up to float32's rounding: a threshold may be the very score of an image.
+        The same up to float32's rounding: a threshold may be the very score of an image. Where no
+        score moved at all, or the label contradicts its own, it is no threshold's doing.
 
         Args:
             unit: of drift.
         """
-        rounded = abs(self.raw - self.reference_raw) <= ROUNDING * unit
+        moved = (self.raw, self.score) != (self.reference_raw, self.reference_score)
+        rounded = moved and abs(self.raw - self.reference_raw) <= ROUNDING * unit
         return self.flipped and self.finite and self.consistent and rounded
 
     def change(self, unit: float) -> tuple[bool, float]:
