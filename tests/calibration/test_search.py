@@ -14,8 +14,6 @@ from vadexport.calibration import search as module
 from vadexport.calibration.judging import (
     Bounds,
     Judged,
-    Judging,
-    scored,
 )
 from vadexport.calibration.network import find_layers
 from vadexport.calibration.qdq import Form, Plan, QuantisedWeight
@@ -93,8 +91,7 @@ def searched(tmp_path):
             plan or plan_for(),
             frozenset(names(MODEL) - HEAD),
             form or Form(),
-            Judging(calls, 4, scored(tmp_path / "model.onnx", calls)),
-            correcting,
+            (calls, 4, correcting),
             bounds,
             (seconds, folder or tmp_path / "memory"),
             lambda *counts: more["told"].append(counts) if "told" in more else None,
@@ -196,10 +193,8 @@ class TestSearch:
         del bare.graph.output[1:]
         onnx.save(bare, tmp_path / "model.onnx")
         network = frozenset(names(MODEL) - HEAD)
-        judging = Judging(CALLS, 4, scored(tmp_path / "model.onnx", CALLS))
-        assert list(judging.expected) == ["raw_score"]
         found = search(
-            *(tmp_path / "model.onnx", plan_for(), network, Form(), judging, [], LOOSE),
+            *(tmp_path / "model.onnx", plan_for(), network, Form(), (CALLS, 4, []), LOOSE),
             *((60.0, tmp_path / "memory"), lambda *_: None),
         )
         assert found.points[0].judged.maps == 0

@@ -188,20 +188,21 @@ class Integers:
         )
 
     @cached_property
-    def judging(self) -> Judging:
-        """Calls on check images, and on those with defects planted, which the float graph scores.
-
-        All forms are held against these scores: the float graph is run once a build.
-        """
+    def judging_calls(self) -> tuple[list[Call], int]:
+        """Calls on check images, so many, and on those with defects planted."""
         normal = list(self.checks)
         spoiled = [
             image for seed in range(_PLANTED) for image in planted(normal, 1000 * (seed + 1))
         ]
         calls = self.calls(self.checks)
-        every = [*calls, *self.calls(np.stack(spoiled))]
+        return [*calls, *self.calls(np.stack(spoiled))], len(calls)
+
+    @cached_property
+    def judging(self) -> Judging:
+        """What compiled forms are held against: the float graph is run once a build."""
+        calls, normal = self.judging_calls
         with Child("float graph (judging)", timeout_s=_CHILD_TIMEOUT_S) as child:
-            expected = child.run(scored, self.base.path, every)
-        return Judging(every, len(calls), expected)
+            return Judging(calls, normal, child.run(scored, self.base.path, calls))
 
     def in_float(self, *, searched: bool) -> Path:
         """The float graph, with its memory bank searched in INT8 or not."""

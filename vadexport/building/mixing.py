@@ -240,8 +240,7 @@ class Mixing:
                 plan,
                 integers.network_nodes,
                 form_of(self.target),
-                integers.judging,
-                integers.correcting_calls,
+                (*integers.judging_calls, integers.correcting_calls),
                 integers.bounds,
                 (60 * minutes, _memory_folder()),
                 progress=lambda done, total: integers.listener.step(

@@ -122,14 +122,14 @@ def judge_compiled(open_runner: RunnerOpener, judging: Judging, threshold: float
     return judging.compared((outputs_of(runner, call) for call in judging.calls), threshold)
 
 
-def scored(graph: Path, calls: Sequence[Call]) -> Scored:
+def scored(graph: Path | onnx.ModelProto, calls: Sequence[Call]) -> Scored:
     """What forms are held against, by ONNX Runtime. To be run in a child process.
 
     Args:
-        graph: ONNX file of the float graph.
+        graph: in float, or its ONNX file.
         calls: that judge.
     """
-    model = onnx.load(graph)
+    model = onnx.load(graph) if isinstance(graph, Path) else graph
     there = {output.name for output in model.graph.output}
     names = [name for name in (RAW_SCORE, ANOMALY_MAP) if name in there]
     return _joined(run_graph(model, calls, names), names)

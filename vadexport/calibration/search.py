@@ -20,7 +20,7 @@ import numpy as np
 import onnx
 
 from vadexport import __version__
-from vadexport.calibration.judging import Bounds, Judged, Judging
+from vadexport.calibration.judging import Bounds, Judged, Judging, scored
 from vadexport.calibration.observing import run_graph
 from vadexport.calibration.qdq import Form, Plan
 from vadexport.calibration.repair import Corrector
@@ -31,7 +31,7 @@ from vadexport.files import written_text
 #: Layers are judged in no more groups than this, each of neighbours.
 MOST_GROUPS: Final = 32
 #: Of judging; another one makes what was kept void.
-_WAY: Final = 5
+_WAY: Final = 4
 
 Order = Literal["cost", "front"]
 FloatType = Literal["fp32", "bf16"]
@@ -104,8 +104,7 @@ def search(  # noqa: PLR0913, PLR0917 - a call into a child process, which takes
     plan: Plan,
     network_nodes: frozenset[str],
     form: Form,
-    judging: Judging,
-    correcting: Sequence[Call],
+    calls: tuple[Sequence[Call], int, Sequence[Call]],
     bounds: Bounds,
     limits: tuple[float, Path],
     progress: Callable[[int, int], None],
@@ -120,8 +119,8 @@ def search(  # noqa: PLR0913, PLR0917 - a call into a child process, which takes
         plan: of its INT8 form.
         network_nodes: names of the network's nodes.
         form: that is judged, by ONNX Runtime.
-        judging: what is judged on, of images that calibrated nothing.
-        correcting: calls on some that calibrated, for corrections.
+        calls: on images that calibrated nothing; how many of them are of normal images, which come
+            first, the others have planted defects; and some that calibrated, for corrections.
         bounds: of what is held.
         limits: seconds that the search may take, and the folder that keeps what was judged.
         progress: told how many groups were judged, of how many.
@@ -129,7 +128,7 @@ def search(  # noqa: PLR0913, PLR0917 - a call into a child process, which takes
     seconds, folder = limits
     ends = time.monotonic() + seconds
     model = onnx.load(graph)
-    judge = _Judge(model, plan, network_nodes, form, judging, correcting, bounds)
+    judge = _Judge(model, plan, network_nodes, form, calls, bounds)
     memory = _Memory(folder / f"{judge.digest(graph)}.json")
     groups = grouped([layer.node for layer in plan.layers])
     every = frozenset(chain.from_iterable(groups))
@@ -149,7 +148,7 @@ def search(  # noqa: PLR0913, PLR0917 - a call into a child process, which takes
         points.append(Point("cost", 0, (), whole, whole.holds(bounds)))
         if whole.holds(bounds):
             found = tuple(Group(tuple(group), None) for group in groups)
-            return Frontier(found, tuple(points), finished=True, images=judging.images)
+            return Frontier(found, tuple(points), finished=True, images=judge.images)
     costs: list[Judged | None] = []
     for number, group in enumerate(groups):
         costs.append(judged(every - frozenset(group)))
@@ -173,7 +172,7 @@ def search(  # noqa: PLR0913, PLR0917 - a call into a child process, which takes
             if one.holds(bounds):
                 break
     progress(3 * len(groups), 3 * len(groups))
-    return Frontier(ranked, tuple(points), finished, judging.images)
+    return Frontier(ranked, tuple(points), finished, judge.images)
 
 
 def grouped(layers: Sequence[str]) -> list[list[str]]:
@@ -186,26 +185,27 @@ def grouped(layers: Sequence[str]) -> list[list[str]]:
 class _Judge:
     """Runs forms of a graph, and holds them against the graph."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 - what `search` is given
+    def __init__(
         self,
         model: onnx.ModelProto,
         plan: Plan,
         network_nodes: frozenset[str],
         form: Form,
-        judging: Judging,
-        correcting: Sequence[Call],
+        calls: tuple[Sequence[Call], int, Sequence[Call]],
         bounds: Bounds,
     ) -> None:
         self._plan, self._network = plan, network_nodes
-        self._form, self._judging, self._bounds = form, judging, bounds
-        self._correcting = correcting
-        self._corrector = Corrector(model, plan, network_nodes, correcting)
+        self._form, self._calls, self._bounds = form, calls[0], bounds
+        self._correcting = calls[2]
+        self._corrector = Corrector(model, plan, network_nodes, calls[2])
+        # Against the graph that the plan is for: what equalising it moved is not INT8's.
+        self._judging = Judging(calls[0], calls[1], scored(model, calls[0]))
+        self.images = self._judging.images
 
     def digest(self, graph: Path) -> str:
         """Of all that figures hang on."""
         found = hashlib.sha256(graph.read_bytes())
-        images = self._judging.images
-        which = (__version__, _WAY, self._form, self._bounds, images, sorted(self._network))
+        which = (__version__, _WAY, self._form, self._bounds, self.images, sorted(self._network))
         found.update(repr(which).encode())
         for name, reach in sorted(self._plan.reach.items()):
             found.update(f"{name} {reach!r}".encode())
@@ -213,7 +213,7 @@ class _Judge:
             found.update(name.encode() + weight.values.tobytes() + weight.scales.tobytes())
         for name, shift in sorted(self._plan.shifts.items()):
             found.update(name.encode() + shift.tobytes())
-        for call in (*self._judging.calls, *self._correcting):
+        for call in (*self._calls, *self._correcting):
             found.update(call.tobytes())
         return found.hexdigest()[:32]
 
@@ -221,7 +221,7 @@ class _Judge:
         """Of the form whose other layers are INT8."""
         names = list(self._judging.expected)
         made = self._corrector.form(self._form, float_nodes)
-        outputs = run_graph(made, self._judging.calls, names)
+        outputs = run_graph(made, self._calls, names)
         named = (dict(zip(names, values, strict=True)) for values in outputs)
         return self._judging.compared(named, self._bounds.threshold)
 
