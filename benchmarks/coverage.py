@@ -27,7 +27,7 @@ from vadexport.verification.overlap import MapSpool
 
 #: Share of samples from which on an interval counts as usual.
 USUAL: Final = 0.9
-SIZES: Final = ((30, 30), (50, 50), (100, 100), (100, 40))
+SIZES: Final = ((30, 30), (50, 50), (100, 100), (200, 200), (100, 40))
 #: AUROC of the reference, and deviation of the noise that the artifact adds.
 KINDS: Final = ((0.75, 0.3), (0.75, 1.0), (0.9, 0.3), (0.9, 1.0), (0.97, 0.3), (0.97, 1.0))
 #: Height of a defect above the noise, and deviation of the noise that the artifact adds.

@@ -7,7 +7,8 @@ from scipy import stats
 from vadexport.verification.curves import BestF1
 from vadexport.verification.losses import (
     FEWEST_CHANGED,
-    FEWEST_RESAMPLED,
+    FEWEST_FOR_F1,
+    FEWEST_WITH_MAPS,
     bootstrap_loss,
     compare_auroc,
     compare_f1_max,
@@ -179,7 +180,7 @@ def test_the_interval_of_f1_max_covers_the_true_loss(separation, noise):
     truth = BestF1.of(reference, labels).value - BestF1.of(found, labels).value
     losses = [
         compare_f1_max(
-            *drawn(rng, (100, 100), separation, noise),
+            *drawn(rng, (200, 200), separation, noise),
             resamples=200,
             seed=int(rng.integers(1 << 30)),
         ).loss
@@ -191,10 +192,10 @@ def test_the_interval_of_f1_max_covers_the_true_loss(separation, noise):
     assert 0.925 <= np.mean([one.low <= truth <= one.high for one in given]) <= 0.975
 
 
-@pytest.mark.parametrize("images", [(99, 100), (100, 99)])
+@pytest.mark.parametrize("images", [(199, 200), (200, 199)])
 def test_f1_max_of_few_images_has_no_interval(images):
     found = compare_f1_max(*drawn(np.random.default_rng(4), images, 0.8, 1.0), resamples=50).loss
-    assert (found.low, found.high, found.enough) == (None, None, FEWEST_RESAMPLED)
+    assert (found.low, found.high, found.enough) == (None, None, FEWEST_FOR_F1)
     assert found.least < found.value
 
 
@@ -223,6 +224,6 @@ class TestBootstrapLoss:
         assert found.least == found.low
 
     def test_of_few_images_there_is_none(self):
-        labels = np.repeat([False, True], [140, FEWEST_RESAMPLED - 1])
+        labels = np.repeat([False, True], [140, FEWEST_WITH_MAPS - 1])
         found = bootstrap_loss(np.zeros(5), labels)
-        assert (found.low, found.high, found.enough) == (None, None, FEWEST_RESAMPLED)
+        assert (found.low, found.high, found.enough) == (None, None, FEWEST_WITH_MAPS)
