@@ -16,6 +16,7 @@ from vadexport.contract import ImageInput
 from vadexport.detectors import padim
 from vadexport.detectors.checkpoint import save_detector
 from vadexport.detectors.patchcore import PatchCoreConfig, fit
+from vadexport.errors import BackendError
 from vadexport.images import decode
 from vadexport.images.colouring import save_png
 from vadexport.listening import Listener
@@ -139,18 +140,21 @@ def flat_detector(crops):
     return detector
 
 
+@pytest.fixture
+def normal(crops, tmp_path):
+    """More normal images than check a build."""
+    (tmp_path / "normal").mkdir()
+    for number, crop in enumerate([*crops, *(crop[::-1] for crop in crops)]):
+        save_png(np.ascontiguousarray(crop), tmp_path / "normal" / f"{number}.png")
+    return tmp_path / "normal"
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("in_process")
-def test_float32_targets_look_in_few_directions(
-    built, flat_detector, crops, images, tmp_path, monkeypatch
-):
-    (tmp_path / "normal").mkdir()
+def test_float32_targets_look_in_few_directions(built, flat_detector, normal, images, monkeypatch):
     monkeypatch.setattr(bank_search, "_LEAST_FEWER", 50)
     # This bank is not its detector's: distances to it vary more than those that set the limit.
     monkeypatch.setattr(bank_search, "_EXACT_SHARE", 1e-4)
-    for number, crop in enumerate([*crops, *(crop[::-1] for crop in crops)]):
-        save_png(np.ascontiguousarray(crop), tmp_path / "normal" / f"{number}.png")
-    normal = tmp_path / "normal"
     result = built(flat_detector, "openvino:fp32", "onnxruntime:fp32", normal=normal)
     (note,) = [line for line in result.notes if "memory bank" in line]
     assert "in 32 of 152 directions" in note
@@ -167,6 +171,27 @@ def test_float32_targets_look_in_few_directions(
     left_out = ("principal-search",)
     plain = built(flat_detector, "openvino:fp32", normal=normal, no_pass=left_out).targets[0]
     assert manifest_of(plain)["precision"] == {"network": "fp32", "score head": "fp32"}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("failing", ["plan", "scores"])
+def test_float32_targets_never_fail_by_it(built, flat_detector, normal, monkeypatch, failing):
+    def plan(*arguments, **options):
+        if failing == "plan":
+            raise BackendError("out of memory")
+        plans = plan_searches(*arguments, **options)  # all queries become alike
+        none = {name: np.zeros_like(each.directions) for name, each in plans.items()}
+        return {name: replace(each, directions=none[name]) for name, each in plans.items()}
+
+    monkeypatch.setattr(bank_search, "_LEAST_FEWER", 50)
+    monkeypatch.setattr(bank_search, "_EXACT_SHARE", 1e-4)
+    monkeypatch.setattr(bank_search, "plan_searches", plan)
+    result = built(flat_detector, "openvino:fp32", normal=normal)
+    words = {"plan": "in all directions: out of memory", "scores": "scores do not hold in few"}
+    assert words[failing] in " ".join(result.notes)
+    assert manifest_of(result.targets[0])["precision"] == {"network": "fp32", "score head": "fp32"}
+    assert all(rung.held for rung in result.targets[0].rungs)
 
 
 @pytest.mark.slow

@@ -69,7 +69,7 @@ class BankSearch:
         *,
         int8: bool,
     ) -> Self | None:
-        """Of a graph before all passes; None where it has no bank that is large enough.
+        """Of a graph before all passes; None where it has no bank that is large, or wide, enough.
 
         Args:
             simplified: its ONNX file.
@@ -80,7 +80,8 @@ class BankSearch:
             int8: as the attribute.
         """
         before, _ = apply_passes(onnx.load(simplified), rest[0].before_search)
-        if not large_searches(before):
+        widths = [each.bank.rows.shape[1] for each in large_searches(before).values()]
+        if not widths or (not int8 and min(widths) <= _LEAST_FEWER):  # which gains nothing
             return None
         path.parent.mkdir(exist_ok=True)
         onnx.save(before, path)
@@ -166,7 +167,7 @@ class BankSearch:
         if plan is None:
             return (
                 f"the memory bank is searched {self._plainly}, for {self._how} distances would "
-                f"grow by more than {self._share:.2%} of the drift unit"
+                f"grow by more than {self._share:g} drift units"
             )
         candidates = f"{plan.shortlist} candidate{'s' if plan.shortlist > 1 else ''}"
         where = " in INT8" if self.int8 else ""

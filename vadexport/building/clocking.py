@@ -17,9 +17,9 @@ from vadexport.contract import Call
 from vadexport.verification.latency import warm_up
 from vadexport.verification.statistics import Interval, median_interval
 
-#: Rounds of a form, and seconds that they may take.
-_FEWEST_ROUNDS: Final = 6
-_MOST_ROUNDS: Final = 40
+#: Rounds of a form behind which it is asked whether they tell enough, and seconds that they may
+#: take: asked after each, an interval would cover less than it says.
+_LOOKS: Final = (6, 12, 24, 40)
 _MOST_SECONDS: Final = 10.0
 #: Seconds of a call that is long: an untimed one before it would bring nothing back.
 _LONG_CALL: Final = 0.1
@@ -107,16 +107,16 @@ def compared(
         other: likewise.
         least: what is surely slower than that is of no use, and needs no narrower interval.
     """
-    both, samples = (base, other), np.zeros((_MOST_ROUNDS, 2))
+    both, samples = (base, other), np.zeros((_LOOKS[-1], 2))
     random = np.random.default_rng(0)
     started = time.perf_counter()
-    for number in range(_MOST_ROUNDS):
+    for done in range(1, _LOOKS[-1] + 1):
         for index in random.permutation(2):
-            samples[number, index] = both[index](number)
-        if number + 1 < _FEWEST_ROUNDS:
+            samples[done - 1, index] = both[index](done - 1)
+        late = done >= _LOOKS[0] and time.perf_counter() - started > _MOST_SECONDS
+        if not late and done not in _LOOKS:
             continue
-        ratio = median_interval(samples[: number + 1, 0] / samples[: number + 1, 1])
-        late = time.perf_counter() - started > _MOST_SECONDS
+        ratio = median_interval(samples[:done, 0] / samples[:done, 1])
         if late or ratio.high < least or ratio.high < _NARROW * ratio.low:
             break
     return ratio

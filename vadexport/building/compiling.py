@@ -51,10 +51,12 @@ def compile_graph(
     if passes:
         graph = onnx.load(model)
         places = {each.name: count for each in passes if (count := each.apply(graph))}
+        if not places:
+            del graph  # as large as the weights
     if not places:
         return backend.compile_graph(model, folder, target, settings)
     with TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as place:
         rewritten = Path(place) / GRAPH_FILE
         onnx.save(graph, rewritten)
-        del graph  # as large as the weights
+        del graph
         return {**backend.compile_graph(rewritten, folder, target, settings), PASSES: places}

@@ -177,12 +177,15 @@ class Graphs:
 
         return check
 
-    def _against(self, folder: Path) -> Climber:
-        """Checks steps against the ONNX graph in a folder in place of the reference."""
+    def _against(self, folder: Path) -> Climber | None:
+        """Checks steps against the ONNX graph in a folder in place of the reference.
+
+        None where that graph gives no image a finite score.
+        """
         with Child("simplified graph") as child:
             child.open(proxy_opener(folder, "fp32", self.climber.threads))
             ladder = self.climber.ladder.against(child_inference(child))
-        return replace(self.climber, ladder=ladder, repeated=False)
+        return replace(self.climber, ladder=ladder, repeated=False) if ladder else None
 
     def passes(self, graph: Graph) -> Passes:
         """Passes of a graph, and what each brought; they are of its float graph but for the search.
@@ -246,15 +249,24 @@ class Graphs:
     def _searched(self, target: Target) -> Graph:
         """The float graph, a large bank in it searched in few directions where that gains."""
         bank = self._exact_bank
-        if bank is None or True not in bank.forms(target):
-            return self._float
+        try:
+            found = bank and self._in_few_directions(bank, target)
+        except VadexportError as error:  # it can only gain time, and fails no target
+            self._exact_bank = found = None
+            self.notes.append(f"the memory bank is searched in all directions: {error}")
+        return found or self._float
+
+    def _in_few_directions(self, bank: BankSearch, target: Target) -> Graph | None:
+        """None where nothing is gained, or scores do not hold."""
+        if True not in bank.forms(target):
+            return None
         path = self.work / "few-directions" / GRAPH_FILE
         if not path.exists():
             self._save("few-directions", bank.written(onnx.load(bank.path), searched=True))
         rung = self.climber.climb_graph("quantised", path.parent, "fp32")
         if not rung.held:
             bank.given_up(target)
-            return self._float
+            return None
         precision = {**self._float.precision, "score head": bank.words}
         return Graph(path, (*self._float.rungs, rung), precision)
 
@@ -352,10 +364,13 @@ class Graphs:
             BackendError: as `of` does.
         """
         try:
-            return Mixing(self._integers, target).graph(minutes)
+            made = Mixing(self._integers, target).graph(minutes)
         except UnfitError as error:
             self.notes.append(f"{target}: float32, for {error}")
-            return self._float
+            return self._searched(target)
+        if made.path == self._float.path:
+            return replace(self._searched(target), search=made.search)
+        return made
 
     def _explain(self, rung: Rung, before: str, after: Path | None = None) -> None:
         """Note where in the graph a rung that fell short parts from the step before it."""

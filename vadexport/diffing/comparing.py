@@ -15,6 +15,7 @@ from vadexport.diffing.result import ChangedImage, Diff, FolderDiff
 from vadexport.diffing.sides import Side, is_number, read_side
 from vadexport.errors import InputError
 from vadexport.reporting.writing import PARITY_FILE
+from vadexport.verification.records import ROUNDING
 
 _MOST_IMAGES: Final = 20
 
@@ -107,6 +108,7 @@ def _images(first: Side, second: Side) -> Iterator[ChangedImage]:
             continue
         drift = (after - before) / scale
         changed = old[name].get("label") != new[name].get("label")
+        changed = changed and (after == before or abs(drift) > ROUNDING)  # else a tie
         yield ChangedImage(name, before, after, drift, changed)
 
 

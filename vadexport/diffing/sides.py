@@ -29,7 +29,8 @@ class Side:
         manifest: of an artifact; None for a report alone.
         parity: content of `parity.json`; None where it was not verified.
         latency: content of `latency.json`; None where it was not measured.
-        foreign: whether the report in an artifact is of another one, by its manifest's digest.
+        foreign: whether there is a report in the artifact, but of another one, by its manifest's
+            digest: it is taken for none.
     """
 
     path: Path
@@ -41,7 +42,7 @@ class Side:
     @property
     def verified(self) -> bool:
         """Whether a report says how it did."""
-        return self.parity is not None and not self.foreign
+        return self.parity is not None
 
 
 def read_side(path: Path) -> Side:
@@ -65,9 +66,9 @@ def read_side(path: Path) -> Side:
     report = _report(parity) if parity.exists() else None
     of = value_at(report, "sha256", "manifest")
     foreign = manifest is not None and of is not None and of != file_digest(path / MANIFEST_FILE)
-    return Side(
-        path, manifest, report, _report(latency) if latency.exists() else None, foreign=foreign
-    )
+    if foreign:
+        return Side(path, manifest, None, None, foreign=True)
+    return Side(path, manifest, report, _report(latency) if latency.exists() else None)
 
 
 def _report(path: Path) -> dict[str, Any]:

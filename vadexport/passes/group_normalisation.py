@@ -34,6 +34,8 @@ class GroupNormalisation:
 
     def apply(self, model: onnx.ModelProto) -> int:
         """See the base class."""
+        if all(node.op_type != "InstanceNormalization" for node in model.graph.node):
+            return 0
         view = GraphView(model)
         found = [each for node in model.graph.node if (each := _found(node, view)) is not None]
         for each in found:

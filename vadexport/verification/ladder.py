@@ -150,7 +150,7 @@ class Ladder:
                 checks.append(repeat_check(figures(again, unit) if finite else None))
         return Rung(name, found, tuple(checks))
 
-    def against(self, reference: Infer) -> "Ladder":
+    def against(self, reference: Infer) -> "Ladder | None":
         """The same images, held against something else in place of the reference.
 
         It may contradict itself, which is not asked; images that it gives no finite score are left
@@ -158,11 +158,17 @@ class Ladder:
 
         Args:
             reference: its inference.
+
+        Returns:
+            None where no image has a finite score.
         """
         calls = self._image_input.batches(self._images)
         scores = [reference(call)[RAW_SCORE][:count] for call, count in calls]
         finite = np.isfinite(np.concatenate(scores))
-        return Ladder(reference, self._images[finite], self._image_input, None)
+        if not finite.any():
+            return None
+        images = self._images[finite]
+        return Ladder(reference, images, self._image_input, None, tolerant=self._tolerant)
 
     def check_preprocessing(self, rung: Rung, graph: Path) -> Rung:
         """Compare, for a rung, the tensor that its graph's network is given, on a few images.

@@ -40,9 +40,10 @@ def stray_scores(records: Sequence[ImageRecord], unit: float) -> int:
 
 
 def _slope(raw: Float64Array, scores: Float64Array, unit: float) -> float:
-    """The steepest between neighbours; where none shows it, that of a range of one drift unit.
+    """The steepest between neighbours, and at least that of a range of one drift unit.
 
-    Detectors normalise by the range of normal scores, which is wider than their middle half.
+    Detectors normalise by the range of normal scores, which is wider than their middle half; where
+    scores are clamped, few neighbours may show how steep it is.
     """
     if np.array_equal(raw, scores):
         return 1.0
@@ -50,4 +51,4 @@ def _slope(raw: Float64Array, scores: Float64Array, unit: float) -> float:
     rises, gaps = np.diff(scores[order]), np.diff(raw[order])
     apart = gaps > _APART * unit
     steepest = float((rises[apart] / gaps[apart]).max(initial=0.0))
-    return steepest if steepest > 0 else 1 / unit
+    return max(steepest, 1 / unit)

@@ -73,10 +73,9 @@ class Subject:
     def step(self) -> str:
         """What its graph is called as a step of its build."""
         manifest = self.artifact.manifest
-        if manifest.target.precision == AUTO and not any(
-            rung["rung"] == "quantised" for rung in manifest.parity
-        ):
-            return _STEPS["fp32"]
+        if manifest.target.precision in (AUTO, "fp32"):  # what was searched may be quantised alone
+            quantised = any(rung["rung"] == "quantised" for rung in manifest.parity)
+            return _STEPS[AUTO if quantised else "fp32"]
         return _STEPS[manifest.target.precision]
 
     @property
