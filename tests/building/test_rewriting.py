@@ -216,5 +216,5 @@ def test_passes_are_left_out_by_name_and_timed(built):
 def test_an_unknown_pass_names_those_there_are(built):
     with pytest.raises(InputError, match="unknown pass 'bananas'; known: gray-channels, "):
         built(no_pass=("bananas",))
-    with pytest.raises(InputError, match=r"quantised-search$"):
+    with pytest.raises(InputError, match=r"quantised-search, group-normalisation$"):
         built(no_pass=("mahalanobis", ""))
