@@ -154,7 +154,7 @@ class BankSearch:
             )
         found = {name: plan for name, plan in plans.items() if plan is not None}
         gaining = self._gaining(found)
-        if not gaining:
+        if found and not gaining:
             return {}
         who = ", ".join(gaining)
         for plan in plans.values():
