@@ -187,7 +187,8 @@ class TestAction:
         assert "## ✗" in pipeline.summary.read_text()
 
     @pytest.mark.parametrize(
-        ("build", "verify", "status"), [(0, 0, 0), (1, 0, 1), (1, 4, 1), (0, 1, 1), (0, 4, 4)]
+        ("build", "verify", "status"),
+        [(0, 0, 0), (1, 0, 1), (1, 4, 1), (0, 1, 1), (0, 4, 4), (1, 2, 2), (1, 3, 3)],
     )
     def test_ends_as_build_with_verify_does(self, pipeline, build, verify, status):
         pipeline.pretend(build, verify)
@@ -199,9 +200,10 @@ class TestAction:
         said = built.stdout + verified.stdout
         assert ("::error title=vadexport build::vadexport: 50%25 <of> build" in said) == bool(build)
         assert ("::error title=vadexport verify::vadexport: of verify" in said) == bool(verify)
-        reason = "vadexport: 50% <of> build" if build else "vadexport: of verify"
+        heard = build and verify not in (2, 3)
+        reason = "vadexport: 50% <of> build" if heard else "vadexport: of verify"
         assert verified.stderr.splitlines()[-1] == reason
-        heading = f"## ✗ vadexport build\n\n    {reason}\n\n" if build else ""
+        heading = "## ✗ vadexport build\n\n    vadexport: 50% <of> build\n\n" if build else ""
         assert pipeline.summary.read_text() == f"{heading}## of verify\n"
 
     def test_a_build_that_failed_is_not_verified(self, pipeline):
@@ -266,14 +268,16 @@ class TestGitLab:
         assert "largest drift" in done.stdout
 
     @pytest.mark.parametrize(
-        ("build", "verify", "status"), [(0, 0, 0), (1, 0, 1), (1, 4, 1), (0, 1, 1), (0, 4, 4)]
+        ("build", "verify", "status"),
+        [(0, 0, 0), (1, 0, 1), (1, 4, 1), (0, 1, 1), (0, 4, 4), (1, 2, 2), (1, 3, 3)],
     )
     def test_ends_as_build_with_verify_does(self, pipeline, build, verify, status):
         pipeline.pretend(build, verify)
         done = pipeline.gitlab()
         assert done.returncode == status, done.stderr
         assert done.stdout == "## of verify\n"
-        last = "vadexport: 50% <of> build" if build else "vadexport: of verify"
+        heard = build and verify not in (2, 3)
+        last = "vadexport: 50% <of> build" if heard else "vadexport: of verify"
         assert done.stderr.splitlines()[-1] == last
 
     @pytest.mark.parametrize(
