@@ -62,6 +62,7 @@ def test_a_limit_has_one_name_judged_or_not(make):
 def test_the_diagnosis_stands_where_parity_fell_short_and_nowhere_else(make):
     names = ("drift", "repeat", "preprocessing", "size", "memory", "latency", "speedup")
     checks = tuple(Check(name, held=False, line="short") for name in names)
+    checks += (Check("flips", held=False, line="cannot be judged", judged=False),)
     diagnosis = Diagnosis("quantised", ("it begins at quantised",), ())
     cases = suite(make.verification(checks=checks, diagnosis=diagnosis)).iter("testcase")
     told = [case.get("name") for case in cases if case.find("failure").text is not None]

@@ -66,6 +66,6 @@ def test_each_stands_beside_the_one_before_it_and_two_are_held(timed):
 def test_long_calls_are_few_and_none_is_made_beside(timed):
     backend, again, pairs = timed(a=0.5, b=0.4, c=0.3, d=0.3)
     assert again is None
-    assert [len(before) for before, _ in pairs] == [4, 4, 4]
+    assert [len(before) for before, _ in pairs] == [6, 6, 6]
     # To warm up, to see that they are long, and in two pairs.
-    assert [backend.calls.count(name) for name in "abcd"] == [6, 9, 9, 5]
+    assert [backend.calls.count(name) for name in "abcd"] == [8, 13, 13, 7]

@@ -23,9 +23,9 @@ from vadexport.verification.applied import AppliedPass
 #: Of the drift unit, what a distance may grow by for how it is searched: in INT8, and in float32.
 _SHARE: Final = 0.05
 _EXACT_SHARE: Final = 1e-5
-#: OpenVINO's products of int8 by int8 are faster than float32. ONNX Runtime, and a search in
-#: float32, gain where a pair takes so many products less (benchmarks/search_heads.py): naming
-#: candidates takes longer than the smallest distance alone.
+#: OpenVINO's products of int8 by int8 are faster than float32. ONNX Runtime gains where a pair
+#: takes so many products less (benchmarks/search_heads.py): naming candidates takes it longer than
+#: the smallest distance alone. Of searches in float32 as much is asked; they were not timed.
 _LEAST_FEWER: Final = 200
 _CHILD_TIMEOUT_S: Final = 1800
 

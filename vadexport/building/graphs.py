@@ -90,6 +90,7 @@ class Graphs:
     undone: list[Rung] = field(default_factory=list)
     rewrites: Rewrites = field(default_factory=Rewrites)
     _passes: Passes = field(default_factory=Passes)
+    _few_directions: Graph | None = None
     _failures: dict[str, VadexportError] = field(default_factory=dict)
 
     def of(self, target: Target) -> Graph:
@@ -260,15 +261,16 @@ class Graphs:
         """None where nothing is gained, or scores do not hold."""
         if True not in bank.forms(target):
             return None
-        path = self.work / "few-directions" / GRAPH_FILE
-        if not path.exists():
-            self._save("few-directions", bank.written(onnx.load(bank.path), searched=True))
-        rung = self.climber.climb_graph("quantised", path.parent, "fp32")
-        if not rung.held:
-            bank.given_up(target)
-            return None
-        precision = {**self._float.precision, "score head": bank.words}
-        return Graph(path, (*self._float.rungs, rung), precision)
+        if self._few_directions is None:
+            model = bank.written(onnx.load(bank.path), searched=True)
+            path = self._save("few-directions", model)
+            rung = self.climber.climb_graph("quantised", path.parent, "fp32")
+            precision = {**self._float.precision, "score head": bank.words}
+            self._few_directions = Graph(path, (*self._float.rungs, rung), precision)
+        if self._few_directions.rungs[-1].held:
+            return self._few_directions
+        bank.given_up(target)
+        return None
 
     @cached_property
     def _half(self) -> Graph:

@@ -40,7 +40,7 @@ def junit_xml(v: Verification) -> str:
             failure = ET.SubElement(
                 case, "failure", {"message": _clean(check.line), "type": "limit"}
             )
-            if v.diagnosis is not None and each not in WITHOUT_SCORES:
+            if v.diagnosis is not None and check.judged and each not in WITHOUT_SCORES:
                 failure.text = _clean("\n".join(v.diagnosis.lines))
     for row in unchecked:
         case = ET.SubElement(suite, "testcase", {"classname": kind, "name": row.name})

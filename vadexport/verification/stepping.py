@@ -19,9 +19,8 @@ _MOST_ROUNDS: Final = 40
 _MOST_SECONDS: Final = 0.5
 #: Fewer have no interval that means anything.
 _FEWEST_ROUNDS: Final = 6
-#: Seconds of a call that is long: such have fewer rounds, and are not timed against themselves.
+#: Seconds of a call that is long: such have the fewest, and are not timed against themselves.
 _LONG_CALL: Final = 0.1
-_LONG_ROUNDS: Final = 4
 
 
 def time_graphs(
@@ -70,11 +69,11 @@ def time_graphs(
 def _paired(first: Runner, second: Runner, call: Call, *, long: bool) -> Pair:
     runners = (first, second)
     samples: Pair = ([], [])
-    fewest, most = (_LONG_ROUNDS, _LONG_ROUNDS) if long else (_FEWEST_ROUNDS, _MOST_ROUNDS)
+    most = _FEWEST_ROUNDS if long else _MOST_ROUNDS
     random = np.random.default_rng(0)
     started = time.perf_counter()
     for number in range(most):
-        if number >= fewest and time.perf_counter() - started > _MOST_SECONDS:
+        if number >= _FEWEST_ROUNDS and time.perf_counter() - started > _MOST_SECONDS:
             break
         for index in random.permutation(2):
             if not long:
