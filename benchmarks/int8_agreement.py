@@ -8,8 +8,10 @@ import onnx
 
 from vadexport.backends import onnxruntime, openvino
 from vadexport.backends.base import available_threads
+from vadexport.backends.openvino.saturation import adds_exactly
 from vadexport.calibration import plan_int8
 from vadexport.calibration.qdq import Form
+from vadexport.calibration.quantisation import Choices
 from vadexport.calibration.repair import Corrector
 from vadexport.contract import RAW_SCORE
 from vadexport.images import decode, test_images, training_images
@@ -42,7 +44,9 @@ def agreement(checkpoint: Path, images: Path) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as temporary:
         base, equalised = (Path(temporary) / f"{word}.onnx" for word in ("base", "equalised"))
         onnx.save(model, base)
-        plan = plan_int8(base, equalised, network, files, detector.image_input, lambda _d, _a: None)
+        choices = Choices(reduce_range=not adds_exactly())
+        inputs = (network, files, detector.image_input)
+        plan = plan_int8(base, equalised, *inputs, choices, lambda _d, _a: None)
         calls = [decode(f.path, detector.image_input.channels)[None] for f in files[::5]]
         made = Corrector(onnx.load(equalised), plan, network, calls).form(Form(signed=False))
         found = []

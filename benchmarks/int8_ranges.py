@@ -12,6 +12,7 @@ import argparse
 import platform
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from cells import DEFECTIVE, INTACT, shuffled_cells
 
 from vadexport.backends.base import available_threads
 from vadexport.backends.openvino import compile_graph, open_runner
+from vadexport.backends.openvino.saturation import adds_exactly
 from vadexport.calibration import plan_int8
 from vadexport.calibration.qdq import Form, quantised
 from vadexport.calibration.quantisation import Choices
@@ -87,7 +89,9 @@ def ours(choices: Choices, form: Form = Form(signed=False)) -> Quantiser:  # noq
     ) -> None:
         equalised, network = model.with_stem("equalised"), graph.network_nodes()
         plan = plan_int8(
-            model, equalised, network, images, INPUT, lambda _done, _all: None, choices
+            *(model, equalised, network, images, INPUT),
+            replace(choices, reduce_range=not adds_exactly()),
+            lambda _done, _all: None,
         )
         onnx.save(quantised(onnx.load(equalised), plan, network, form), destination)
 

@@ -17,6 +17,7 @@ VALID = [
         for backend in ("openvino", "onnxruntime")
         for p in ("fp32", "int8", "auto")
     ),
+    Target("openvino", "int8", "avx2"),
     *(Target("onnxruntime", p, "cuda") for p in ("fp32", "fp16", "int8")),
     *(Target("tensorrt", p) for p in ("fp32", "fp16", "int8", "auto")),
     *(
@@ -32,12 +33,13 @@ def test_what_is_written_is_read_again(target):
     assert Target.parse(str(target)) == target
 
 
-def test_all_targets_are_those_of_the_table_and_of_onnx_runtime_on_cuda():
+def test_all_targets_are_those_of_the_table_and_those_of_devices():
     written = [f"{b}:{p}" for b, precisions in PRECISIONS.items() for p in precisions]
     known = [str(target) for target in all_targets()]
     assert [name for name in known if "@" not in name] == written
     assert [name for name in known if "@" in name] == [
-        f"onnxruntime:{precision}@cuda" for precision in ("fp32", "fp16", "int8")
+        "openvino:int8@avx2",
+        *(f"onnxruntime:{precision}@cuda" for precision in ("fp32", "fp16", "int8")),
     ]
     assert set(all_targets()) < set(VALID)
 
@@ -55,6 +57,7 @@ def test_those_on_a_gpu():
         for backend in ("openvino", "onnxruntime")
         for precision in ("fp32", "int8", "auto")
     }
+    on_processor.add("openvino:int8@avx2")
     assert on_gpu == set(map(str, all_targets())) - on_processor
     assert Target.parse("tensorrt-rtx:auto@sm86").on_gpu
 

@@ -24,6 +24,9 @@ ALL_PRECISIONS: Final = ("fp32", "fp16", "int8", AUTO)
 #: ONNX Runtime on an NVIDIA GPU.
 CUDA: Final = "cuda"
 _CUDA_PRECISIONS: Final = ("fp32", "fp16", "int8")
+#: Processors with AVX2 or AVX-512 but without VNNI, whose INT8 products OpenVINO adds in int16.
+AVX2: Final = "avx2"
+_AVX2_PRECISIONS: Final = ("int8",)
 #: NVIDIA's GPU generations that TensorRT-RTX compiles for: Turing, Ampere (data centre, desktop),
 #: Ada Lovelace, Blackwell.
 COMPUTE_CAPABILITIES: Final = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
@@ -39,7 +42,8 @@ class Target:
             search of a large memory bank in INT8 targets of processors, and Mahalanobis distances
             in bfloat16 in those of OpenVINO. `auto` is INT8 but for layers that cost scores, on
             processors; of TensorRT, it comes to the lowest precision whose scores hold.
-        device: `cuda` for ONNX Runtime on an NVIDIA GPU; for TensorRT-RTX the GPU generations of
+        device: `cuda` for ONNX Runtime on an NVIDIA GPU; `avx2` for INT8 in OpenVINO on processors
+            without VNNI, where it is built on another one; for TensorRT-RTX the GPU generations of
             the engine, joined by `+`; empty is the processor, the GPU at hand (TensorRT), or all
             generations from Ampere on (TensorRT-RTX).
     """
@@ -99,9 +103,10 @@ def all_targets() -> list[Target]:
     Those of TensorRT-RTX stand without the GPU generations that can be added.
     """
     found = [Target(b, p) for b, precisions in PRECISIONS.items() for p in precisions]
-    cuda = [Target("onnxruntime", precision, CUDA) for precision in _CUDA_PRECISIONS]
+    others = [Target("openvino", precision, AVX2) for precision in _AVX2_PRECISIONS]
+    others += [Target("onnxruntime", precision, CUDA) for precision in _CUDA_PRECISIONS]
     after = found.index(Target("onnxruntime", AUTO)) + 1
-    return [*found[:after], *cuda, *found[after:]]
+    return [*found[:after], *others, *found[after:]]
 
 
 def _precisions(backend: str, device: str) -> tuple[str, ...]:
@@ -110,6 +115,8 @@ def _precisions(backend: str, device: str) -> tuple[str, ...]:
         return (*PRECISIONS[backend], AUTO)
     if backend == "onnxruntime" and device == CUDA:
         return _CUDA_PRECISIONS
+    if backend == "openvino" and device == AVX2:
+        return _AVX2_PRECISIONS
     return () if device else PRECISIONS.get(backend, ())
 
 

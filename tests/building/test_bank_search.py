@@ -10,6 +10,7 @@ import torch
 from tests.passes.search_graphs import Search, run
 from vadexport import runtime
 from vadexport.building import BuildOptions, bank_search, build, mixing
+from vadexport.building.approximating import Rewrites
 from vadexport.building.bank_search import BankSearch
 from vadexport.calibration.bank_search import large_searches, plan_searches
 from vadexport.contract import ImageInput
@@ -21,7 +22,7 @@ from vadexport.images import decode
 from vadexport.images.colouring import save_png
 from vadexport.listening import Listener
 from vadexport.passes import BEFORE_INT8, DEFAULT_PASSES, FLOAT_SEARCH, apply_passes
-from vadexport.passes.search_plan import SearchPlan
+from vadexport.passes.search_plan import STEPS, SearchPlan
 from vadexport.targets import Target
 from vadexport.verification.applied import AppliedPass
 
@@ -81,8 +82,9 @@ def test_only_openvino_searches_in_int8(built, detector, images):
     ours, theirs = result.targets
     assert searches_in_int8(ours)
     assert not searches_in_int8(theirs)
-    assert manifest_of(ours)["precision"] == {"network": "int8", "score head": WORDS}
-    assert manifest_of(theirs)["precision"] == {"network": "int8", "score head": "fp32"}
+    said = [manifest_of(each)["precision"] for each in (ours, theirs)]
+    assert [each["network"] for each in said] == ["int8", "int8"]
+    assert [each["score head"] for each in said] == [WORDS, "fp32"]
     assert all(rung.held for one in result.targets for rung in one.rungs)
     (note,) = [line for line in result.notes if "memory bank" in line]
     assert "found their nearest row" in note
@@ -116,15 +118,15 @@ def test_onnx_runtime_searches_so_where_every_bank_is_wide(widths, who):
         str(number): replace(plan, directions=None if shape is None else np.zeros(shape))
         for number, shape in enumerate(widths)
     }
-    search = BankSearch(None, (), INPUT, None, 1.0, Listener(), [])
-    search.__dict__["_plans"] = plans
+    search = BankSearch(None, (), INPUT, Rewrites(), 1.0, Listener(), [], STEPS)
+    search.__dict__["_planned"] = plans
     for text in ("openvino:int8", "onnxruntime:int8", "tensorrt:int8", "onnxruntime:fp16@cuda"):
         target = Target.parse(text)
         gains = bool(plans) and target.backend in who and not target.on_gpu
         assert search.forms(target) == ((True, False) if gains else (False,)), text
         gains = gains and "onnxruntime" in who  # in float32, where it takes so many products less
-        in_float = replace(search, int8=False)
-        in_float.__dict__["_plans"] = plans
+        in_float = replace(search, row_steps=None)
+        in_float.__dict__["_planned"] = plans
         assert in_float.forms(target) == ((True, False) if gains else (False,)), text
 
 

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 import onnxruntime
+import pytest
 from onnx import numpy_helper
 
 from tests.passes.half_graphs import graph, names
+from vadexport.backends.openvino.saturation import adds_exactly
 from vadexport.calibration.network import find_layers
 from vadexport.calibration.qdq import Form, Plan, QuantisedWeight, quantised
 
@@ -68,7 +70,13 @@ class Planned:
         return made
 
 
-def planned(model, images, shift=0.0):
+def largest_for_openvino():
+    """Largest integer of weights whose products OpenVINO adds exactly on this processor."""
+    pytest.importorskip("openvino")
+    return 127 if adds_exactly() else 64
+
+
+def planned(model, images, shift=0.0, largest=127):
     """A plan of plain min-max and nearest rounding, made here by numpy and ONNX's reference."""
     network = names(model) - HEAD
     layers = find_layers(model, network)
@@ -88,10 +96,10 @@ def planned(model, images, shift=0.0):
     for layer in layers:
         weight = values[layer.weight].astype(np.float64)
         axes = tuple(a for a in range(weight.ndim) if a != layer.axis)
-        scales = (np.abs(weight).max(axis=axes) / 127).astype(np.float32)
+        scales = (np.abs(weight).max(axis=axes) / largest).astype(np.float32)
         shape = [1] * weight.ndim
         shape[layer.axis] = -1
-        whole = np.clip(np.rint(weight / scales.astype(np.float64).reshape(shape)), -127, 127)
+        whole = np.rint(weight / scales.astype(np.float64).reshape(shape)).clip(-largest, largest)
         weights[layer.weight] = QuantisedWeight(whole.astype(np.int8), scales)
         shifts[layer.node] = np.full((2, len(scales)), shift)
     positive = {n.output[0] for n in model.graph.node if n.op_type in ("Relu", "Clip")}

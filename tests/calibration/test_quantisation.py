@@ -1,3 +1,4 @@
+import importlib.util
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,11 +13,12 @@ from onnx import TensorProto, numpy_helper
 
 from tests.passes.half_graphs import graph as small_graph
 from vadexport.backends.child import Child
+from vadexport.backends.openvino.saturation import adds_exactly
 from vadexport.backends.registry import get_backend
 from vadexport.calibration import plan_int8
 from vadexport.calibration.equalisation import scaled_name
 from vadexport.calibration.qdq import Form, quantised
-from vadexport.calibration.quantisation import DEFAULT_CHOICES, Choices
+from vadexport.calibration.quantisation import Choices
 from vadexport.calibration.synthetic_defects import with_defect
 from vadexport.contract import ImageInput
 from vadexport.detectors.diffusion import DiffusionConfig
@@ -52,7 +54,11 @@ def files(crops, coloured, tmp_path_factory):
     return made
 
 
-def int8(graph, files, image_input, folder, choices=DEFAULT_CHOICES, form=None):
+# Weights that OpenVINO runs as they are on this processor.
+ALL = Choices(reduce_range=importlib.util.find_spec("openvino") is not None and not adds_exactly())
+
+
+def int8(graph, files, image_input, folder, choices=ALL, form=None):
     """Quantise with a plan made in a child process, as a build does."""
     onnx.save(graph.model, folder / "float.onnx")
     hearer = Hearer([])
@@ -379,11 +385,11 @@ WEIGHTS = {
 NETWORK = {"c", "r", "y"}
 
 
-def plan(model, files, image_input, folder, choices=DEFAULT_CHOICES):
+def plan(model, files, image_input, folder, choices=ALL):
     onnx.save(model, folder / "float.onnx")
     return plan_int8(
         *(folder / "float.onnx", folder / "equalised.onnx", frozenset(NETWORK)),
-        *(files, image_input, lambda *_: None, choices),
+        *(files, image_input, choices, lambda *_: None),
     )
 
 

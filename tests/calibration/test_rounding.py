@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from vadexport.calibration.rounding import (
     LARGEST,
+    _near,
     _with_feedback,
     cost,
     importance,
@@ -117,14 +118,15 @@ class TestRounded:
         assert ours < 0.2 * np.median(every)
 
     def test_single_steps_improve_on_feedback_alone(self):
-        from vadexport.calibration.rounding import _stepped, _with_feedback
+        from vadexport.calibration.rounding import _near, _stepped, _with_feedback
 
         random = np.random.default_rng(4)
         weights = random.normal(size=(1, 60, 18))
         scales = scales_of(weights)
         matrix = importance(*alike(random, 1, 18, 4))
-        start = _with_feedback(weights, scales, matrix)
-        made = _stepped(weights, scales, matrix, start)
+        bounds = _near(weights, scales, LARGEST)
+        start = _with_feedback(weights, scales, matrix, bounds)
+        made = _stepped(weights, scales, matrix, start, bounds)
         before, after = (cost(weights, scales, matrix, each) for each in (start, made))
         assert (after <= before * (1 + 1e-9)).all()
         assert after.sum() < 0.95 * before.sum()
@@ -187,7 +189,7 @@ def test_blocks_give_what_column_by_column_does(columns):
     weights = random.normal(size=(2, 5, columns))
     scales = scales_of(weights)
     matrix = importance(*alike(random, 2, columns, max(1, columns // 3), noise=0.3))
-    found = _with_feedback(weights, scales, matrix)
+    found = _with_feedback(weights, scales, matrix, _near(weights, scales, LARGEST))
     expected = [column_by_column(*each) for each in zip(weights, scales, matrix, strict=True)]
     # A weight just between two steps may go either way, and others follow.
     assert (found == np.stack(expected)).mean() > 0.99

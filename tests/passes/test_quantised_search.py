@@ -14,7 +14,12 @@ from vadexport.passes.quantised_search import (
     QuantisedSearch,
     search_inputs,
 )
-from vadexport.passes.search_plan import QuantisedBank, SearchPlan, plan_search
+from vadexport.passes.search_plan import (
+    STEPS,
+    QuantisedBank,
+    SearchPlan,
+    plan_search,
+)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -33,8 +38,8 @@ def planned(search, limit=np.inf, queries=None, *, kind=QuantisedSearch):
     ((name, found),) = search_inputs(model).items()
     assert found.queries == "x"
     queries = search.queries() if queries is None else queries
-    int8 = kind is QuantisedSearch
-    plan = plan_search(found.bank, queries.reshape(-1, search.width), limit, int8=int8)
+    row_steps = STEPS if kind is QuantisedSearch else None
+    plan = plan_search(found.bank, queries.reshape(-1, search.width), limit, row_steps)
     result, places = apply_passes(model, (kind({name: plan}),))
     assert places == {kind.name: 1}
     onnx.checker.check_model(result, full_check=True)
@@ -229,12 +234,12 @@ class TestFewDirections:
         queries = random.normal(size=(200, 96)).astype(np.float32)
         plan = plan_search(bank, queries, 0.2)
         assert plan.directions is None
-        assert plan_search(bank, queries, 0.2, int8=False) is None
+        assert plan_search(bank, queries, 0.2, None) is None
 
     def test_without_rounding_a_few_directions_find_what_lies_in_them(self):
         points = self.cloud(600, noise=0.0)
         bank, queries = CentredBank.of(points[:300]), points[300:].astype(np.float32)
-        plan = plan_search(bank, queries, 1e-5, int8=False)
+        plan = plan_search(bank, queries, 1e-5, None)
         assert (plan.step, plan.shortlist, plan.recall) == (None, 1, 1.0)
 
     def test_what_lies_outside_of_them_counts(self):

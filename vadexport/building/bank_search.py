@@ -16,7 +16,7 @@ from vadexport.images import ImageFile
 from vadexport.listening import Listener
 from vadexport.passes import BankProjection, apply_passes
 from vadexport.passes.quantised_search import PrincipalSearch, QuantisedSearch
-from vadexport.passes.search_plan import SearchPlan
+from vadexport.passes.search_plan import REDUCED_STEPS, SearchPlan
 from vadexport.targets import Target
 from vadexport.verification.applied import AppliedPass
 
@@ -46,7 +46,8 @@ class BankSearch:
         unit: of drift.
         listener: told of progress.
         notes: what else the user should know, added to.
-        int8: whether it may be in INT8; if not, it is in few directions in float32.
+        row_steps: that a row's largest value is rounded to in INT8; None for a search in float32 in
+            few directions.
     """
 
     path: Path
@@ -56,7 +57,7 @@ class BankSearch:
     unit: float
     listener: Listener
     notes: list[str]
-    int8: bool = True
+    row_steps: int | None
 
     @classmethod
     def of(
@@ -66,8 +67,7 @@ class BankSearch:
         images: tuple[ImageFile, ...],
         image_input: ImageInput,
         rest: tuple[Rewrites, float, Listener, list[str]],
-        *,
-        int8: bool,
+        row_steps: int | None,
     ) -> Self | None:
         """Of a graph before all passes; None where it has no bank that is large, or wide, enough.
 
@@ -77,36 +77,43 @@ class BankSearch:
             images: as the attribute.
             image_input: as the attribute.
             rest: passes, unit, listener and notes.
-            int8: as the attribute.
+            row_steps: as the attribute.
         """
         before, _ = apply_passes(onnx.load(simplified), rest[0].before_search)
         widths = [each.bank.rows.shape[1] for each in large_searches(before).values()]
-        if not widths or (not int8 and min(widths) <= _LEAST_FEWER):  # which gains nothing
+        gains_nothing = row_steps is None and min(widths, default=0) <= _LEAST_FEWER
+        if not widths or gains_nothing:
             return None
         path.parent.mkdir(exist_ok=True)
         onnx.save(before, path)
-        return cls(path, images, image_input, *rest, int8=int8)
+        return cls(path, images, image_input, *rest, row_steps)
 
     @property
     def applied(self) -> AppliedPass:
         """The pass that writes the searches that suit."""
-        return AppliedPass(self._pass.name, len(self._plans))
+        return AppliedPass(self.pass_of(self.row_steps).name, len(self._plans))
 
     @property
     def words(self) -> str:
         """Of the score head, for the manifest."""
-        return INT8_SEARCH if self.int8 else FEW_DIRECTIONS
+        return INT8_SEARCH if self.row_steps else FEW_DIRECTIONS
 
     def forms(self, target: Target) -> tuple[bool, ...]:
         """Whether a target's graph searches so: what is tried, one after the other."""
-        gains = not target.on_gpu and self._plans and target.backend in self._gaining(self._plans)
+        if target.on_gpu:
+            return (False,)
+        found = {name: plan for name, plan in self._planned.items() if plan is not None}
+        gains = bool(found) and target.backend in self._gaining(found)
+        if gains or not found:
+            self._tell(", ".join(self._gaining(found)))
         return (True, False) if gains else (False,)
 
     def written(self, model: onnx.ModelProto, *, searched: bool) -> onnx.ModelProto:
         """A copy of a graph like that of `path` with its searches so, or else as in float."""
         passes = self.rewrites.search
         if searched:
-            passes = (self._pass(self._plans), *self.rewrites.float_search)
+            written = self.pass_of(self.row_steps)(self._plans)
+            passes = (written, *self.rewrites.float_search)
         made, _ = apply_passes(model, passes)
         return made
 
@@ -117,51 +124,55 @@ class BankSearch:
             f"{self._how}"
         )
 
-    @property
-    def _pass(self) -> type[QuantisedSearch]:
-        return QuantisedSearch if self.int8 else PrincipalSearch
+    @staticmethod
+    def pass_of(row_steps: int | None) -> type[QuantisedSearch]:
+        """The pass that writes such searches."""
+        return PrincipalSearch if row_steps is None else QuantisedSearch
 
     @property
     def _how(self) -> str:
-        return "in INT8" if self.int8 else "in few directions"
+        return "in INT8" if self.row_steps else "in few directions"
 
     @property
     def _plainly(self) -> str:
-        return "in float32" if self.int8 else "in all directions"
+        return "in float32" if self.row_steps else "in all directions"
 
     @property
     def _share(self) -> float:
-        return _SHARE if self.int8 else _EXACT_SHARE
+        return _SHARE if self.row_steps else _EXACT_SHARE
 
     def _gaining(self, plans: Mapping[str, SearchPlan]) -> tuple[str, ...]:
         """Backends that gain from searches by these plans."""
         fewer = min((_fewer(plan) for plan in plans.values()), default=0)
-        if fewer >= _LEAST_FEWER:
+        if fewer >= _LEAST_FEWER and self.row_steps != REDUCED_STEPS:  # which are OpenVINO's
             return ("openvino", "onnxruntime")
-        return ("openvino",) if self.int8 else ()
+        return ("openvino",) if self.row_steps else ()
+
+    @property
+    def _plans(self) -> dict[str, SearchPlan]:
+        """Of the searches that suit; none where no backend gains."""
+        found = {name: plan for name, plan in self._planned.items() if plan is not None}
+        return found if self._gaining(found) else {}
 
     @cached_property
-    def _plans(self) -> dict[str, SearchPlan]:
+    def _planned(self) -> dict[str, SearchPlan | None]:
         with Child("search of the memory bank", timeout_s=_CHILD_TIMEOUT_S) as child:
-            plans = child.run(
+            return child.run(
                 plan_searches,
                 self.path,
                 self.images,
                 self.image_input,
                 self._share * self.unit,
-                self.int8,
+                self.row_steps,
                 progress=lambda done, total: self.listener.step("plan search", done, total),
             )
-        found = {name: plan for name, plan in plans.items() if plan is not None}
-        gaining = self._gaining(found)
-        if found and not gaining:
-            return {}
-        who = ", ".join(gaining)
-        for plan in plans.values():
-            self.notes.append(self._words(plan, who))
-        if found and BankProjection.name in self.rewrites.words:
-            self.notes.append(f"{who}: no {BankProjection.name} where the bank is searched so")
-        return found
+
+    def _tell(self, who: str) -> None:
+        """Note, once, how banks are searched; `who` gains from that."""
+        notes = [self._words(plan, who) for plan in self._planned.values()]
+        if any(self._planned.values()) and BankProjection.name in self.rewrites.words:
+            notes.append(f"{who}: no {BankProjection.name} where the bank is searched so")
+        self.notes += [note for note in notes if note not in self.notes]
 
     def _words(self, plan: SearchPlan | None, who: str) -> str:
         if plan is None:
@@ -170,7 +181,7 @@ class BankSearch:
                 f"grow by more than {self._share:g} drift units"
             )
         candidates = f"{plan.shortlist} candidate{'s' if plan.shortlist > 1 else ''}"
-        where = " in INT8" if self.int8 else ""
+        where = " in INT8" if self.row_steps else ""
         if plan.directions is not None:
             width, count = plan.directions.shape
             where += f" in {count} of {width} directions"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vadexport.backends.base import RunnerOpener
+from vadexport.verification.applied import AppliedPass
 from vadexport.verification.drift import DriftUnit
 from vadexport.verification.ladder import Ladder, Rung
 from vadexport.verification.limits import Limits
@@ -55,6 +56,8 @@ class Graph:
         search: what chose its layers, as JSON values; None where nothing did.
         proof: the same as far as ONNX Runtime can run it, which the last rung is of; None where
             that is all of it.
+        search_pass: that wrote the search of its memory bank in place of those that search in
+            float32 in all directions; None where these did.
     """
 
     path: Path
@@ -62,6 +65,7 @@ class Graph:
     precision: dict[str, str]
     search: dict[str, Any] | None = None
     proof: Path | None = None
+    search_pass: AppliedPass | None = None
 
     @property
     def provable(self) -> Path:

@@ -9,23 +9,23 @@ import numpy as np
 import onnx
 
 from vadexport.backends.child import Child
+from vadexport.backends.openvino.saturation import adds_exactly
 from vadexport.building.approximating import Approximating, Rewrites
-from vadexport.building.bank_search import FEW_DIRECTIONS, INT8_SEARCH, BankSearch
 from vadexport.building.climbing import Climber, Graph
 from vadexport.building.inputs import BuildImages
 from vadexport.building.integers import Integers
 from vadexport.building.known import without_weights
 from vadexport.building.mixing import Mixing
 from vadexport.building.rewriting import Check, Checked, Rewriting, rewrite, time_passes
+from vadexport.building.searching import Searches
 from vadexport.calibration import halve
 from vadexport.contract import ImageInput
 from vadexport.errors import BackendError, UnfitError, VadexportError
 from vadexport.images import load_images
 from vadexport.listening import Listener
 from vadexport.passes import DEFAULT_PASSES, FLOAT_SEARCH
-from vadexport.passes.quantised_search import PrincipalSearch, QuantisedSearch
 from vadexport.sources import Source
-from vadexport.targets import Target
+from vadexport.targets import AVX2, Target
 from vadexport.tracing.graph import TracedGraph, simplify, trace
 from vadexport.verification.applied import Passes
 from vadexport.verification.ladder import Rung, child_inference
@@ -90,7 +90,7 @@ class Graphs:
     undone: list[Rung] = field(default_factory=list)
     rewrites: Rewrites = field(default_factory=Rewrites)
     _passes: Passes = field(default_factory=Passes)
-    _few_directions: Graph | None = None
+    _made_integers: dict[bool, Integers] = field(default_factory=dict)
     _failures: dict[str, VadexportError] = field(default_factory=dict)
 
     def of(self, target: Target) -> Graph:
@@ -113,7 +113,7 @@ class Graphs:
     def _made(self, target: Target) -> Graph:
         if target.precision == "fp16":
             return self._half
-        return self._int8(target) if target.precision == "int8" else self._searched(target)
+        return self._int8(target) if target.precision == "int8" else self._searches.graph(target)
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -194,14 +194,11 @@ class Graphs:
         Args:
             graph: that was made here.
         """
-        bank = None
-        if graph.precision["score head"] in (INT8_SEARCH, FEW_DIRECTIONS):
-            bank = self._bank if graph.precision["score head"] == INT8_SEARCH else self._exact_bank
-        if bank is None:
+        if graph.search_pass is None:
             return self._passes
         instead = {each.name for each in FLOAT_SEARCH}
         stays = [one for one in self._passes.applied if one.name not in instead]
-        return replace(self._passes, applied=(*stays, bank.applied))
+        return replace(self._passes, applied=(*stays, graph.search_pass))
 
     def _time_passes(self, made: Rewriting, target: Target) -> None:
         """Time what each pass that stays brings, on a target's backend."""
@@ -247,30 +244,21 @@ class Graphs:
         precision = {"network": "fp32", "score head": "fp32"}
         return Graph(self._traced.path, self._traced.rungs, precision)
 
-    def _searched(self, target: Target) -> Graph:
-        """The float graph, a large bank in it searched in few directions where that gains."""
-        bank = self._exact_bank
-        try:
-            found = bank and self._in_few_directions(bank, target)
-        except VadexportError as error:  # it can only gain time, and fails no target
-            self._exact_bank = found = None
-            self.notes.append(f"the memory bank is searched in all directions: {error}")
-        return found or self._float
-
-    def _in_few_directions(self, bank: BankSearch, target: Target) -> Graph | None:
-        """None where nothing is gained, or scores do not hold."""
-        if True not in bank.forms(target):
-            return None
-        if self._few_directions is None:
-            model = bank.written(onnx.load(bank.path), searched=True)
-            path = self._save("few-directions", model)
-            rung = self.climber.climb_graph("quantised", path.parent, "fp32")
-            precision = {**self._float.precision, "score head": bank.words}
-            self._few_directions = Graph(path, (*self._float.rungs, rung), precision)
-        if self._few_directions.rungs[-1].held:
-            return self._few_directions
-        bank.given_up(target)
-        return None
+    @cached_property
+    def _searches(self) -> Searches:
+        calibration = self.images.calibration
+        return Searches(
+            simplified=self._simplified,
+            base=self._float,
+            images=calibration.calibrate if calibration else (),
+            image_input=self.image_input,
+            rewrites=self.rewrites,
+            left_out=self.left_out,
+            climber=self.climber,
+            work=self.work,
+            listener=self.listener,
+            notes=self.notes,
+        )
 
     @cached_property
     def _half(self) -> Graph:
@@ -307,8 +295,14 @@ class Graphs:
         batch = self.image_input.batch or 1  # any will do: one by one where it is left open
         return [call for call, _ in replace(self.image_input, batch=batch).batches(images)]
 
-    @cached_property
-    def _integers(self) -> Integers:
+    def _integers(self, target: Target) -> Integers:
+        """Those of a target's processor."""
+        reduce_range = self._reduces_range(target)
+        if reduce_range not in self._made_integers:
+            self._made_integers[reduce_range] = self._new_integers(reduce_range=reduce_range)
+        return self._made_integers[reduce_range]
+
+    def _new_integers(self, *, reduce_range: bool) -> Integers:
         if self.images.calibration is None:
             raise UnfitError("INT8 needs normal images to set its ranges: --calibration IMAGES")
         return Integers(
@@ -322,37 +316,24 @@ class Graphs:
             work=self.work,
             listener=self.listener,
             notes=self.notes,
-            bank=self._bank,
+            bank=self._searches.int8(reduce_range=reduce_range),
             left_out=self.left_out,
+            reduce_range=reduce_range,
         )
 
-    @cached_property
-    def _bank(self) -> BankSearch | None:
-        """The search of the detector's memory bank in INT8; None where it has no large one."""
-        return self._bank_search(QuantisedSearch.name)
+    def _reduces_range(self, target: Target) -> bool:
+        """Whether a target's INT8 weights take 7 bits."""
+        if target.backend != "openvino":
+            return False  # ONNX Runtime can add exactly everywhere, and GPUs do
+        return target.device == AVX2 or not self._adds_exactly
 
     @cached_property
-    def _exact_bank(self) -> BankSearch | None:
-        """Its search in float32 in few directions, likewise."""
-        return self._bank_search(PrincipalSearch.name)
-
-    def _bank_search(self, name: str) -> BankSearch | None:
-        last, calibration = self._traced.rungs[-1], self.images.calibration
-        if calibration is None or not calibration.calibrate or last.name == "simplified":
-            return None
-        if name in self.left_out:
-            return None
-        return BankSearch.of(
-            self._simplified,
-            self.work / "before-search" / GRAPH_FILE,
-            calibration.calibrate,
-            self.image_input,
-            (self.rewrites, self.climber.unit.value, self.listener, self.notes),
-            int8=name == QuantisedSearch.name,
-        )
+    def _adds_exactly(self) -> bool:
+        with Child("OpenVINO's INT8 products", timeout_s=_CHILD_TIMEOUT_S) as child:
+            return child.run(adds_exactly)
 
     def _int8(self, target: Target) -> Graph:
-        graph = self._integers.graph(target)
+        graph = self._integers(target).graph(target)
         self._explain(graph.rungs[-1], "float", graph.provable)
         return graph
 
@@ -366,12 +347,12 @@ class Graphs:
             BackendError: as `of` does.
         """
         try:
-            made = Mixing(self._integers, target).graph(minutes)
+            made = Mixing(self._integers(target), target).graph(minutes)
         except UnfitError as error:
             self.notes.append(f"{target}: float32, for {error}")
-            return self._searched(target)
+            return self._searches.graph(target)
         if made.path == self._float.path:
-            return replace(self._searched(target), search=made.search)
+            return replace(self._searches.graph(target), search=made.search)
         return made
 
     def _explain(self, rung: Rung, before: str, after: Path | None = None) -> None:

@@ -18,6 +18,7 @@ from vadexport.building.narrow_head import NARROW_HEAD, NarrowHead
 from vadexport.calibration import Plan, plan_int8
 from vadexport.calibration.judging import Bounds, Judged, Judging, judge_compiled, scored
 from vadexport.calibration.qdq import Form
+from vadexport.calibration.quantisation import Choices
 from vadexport.calibration.repair import write_form
 from vadexport.calibration.synthetic_defects import planted
 from vadexport.contract import Call, ImageArray, ImageInput
@@ -25,6 +26,7 @@ from vadexport.images import ImageFile, load_images
 from vadexport.listening import Listener
 from vadexport.targets import AUTO, Target
 from vadexport.thresholds import Thresholds
+from vadexport.verification.applied import AppliedPass
 from vadexport.verification.ladder import Rung
 from vadexport.verification.limits import Limits
 from vadexport.verification.proxy import GRAPH_FILE
@@ -64,6 +66,7 @@ class Integers:
         notes: what else the user should know, added to.
         bank: the search of the detector's memory bank; None where it has no large one.
         left_out: names of passes that are not applied.
+        reduce_range: weights take 7 bits, for processors without VNNI.
     """
 
     base: Graph
@@ -78,6 +81,7 @@ class Integers:
     notes: list[str]
     bank: BankSearch | None = None
     left_out: tuple[str, ...] = ()
+    reduce_range: bool = False
 
     @cached_property
     def plan(self) -> Plan:
@@ -90,12 +94,23 @@ class Integers:
                 self.network_nodes,
                 self.calibration,
                 self.image_input,
+                Choices(reduce_range=self.reduce_range),
                 progress=lambda done, total: self.listener.step("calibrate", done, total),
             )
-        self.notes.append(f"INT8: {len(plan.layers)} layers of the network")
+        words = ""
+        if self.reduce_range:
+            words = (
+                "; weights take 7 bits, for a processor without VNNI, on which OpenVINO adds INT8 "
+                "products in int16: of 8 bits they would saturate"
+            )
+        self.notes.append(f"INT8: {len(plan.layers)} layers of the network{words}")
         if self.bank:
             onnx.save(self.bank.written(onnx.load(self._planned), searched=False), self.equalised)
         return plan
+
+    def _own(self, name: str) -> str:
+        """Name of a folder of these weights alone."""
+        return f"{name}-7-bit" if self.reduce_range else name
 
     @property
     def _planned(self) -> Path:
@@ -105,7 +120,7 @@ class Integers:
     @property
     def equalised(self) -> Path:
         """The graph that the plan is for."""
-        folder = self.work / "equalised"
+        folder = self.work / self._own("equalised")
         folder.mkdir(exist_ok=True)
         return folder / GRAPH_FILE
 
@@ -133,11 +148,16 @@ class Integers:
                 break
         precision = self.precision(target, "int8", rung, searched=searched)
         made = self.head.written(path, target)
-        return Graph(made, (*self.base.rungs, rung), precision, proof=path)
+        rungs, search_pass = (*self.base.rungs, rung), self.search_pass(searched=searched)
+        return Graph(made, rungs, precision, proof=path, search_pass=search_pass)
 
     def searches(self, target: Target) -> tuple[bool, ...]:
         """Whether a memory bank is searched in INT8: what is tried until scores hold."""
         return self.bank.forms(target) if self.bank else (False,)
+
+    def search_pass(self, *, searched: bool) -> AppliedPass | None:
+        """The pass that wrote a search in INT8."""
+        return self.bank.applied if self.bank and searched else None
 
     def precision(
         self, target: Target, network: str, rung: Rung | None, *, searched: bool
@@ -146,7 +166,10 @@ class Integers:
         if self.bank and (rung is None or rung.held) and searched != self.searches(target)[0]:
             self.bank.given_up(target)
         head = NARROW_HEAD if self.head.products(target) else FLOAT_HEAD
-        return {"network": network, "score head": INT8_SEARCH if searched else head}
+        found = {"network": network, "score head": INT8_SEARCH if searched else head}
+        if self.reduce_range and network.startswith("int8"):
+            found["INT8 weights"] = "7 bits, for processors without VNNI"
+        return found
 
     @cached_property
     def head(self) -> NarrowHead:
@@ -208,7 +231,7 @@ class Integers:
         """The float graph, with its memory bank searched in INT8 or not."""
         if not searched or self.bank is None:
             return self.base.path
-        path = self.work / "float-bank" / GRAPH_FILE
+        path = self.work / self._own("float-bank") / GRAPH_FILE
         if not path.exists():
             path.parent.mkdir()
             onnx.save(self.bank.written(onnx.load(self.bank.path), searched=True), path)
@@ -230,7 +253,7 @@ class Integers:
         self, name: str, form: Form, float_nodes: frozenset[str], *, searched: bool
     ) -> Path:
         """A form in a folder of its own, with its memory bank searched in INT8 or not."""
-        path = self.work / f"{name}{'-bank' if searched else ''}" / GRAPH_FILE
+        path = self.work / self._own(f"{name}{'-bank' if searched else ''}") / GRAPH_FILE
         if path.exists():
             return path
         path.parent.mkdir(exist_ok=True)

@@ -126,7 +126,10 @@ class Mixing:
             rungs = (*rungs, rung)
         network = _network(candidate.point, len(integers.plan.layers))
         precision = integers.precision(self.target, network, rung, searched=searched)
-        return Graph(candidate.path, rungs, precision, proof=candidate.proof)
+        search_pass = integers.search_pass(searched=searched)
+        return Graph(
+            candidate.path, rungs, precision, proof=candidate.proof, search_pass=search_pass
+        )
 
     # ------------------------------------------------------------------ forms
     def _candidates(self, found: Frontier, *, searched: bool) -> list[_Candidate]:

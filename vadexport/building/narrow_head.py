@@ -48,7 +48,7 @@ class NarrowHead:
 
     def products(self, target: Target) -> frozenset[str]:
         """Names of those that a target computes in bfloat16."""
-        gains = target.backend == _TARGET.backend and not target.on_gpu
+        gains = (target.backend, target.device) == (_TARGET.backend, _TARGET.device)
         return self._products if gains else frozenset()
 
     def written(self, path: Path, target: Target) -> Path:

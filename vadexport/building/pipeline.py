@@ -24,7 +24,6 @@ from vadexport.backends.child import Child
 from vadexport.backends.registry import get_backend, opener
 from vadexport.backends.tensorrt.library import check_settings
 from vadexport.building.approximating import Approximating
-from vadexport.building.bank_search import FEW_DIRECTIONS, INT8_SEARCH
 from vadexport.building.climbing import Climber, Graph
 from vadexport.building.compiling import PASSES, compile_graph
 from vadexport.building.graphs import Graphs
@@ -42,6 +41,7 @@ from vadexport.errors import (
 )
 from vadexport.listening import Listener
 from vadexport.machine import processor_name, tool_versions
+from vadexport.passes.quantised_search import PrincipalSearch, QuantisedSearch
 from vadexport.sources import Source, SourceSpec, open_source, reference_opener
 from vadexport.targets import AUTO, Target
 from vadexport.verification.drift import DriftUnit, NormalScores, fitted_scores
@@ -51,6 +51,8 @@ from vadexport.verification.proxy import keep_graph
 #: Of precisions that `auto` tries before fp32: the fastest first.
 _AUTO_ORDER: Final = ("int8", "fp16")
 _COMPILE_TIMEOUT_S: Final = 600
+#: Passes that are planned by calibration images.
+_SEARCHES: Final = (QuantisedSearch.name, PrincipalSearch.name)
 
 
 def build(options: BuildOptions, listener: Listener) -> BuildResult:
@@ -205,7 +207,7 @@ class _Builder:
         graphs = self.graphs
         target = built.resolved or built.target
         detector, unit, calibration = graphs.source.detector, graphs.climber.unit, None
-        searched = built.precision.get("score head") in (INT8_SEARCH, FEW_DIRECTIONS)
+        searched = any(each.name in _SEARCHES for each in built.passes.applied)
         used = target.precision != "fp32" or graphs.approximating is not None or searched
         if used and graphs.images.calibration and graphs.images.calibration.calibrate:
             calibration = graphs.images.calibration.entry()

@@ -37,7 +37,7 @@ def plan_searches(
     images: Sequence[ImageFile],
     image_input: ImageInput,
     limit: float,
-    int8: bool,  # noqa: FBT001 - a call into a child process, which takes plain values
+    row_steps: int | None,
     progress: Callable[[int, int], None],
 ) -> dict[str, SearchPlan | None]:
     """Plan each search of a large bank. To be run in a child process.
@@ -47,7 +47,7 @@ def plan_searches(
         images: normal ones, of which some are taken, evenly spaced.
         image_input: the graph's input.
         limit: that no distance may grow beyond.
-        int8: whether they are searched in INT8, or in float32 in few directions.
+        row_steps: of rows in INT8; None to search in float32 in few directions.
         progress: told how many calls were run, of how many.
 
     Returns:
@@ -66,7 +66,7 @@ def plan_searches(
     rows = _queries(graph, [each.queries for each in searches.values()], calls, progress)
     plans = {}
     for (name, each), queries in zip(searches.items(), rows, strict=True):
-        plans[name] = plan_search(each.bank, queries, limit, int8=int8) if len(queries) else None
+        plans[name] = plan_search(each.bank, queries, limit, row_steps) if len(queries) else None
     return plans
 
 

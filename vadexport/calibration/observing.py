@@ -9,6 +9,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from vadexport.backends.onnxruntime import EXACT_PRODUCTS
 from vadexport.calibration.network import Layer
 from vadexport.contract import INPUT_NAME, Call
 from vadexport.passes.base import GraphView, attributes
@@ -244,8 +245,10 @@ def run_graph(
     """Outputs of a graph, of these names or all, for one call after the other, by ONNX Runtime."""
     import onnxruntime
 
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry(*EXACT_PRODUCTS)
     session = onnxruntime.InferenceSession(
-        model.SerializeToString(), providers=["CPUExecutionProvider"]
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     for call in calls:
         yield session.run(names, {INPUT_NAME: call})

@@ -15,7 +15,7 @@ from vadexport.calibration.equalisation import equalise, scaled_name
 from vadexport.calibration.network import Layer, find_layers, sums
 from vadexport.calibration.observing import MOST_COLUMNS, Extremes, extremes, moments, turns
 from vadexport.calibration.qdq import Plan, QuantisedWeight, least_scales, steps_of
-from vadexport.calibration.rounding import LARGEST, importance, nearest, rounded
+from vadexport.calibration.rounding import LARGEST, REDUCED, importance, nearest, rounded
 from vadexport.calibration.synthetic_defects import with_defect
 from vadexport.contract import Call, ImageArray, ImageInput
 from vadexport.errors import InputError, UnfitError
@@ -32,22 +32,23 @@ _MOST_REACH: Final = 1e15
 
 @dataclass(frozen=True)
 class Choices:
-    """What of the method is done; all of it, but in measurements of its parts.
+    """What of the method is done: all of it, but in measurements of its parts.
 
     Attributes:
+        reduce_range: weights take 7 bits, for processors that add two products in an int16, which
+            saturates, before they go on in int32: those without VNNI. Of depthwise convolutions
+            they keep 8: there is one product at a time.
         equalising: bring channels to like ranges.
         rounding: round weights by what they do on images, not to the nearest.
         planted: take ranges from images with planted defects as well.
         headroom: of ranges, over what images reach.
     """
 
+    reduce_range: bool = False
     equalising: bool = True
     rounding: bool = True
     planted: bool = True
     headroom: float = 1.0
-
-
-DEFAULT_CHOICES: Final = Choices()
 
 
 def plan_int8(  # noqa: PLR0913, PLR0917 - a call into a child process, which takes plain values
@@ -56,8 +57,8 @@ def plan_int8(  # noqa: PLR0913, PLR0917 - a call into a child process, which ta
     network_nodes: frozenset[str],
     images: Sequence[ImageFile],
     image_input: ImageInput,
+    choices: Choices,
     progress: Callable[[int, int], None],
-    choices: Choices = DEFAULT_CHOICES,
 ) -> Plan:
     """Decide how a graph's network becomes INT8. To be run in a child process.
 
@@ -72,8 +73,8 @@ def plan_int8(  # noqa: PLR0913, PLR0917 - a call into a child process, which ta
         network_nodes: names of the nodes that may be quantised.
         images: calibration images.
         image_input: the graph's input.
-        progress: told how many images were run, of how many.
         choices: parts of the method.
+        progress: told how many images were run, of how many.
 
     Raises:
         InputError: there is no image, one cannot be read or has the wrong size, or values of the
@@ -119,7 +120,7 @@ def plan_int8(  # noqa: PLR0913, PLR0917 - a call into a child process, which ta
             _calls(half, image_input, told, planted=planted) for half, planted in halves
         )
         count = sum(-(-len(half) // (image_input.batch or 1)) for half, _ in halves)
-        _round(graph, lot, reach, weights, shifts, seen, count, rounding=choices.rounding)
+        _round(graph, lot, reach, weights, shifts, seen, count, choices)
     onnx.save(graph, equalised)
     return Plan(fit, reach, weights, shifts, _never_negative(graph, tuple(reach)))
 
@@ -223,12 +224,11 @@ def _round(  # noqa: PLR0913, PLR0917
     shifts: dict[str, NDArray[np.float64]],
     calls: Iterator[Call],
     count: int,
-    *,
-    rounding: bool,
+    choices: Choices,
 ) -> None:
     """Add to `weights` and `shifts` what becomes of some layers."""
     columns = _columns(model, layers)
-    by_images = [layer for layer in layers if rounding and columns[layer.node]]
+    by_images = [layer for layer in layers if choices.rounding and columns[layer.node]]
     positive = _never_negative(model, tuple(reach))
     steps_read = {
         name: steps_of(most, never_negative=name in positive) for name, most in reach.items()
@@ -239,7 +239,8 @@ def _round(  # noqa: PLR0913, PLR0917
         weight = numpy_helper.to_array(values[layer.weight]).astype(np.float64)
         if layer.weight not in weights:
             sharing = [each for each in layers if each.weight == layer.weight]
-            scales = _scales(weight, layer)
+            largest = _largest(weight, layer, reduce_range=choices.reduce_range)
+            scales = _scales(weight, layer, largest)
             for each in sharing:
                 bias = numpy_helper.to_array(values[each.bias]) if each.bias else np.zeros(1)
                 scales = least_scales(each, bias, reach[each.activation], scales)
@@ -248,9 +249,10 @@ def _round(  # noqa: PLR0913, PLR0917
             steps = stored.astype(np.float64).reshape(flat.shape[:2])
             if layer.weight in known:
                 found = known[layer.weight]
-                integers = rounded(flat, steps, importance(found.mean, found.covariance))
+                matrix = importance(found.mean, found.covariance)
+                integers = rounded(flat, steps, matrix, largest)
             else:
-                integers = nearest(flat, steps)
+                integers = nearest(flat, steps, largest)
             weights[layer.weight] = QuantisedWeight(_back(integers, weight, layer), stored)
         if layer.weight in known:
             found = known[layer.weight]
@@ -280,10 +282,18 @@ def _stored(scales: NDArray[np.float64], layer: Layer, reach: float) -> NDArray[
     return stored
 
 
-def _scales(weight: NDArray[np.float64], layer: Layer) -> NDArray[np.float64]:
-    """A step of each output channel: its largest weight in 127 steps."""
+def _largest(weight: NDArray[np.float64], layer: Layer, *, reduce_range: bool) -> int:
+    """Largest integer of a layer's weights."""
+    depthwise = layer.kind == "Conv" and weight.shape[:2] == (layer.groups, 1)
+    return REDUCED if reduce_range and not depthwise else LARGEST
+
+
+def _scales(
+    weight: NDArray[np.float64], layer: Layer, largest: int = LARGEST
+) -> NDArray[np.float64]:
+    """A step of each output channel: its largest weight in so many steps."""
     axes = tuple(axis for axis in range(weight.ndim) if axis != layer.axis)
-    scales: NDArray[np.float64] = np.abs(weight).max(axis=axes) / LARGEST
+    scales: NDArray[np.float64] = np.abs(weight).max(axis=axes) / largest
     # Channels of zeros alone get a step like the others': it is their bias's as well.
     usual = np.median(scales[scales > 0]) if (scales > 0).any() else 1.0
     return np.where(scales > 0, scales, usual)

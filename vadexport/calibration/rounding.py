@@ -15,7 +15,10 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
+#: Integers of weights lie between this and its negative.
 LARGEST: Final = 127
+#: Likewise where two products by uint8 are to fit into an int16: 2 × 255 × 64 < 2¹⁵ ("7 bits").
+REDUCED: Final = 64
 #: Part of each column's own variance that is added to it: keeps what images hardly show in bounds.
 _RIDGE: Final = 1e-3
 #: Part of the squared mean that counts beside the variance: the mean differs between images.
@@ -29,9 +32,9 @@ _BLOCK: Final = 64
 _MOST_STEPPED: Final = 576
 
 
-def nearest(weights: Array, scales: Array) -> Array:
-    """Integers from −127 to 127, of weights `[G, O, D]` and scales `[G, O]`."""
-    return np.clip(np.rint(weights / scales[..., None]), -LARGEST, LARGEST)
+def nearest(weights: Array, scales: Array, largest: int = LARGEST) -> Array:
+    """Integers from −largest to largest, of weights `[G, O, D]` and scales `[G, O]`."""
+    return np.clip(np.rint(weights / scales[..., None]), -largest, largest)
 
 
 def importance(mean: Array, covariance: Array) -> Array:
@@ -49,21 +52,23 @@ def importance(mean: Array, covariance: Array) -> Array:
     return found
 
 
-def rounded(weights: Array, scales: Array, matrix: Array) -> Array:
+def rounded(weights: Array, scales: Array, matrix: Array, largest: int = LARGEST) -> Array:
     """Integers whose errors, weighed by `matrix`, are small; never worse than `nearest`.
 
     Args:
         weights: float64 [G, O, D].
         scales: of a step, float64 [G, O], positive.
         matrix: of `importance`, [G, D, D].
+        largest: magnitude of an integer.
 
     Returns:
-        Whole numbers from −127 to 127, float64 [G, O, D].
+        Whole numbers, float64 [G, O, D].
     """
-    made = _with_feedback(weights, scales, matrix)
+    bounds = _near(weights, scales, largest)
+    made = _with_feedback(weights, scales, matrix, bounds)
     if weights.shape[2] <= _MOST_STEPPED:
-        made = _stepped(weights, scales, matrix, made)
-    simple = nearest(weights, scales)
+        made = _stepped(weights, scales, matrix, made, bounds)
+    simple = nearest(weights, scales, largest)
     worse = cost(weights, scales, matrix, made) > cost(weights, scales, matrix, simple)
     return np.where(worse[..., None], simple, made)
 
@@ -75,18 +80,20 @@ def cost(weights: Array, scales: Array, matrix: Array, integers: Array) -> Array
     return found
 
 
-def _near(weights: Array, scales: Array) -> tuple[Array, Array]:
+def _near(weights: Array, scales: Array, largest: int) -> tuple[Array, Array]:
     """Smallest and largest integer that a weight may become.
 
     Columns that normal images hardly show could make up for all others' errors at no cost, and what
     a defect excites would then be wrong.
     """
     exact = weights / scales[..., None]
-    low = np.clip(np.floor(exact) - _ROAM, -LARGEST, LARGEST)
-    return low, np.clip(np.ceil(exact) + _ROAM, -LARGEST, LARGEST)
+    low = np.clip(np.floor(exact) - _ROAM, -largest, largest)
+    return low, np.clip(np.ceil(exact) + _ROAM, -largest, largest)
 
 
-def _with_feedback(weights: Array, scales: Array, matrix: Array) -> Array:
+def _with_feedback(
+    weights: Array, scales: Array, matrix: Array, bounds: tuple[Array, Array]
+) -> Array:
     """One column after the other; the columns to come make up for its error.
 
     Those of its own block do at once, those behind it when the block is done: in one product, not
@@ -95,7 +102,7 @@ def _with_feedback(weights: Array, scales: Array, matrix: Array) -> Array:
     upper = _upper(matrix)
     left = weights.copy()
     made = np.empty_like(weights)
-    low, high = _near(weights, scales)
+    low, high = bounds
     columns = weights.shape[2]
     for start in range(0, columns, _BLOCK):
         end = min(start + _BLOCK, columns)
@@ -128,10 +135,16 @@ def _upper(matrix: Array) -> Array:
     return found
 
 
-def _stepped(weights: Array, scales: Array, matrix: Array, integers: Array) -> Array:
+def _stepped(
+    weights: Array,
+    scales: Array,
+    matrix: Array,
+    integers: Array,
+    bounds: tuple[Array, Array],
+) -> Array:
     """Change one integer at a time for as long as that lowers the error."""
     made = integers.copy()
-    low, high = _near(weights, scales)
+    low, high = bounds
     slope = (made * scales[..., None] - weights) @ matrix
     own = np.einsum("gdd->gd", matrix)
     for _ in range(_MOST_SWEEPS):

@@ -15,7 +15,7 @@ from onnx import helper, numpy_helper
 
 from vadexport.passes.base import GraphView, attributes, sort_nodes
 from vadexport.passes.nearest_neighbours import CentredBank, Search, find_searches
-from vadexport.passes.search_plan import TILE, Float32, QuantisedBank, SearchPlan
+from vadexport.passes.search_plan import TILE, Float32, SearchPlan, looked_in_bank
 
 #: Steps away from all queries that rows are which only fill a block.
 _FAR: Final = 1e30
@@ -163,11 +163,8 @@ class _Rewriting:
 
     def padded(self, count: int) -> tuple[NDArray[np.int8] | Float32, Float32, Float32]:
         """Rows, scales of their products and norms, with rows that are never near up to `count`."""
-        directions, levels = self.plan.directions, self.plan.levels
-        if self.plan.step is None and directions is not None:
-            bank = QuantisedBank.unrounded(self.bank, directions)
-        else:
-            bank = QuantisedBank.of(self.bank, directions)
+        levels = self.plan.levels
+        bank = looked_in_bank(self.bank, self.plan.directions, self.plan.row_steps)
         more = count - len(bank.rows)
         rows: NDArray[Any] = np.pad(bank.rows, ((0, more), (0, 0)))
         scales = np.pad(2 * levels * bank.steps.astype(np.float64), (0, more), constant_values=1)

@@ -1,7 +1,7 @@
 """How a bank is searched in INT8 or few directions, and what that does to distances of queries."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -19,7 +19,10 @@ _BLOCKS: Final[tuple[int, ...]] = (512, 128, 32)
 _EXACT: Final = 2.0**24
 #: How much longer than any seen a query may be before its candidates are named less exactly.
 _HEADROOM: Final = 4.0
-_LARGEST: Final = 127
+#: Steps of a row to either side of 0, and of a query; and of a row where a processor adds two
+#: products in an int16, which saturates (calibration/rounding.py).
+STEPS: Final = 127
+REDUCED_STEPS: Final = 64
 _SHORTLISTS: Final = (1, 2, 4, 8, 16)
 _MOST_QUERIES: Final = 4096
 #: Of the bank's width, directions that INT8 looks in, fewest first, in whole vectors of int8.
@@ -51,17 +54,25 @@ class QuantisedBank(NamedTuple):
         return cls(bank.rows @ directions, np.ones(len(bank.rows), np.float32), bank.norms)
 
     @classmethod
-    def of(cls, bank: CentredBank, directions: Float32 | None = None) -> "QuantisedBank":
-        """Round a bank's rows, or what they are in some directions, orthonormal [D, r]."""
+    def of(
+        cls, bank: CentredBank, directions: Float32 | None = None, steps: int = STEPS
+    ) -> "QuantisedBank":
+        """Round a bank's rows, or what they are in some directions, orthonormal [D, r].
+
+        Args:
+            bank: the rows.
+            directions: orthonormal [D, r]; None for the rows as they are.
+            steps: that a row's largest value is rounded to.
+        """
         exact = bank.rows if directions is None else bank.rows @ directions
         largest = np.abs(exact).max(axis=1)
-        steps = (np.where(largest > 0, largest, 1) / _LARGEST).astype(np.float32)
-        rows = np.rint(exact / steps[:, None]).clip(-_LARGEST, _LARGEST).astype(np.int8)
-        norms = np.square(rows.astype(np.float64) * steps[:, None]).sum(axis=1)
+        sizes = (np.where(largest > 0, largest, 1) / steps).astype(np.float32)
+        rows = np.rint(exact / sizes[:, None]).clip(-steps, steps).astype(np.int8)
+        norms = np.square(rows.astype(np.float64) * sizes[:, None]).sum(axis=1)
         if directions is not None:
             inside = np.square(exact.astype(np.float64)).sum(axis=1)
             norms += np.maximum(bank.norms - inside, 0.0)
-        return cls(rows, steps, norms.astype(np.float32))
+        return cls(rows, sizes, norms.astype(np.float32))
 
 
 @dataclass(frozen=True)
@@ -77,6 +88,7 @@ class SearchPlan:
         recall: share of the queries whose nearest row was on the shortlist.
         error: largest that a distance grew by.
         directions: in which candidates are looked for, orthonormal float32 [D, r]; None: in all.
+        row_steps: that a row's largest value is rounded to; None where nothing is rounded.
     """
 
     step: float | None
@@ -87,10 +99,11 @@ class SearchPlan:
     recall: float
     error: float
     directions: Float32 | None = field(default=None, compare=False)
+    row_steps: int | None = STEPS
 
 
 def plan_search(
-    bank: CentredBank, queries: Float32, limit: float, *, int8: bool = True
+    bank: CentredBank, queries: Float32, limit: float, row_steps: int | None = STEPS
 ) -> SearchPlan | None:
     """Find the fewest directions and the shortest shortlist that keep distances.
 
@@ -101,7 +114,8 @@ def plan_search(
         queries: [n, D] of images that ranges may be taken from, not centred. Of more than 4,096
             as many, evenly spaced, are looked up; ranges are those of all.
         limit: that no distance (not squared) may grow beyond.
-        int8: whether candidates are looked for in INT8; in float32 in few directions alone.
+        row_steps: that a row's largest value is rounded to in INT8; None to look for candidates in
+            float32, in few directions alone.
 
     Returns:
         None where not even the longest shortlist of the smallest blocks keeps to the limit.
@@ -109,16 +123,23 @@ def plan_search(
     centred = queries - bank.mean
     chosen = np.linspace(0, len(queries) - 1, min(len(queries), _MOST_QUERIES)).astype(int)
     true = _nearest(bank, centred[chosen])
-    for directions in (*_directions(bank), *([None] if int8 else [])):
-        looked_in = (
-            QuantisedBank.of(bank, directions)
-            if int8 or directions is None
-            else QuantisedBank.unrounded(bank, directions)
-        )
+    for directions in (*_directions(bank), *([None] if row_steps else [])):
+        looked_in = looked_in_bank(bank, directions, row_steps)
         plan = _plan(bank, looked_in, centred, chosen, true, directions, limit)
         if plan is not None:
-            return plan
+            return replace(plan, row_steps=row_steps)
     return None
+
+
+def looked_in_bank(
+    bank: CentredBank, directions: Float32 | None, row_steps: int | None
+) -> QuantisedBank:
+    """What candidates are looked for in; raises ValueError for all directions in float32."""
+    if row_steps is not None:
+        return QuantisedBank.of(bank, directions, row_steps)
+    if directions is None:
+        raise ValueError("a search in float32 is one in few directions")
+    return QuantisedBank.unrounded(bank, directions)
 
 
 def _directions(bank: CentredBank) -> Iterator[Float32]:
@@ -156,7 +177,7 @@ def _plan(  # noqa: PLR0913, PLR0917
         blocks = tuple(block for block in _BLOCKS if block >= _LEAST_BLOCK)
     step, rounded = None, seen
     if looked_in.rows.dtype == np.int8:
-        step = float(np.abs(seen).max(initial=0.0)) / _LARGEST or 1.0
+        step = float(np.abs(seen).max(initial=0.0)) / STEPS or 1.0
         rounded = _rounded(seen, step)
     longest = float(np.square(rounded.astype(np.float64)).sum(axis=1).max(initial=0.0)) or 1.0
     levels = {block: _EXACT / block / _HEADROOM / longest for block in blocks}
@@ -233,5 +254,5 @@ def _distances(bank: CentredBank, centred: Float32, rows: NDArray[np.int64]) -> 
 def _rounded(centred: Float32, step: float) -> Float32:
     """What int8 makes of centred queries."""
     scale = np.float32(step)
-    found: Float32 = np.rint(centred / scale).clip(-_LARGEST - 1, _LARGEST) * scale
+    found: Float32 = np.rint(centred / scale).clip(-STEPS - 1, STEPS) * scale
     return found

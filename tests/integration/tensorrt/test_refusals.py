@@ -144,14 +144,14 @@ def builder_of(parent):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the builder in /proc")
 @pytest.mark.parametrize(
-    ("sent", "words"),
+    ("sent", "limit", "words"),
     [
-        pytest.param(signal.SIGABRT, "tensorrt-rtx:fp32 crashed (SIGABRT)", id="aborts"),
-        pytest.param(signal.SIGKILL, "tensorrt-rtx:fp32 crashed (SIGKILL)", id="is killed"),
-        pytest.param(signal.SIGSTOP, "did not answer within 5 s", id="hangs"),
+        pytest.param(signal.SIGABRT, 100, "tensorrt-rtx:fp32 crashed (SIGABRT)", id="aborts"),
+        pytest.param(signal.SIGKILL, 100, "tensorrt-rtx:fp32 crashed (SIGKILL)", id="is killed"),
+        pytest.param(signal.SIGSTOP, 5, "did not answer within 5 s", id="hangs"),
     ],
 )
-def test_a_builder_that_ends_or_hangs(save_graph, images, tmp_path, sent, words):
+def test_a_builder_that_ends_or_hangs(save_graph, images, tmp_path, sent, limit, words):
     nodes, name = [("Reshape", ["x", "shape"], ["n0"], {})], "n0"
     for number in range(100):  # what keeps the builder busy while it is looked for
         name, product = f"n{number + 1}", f"p{number}"
@@ -165,7 +165,7 @@ def test_a_builder_that_ends_or_hangs(save_graph, images, tmp_path, sent, words)
         [
             *(sys.executable, "-m", "vadexport", "build", path, "-o", tmp_path / "a", *BOTH),
             *("--calibration", images / "good", "--camera", "gray"),
-            *("--tensorrt", "time_limit_s=5"),
+            *("--tensorrt", f"time_limit_s={limit}"),
         ],
         stderr=subprocess.PIPE,
         text=True,

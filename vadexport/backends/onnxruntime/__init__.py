@@ -1,6 +1,11 @@
 """ONNX Runtime on processors, and on NVIDIA GPUs."""
 
-from vadexport.backends.onnxruntime.compiler import check_device, compile_graph, version
+from vadexport.backends.onnxruntime.compiler import (
+    EXACT_PRODUCTS,
+    check_device,
+    compile_graph,
+    version,
+)
 from vadexport.backends.onnxruntime.runner import OnnxRuntimeRunner
 
 PACKAGE = "onnxruntime"
@@ -10,6 +15,7 @@ open_runner = OnnxRuntimeRunner
 
 __all__ = [
     "AHEAD_OF_TIME",
+    "EXACT_PRODUCTS",
     "EXTRA",
     "PACKAGE",
     "check_device",

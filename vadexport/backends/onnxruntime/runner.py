@@ -11,6 +11,7 @@ from vadexport.backends.base import Execution
 from vadexport.backends.cuda import Cuda, GpuState
 from vadexport.backends.onnxruntime.compiler import (
     CUDA_PROVIDER,
+    EXACT_PRODUCTS,
     MODEL_FILE,
     check_device,
     version,
@@ -34,7 +35,8 @@ class OnnxRuntimeRunner:
     """A session of ONNX Runtime.
 
     Its worker threads stop spinning when a call returns, so that a session which waits does not
-    take the processor from others. On a GPU, float32 is not replaced by TF32.
+    take the processor from others. On processors without VNNI, INT8 products are added so that none
+    saturates. On a GPU, float32 is not replaced by TF32.
 
     Args:
         model: the artifact's folder, or the bytes of an ONNX file.
@@ -55,6 +57,7 @@ class OnnxRuntimeRunner:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        options.add_session_config_entry(*EXACT_PRODUCTS)
         providers: list[Any] = ["CPUExecutionProvider"]
         self._cuda = Cuda() if target.device == CUDA else None
         if self._cuda:

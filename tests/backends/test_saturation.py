@@ -1,0 +1,176 @@
+"""INT8 products on processors that add them in int16, and what keeps scores there."""
+
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import helper, numpy_helper
+
+from vadexport.backends.onnxruntime import EXACT_PRODUCTS, OnnxRuntimeRunner
+from vadexport.backends.openvino import runner as openvino_runner
+from vadexport.backends.openvino.saturation import adds_exactly, may_saturate
+from vadexport.calibration.rounding import REDUCED
+from vadexport.errors import MissingDeviceError
+from vadexport.passes.search_plan import REDUCED_STEPS
+from vadexport.targets import Target
+
+openvino = pytest.importorskip("openvino")
+RANDOM = np.random.default_rng(3)
+#: Flags of Linux for instructions that add products of uint8 by int8 in int32.
+EXACT_FLAGS = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"}
+KINDS = ("conv", "1x1", "groups", "depthwise", "matmul")
+
+
+def flags():
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    found = [line for line in lines if line.startswith(("flags", "Features"))]
+    return set(found[0].partition(":")[2].split()) if found else set()
+
+
+def layer(kind, largest, *, unsigned=True):
+    """A layer in Q/DQ form whose integers are all there are; the image that it is of."""
+    if kind == "matmul":
+        image, weight, axis = RANDOM.normal(size=(1, 32, 96)), (96, 64), 1
+    else:
+        groups = {"groups": 4, "depthwise": 48}.get(kind, 1)
+        window = 1 if kind == "1x1" else 3
+        image, weight, axis = RANDOM.normal(size=(1, 48, 9, 9)), (48, 48 // groups, window), 0
+        weight = (*weight, window)
+    image = image.astype(np.float32)
+    image = np.abs(image) if unsigned else image
+    kind_of_zero = np.uint8 if unsigned else np.int8
+    integers = RANDOM.integers(-largest, largest + 1, weight).astype(np.int8)
+    integers.reshape(-1)[0] = largest
+    values = {
+        "step": np.float32(np.abs(image).max() / np.iinfo(kind_of_zero).max),
+        "zero": np.array(0, kind_of_zero),
+        "integers": integers,
+        "scales": RANDOM.uniform(0.01, 0.02, weight[axis]).astype(np.float32),
+        "zeros": np.zeros(weight[axis], np.int8),
+    }
+    nodes = [
+        helper.make_node("QuantizeLinear", ["image", "step", "zero"], ["quantised"]),
+        helper.make_node("DequantizeLinear", ["quantised", "step", "zero"], ["x"]),
+        helper.make_node("DequantizeLinear", ["integers", "scales", "zeros"], ["w"], axis=axis),
+    ]
+    if kind == "matmul":
+        nodes.append(helper.make_node("MatMul", ["x", "w"], ["raw_score"]))
+    else:
+        shape = {"pads": [window // 2] * 4, "kernel_shape": [window, window], "group": groups}
+        nodes.append(helper.make_node("Conv", ["x", "w"], ["raw_score"], **shape))
+    made = helper.make_graph(
+        nodes,
+        "layer",
+        [helper.make_tensor_value_info("image", 1, image.shape)],
+        [helper.make_tensor_value_info("raw_score", 1, None)],
+        [numpy_helper.from_array(value, name) for name, value in values.items()],
+    )
+    opsets = [helper.make_opsetid("", 20)]
+    return helper.make_model(made, opset_imports=opsets, ir_version=9), image
+
+
+def exactly(model, image):
+    """In float32, by ONNX Runtime with nothing fused."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    data = model.SerializeToString()
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    return session.run(None, {"image": image})[0]
+
+
+def by_openvino(model, image):
+    core = openvino.Core()
+    read = core.read_model(model.SerializeToString())
+    compiled = core.compile_model(read, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return compiled([image])[0]
+
+
+def apart(found, expected):
+    return np.abs(found - expected).max() / np.abs(expected).max()
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="flags are Linux's")
+def test_what_is_tried_is_what_the_processor_says_of_itself():
+    assert adds_exactly() == bool(flags() & EXACT_FLAGS)
+
+
+def test_two_products_of_seven_bits_fit_into_an_int16():
+    ends = [
+        sum(activation * weight for activation, weight in pairs)
+        for weights in product((-REDUCED, REDUCED), repeat=2)
+        for pairs in [list(zip((255, 255), weights, strict=True))]
+    ]
+    bounds = np.iinfo(np.int16)
+    assert bounds.min <= min(ends) <= max(ends) <= bounds.max
+    assert bounds.max < 2 * 255 * (REDUCED + 1)
+    assert REDUCED_STEPS == REDUCED
+
+
+@pytest.mark.parametrize("unsigned", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_openvino_adds_products_of_seven_bits_exactly(kind, unsigned):
+    model, image = layer(kind, 127 if kind == "depthwise" else REDUCED, unsigned=unsigned)
+    # Of int8 by int8 it halves the weights of 1 × 1 convolutions before it rounds them, where it
+    # has no instruction: half a step of some weights.
+    tolerance = 1e-5 if unsigned else 4e-3
+    assert apart(by_openvino(model, image), exactly(model, image)) < tolerance
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_openvino_adds_products_of_eight_bits_exactly_where_it_is_said_to(kind):
+    model, image = layer(kind, 127)
+    wrong = apart(by_openvino(model, image), exactly(model, image)) > 1e-3
+    assert wrong == (not adds_exactly() and kind != "depthwise")
+
+
+@pytest.mark.parametrize("unsigned", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_onnx_runtime_always_adds_exactly(kind, unsigned):
+    model, image = layer(kind, 127, unsigned=unsigned)
+    runner = OnnxRuntimeRunner(model.SerializeToString(), Target("onnxruntime", "int8"), 1)
+    assert apart(runner.infer(image)["raw_score"], exactly(model, image)) < 1e-5
+    assert EXACT_PRODUCTS == ("session.x64quantprecision", "1")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("largest", [127, REDUCED + 1, REDUCED])
+def test_graphs_that_may_saturate_are_known(kind, largest, tmp_path):
+    model, _ = layer(kind, largest)
+    onnx.save(model, tmp_path / "model.onnx")
+    core = openvino.Core()
+    read = core.read_model(tmp_path / "model.onnx")
+    openvino.save_model(read, tmp_path / "model.xml", compress_to_fp16=False)
+    expected = largest > REDUCED and kind != "depthwise"
+    for name in ("model.onnx", "model.xml"):
+        assert may_saturate(core.read_model(tmp_path / name)) == expected
+
+
+def test_a_graph_in_float_cannot_saturate():
+    weights = numpy_helper.from_array(np.full((4, 4), 1000, np.float32), "w")
+    nodes = [helper.make_node("MatMul", ["image", "w"], ["y"])]
+    ends = [helper.make_tensor_value_info(name, 1, [2, 4]) for name in ("image", "y")]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], [weights])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    assert not may_saturate(openvino.Core().read_model(model.SerializeToString()))
+
+
+@pytest.mark.parametrize(("largest", "exact"), list(product((127, REDUCED), (False, True))))
+def test_what_would_saturate_is_not_run(largest, exact, tmp_path, monkeypatch):
+    model, image = layer("conv", largest)
+    onnx.save(model, tmp_path / "model.onnx")
+    target = Target("openvino", "int8")
+    openvino.save_model(
+        openvino.Core().read_model(tmp_path / "model.onnx"),
+        tmp_path / "model.xml",
+        compress_to_fp16=False,
+    )
+    monkeypatch.setattr(openvino_runner, "adds_exactly", lambda: exact)
+    if largest == REDUCED or exact:
+        opened = openvino_runner.OpenVinoRunner(tmp_path, target, 1)
+        assert opened.infer(image)["raw_score"].shape == (1, 48, 9, 9)
+    else:
+        with pytest.raises(MissingDeviceError, match=r"no VNNI.*openvino:int8@avx2"):
+            openvino_runner.OpenVinoRunner(tmp_path, target, 1)
