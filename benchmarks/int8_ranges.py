@@ -5,32 +5,36 @@ calibrate), judged on 150 other intact and 150 defective ones, run by OpenVINO i
 what is quantised. All variants quantise the same layers, symmetric, score head in float32. Wants
 the extras demo and dev, which bring NNCF.
 
-    python benchmarks/int8_ranges.py [--rows 1444,4000]
+    python benchmarks/int8_ranges.py [--rows 1444] [--document docs/int8.md]
 """
 
 import argparse
-import platform
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import onnx
 import torch
 from cells import DEFECTIVE, INTACT, shuffled_cells
+from documents import replace_table
 
 from vadexport.backends.base import available_threads
 from vadexport.backends.openvino import compile_graph, open_runner
 from vadexport.backends.openvino.saturation import adds_exactly
 from vadexport.calibration import plan_int8
+from vadexport.calibration.observing import run_graph
 from vadexport.calibration.qdq import Form, quantised
 from vadexport.calibration.quantisation import Choices
-from vadexport.contract import RAW_SCORE, ImageInput
+from vadexport.calibration.synthetic_defects import with_defect
+from vadexport.contract import INPUT_NAME, RAW_SCORE, ImageInput
 from vadexport.detectors.patchcore import PatchCoreConfig, fit
 from vadexport.images import ImageFile, decode
 from vadexport.machine import processor_name, tool_versions
 from vadexport.passes import DEFAULT_PASSES, apply_passes
+from vadexport.passes.cutting import cut
 from vadexport.targets import Target
 from vadexport.telemetry import forbid_telemetry
 from vadexport.tracing.graph import TracedGraph, simplify, trace
@@ -40,39 +44,103 @@ INPUT = ImageInput(300, 300, 1)
 PATCHES_AN_IMAGE = 38 * 38
 FITTED, CALIBRATED, JUDGED = 100, 64, 150
 
+TARGET = Target("openvino", "int8")
+BINS = 2048
+
 Quantiser = Callable[[Path, Path, TracedGraph, list[ImageFile]], None]
 
 
 def main() -> None:
-    """Print a table for each size of the memory bank."""
+    """Print a table, and put it into a document."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", default="1444,4000", help="sizes of the memory bank")
-    sizes = [int(size) for size in parser.parse_args().rows.split(",")]
+    parser.add_argument("--rows", type=int, default=1444, help="of the memory bank")
+    parser.add_argument("--document", type=Path, help="whose table `parts` it becomes")
+    options = parser.parse_args()
     forbid_telemetry()
-    intact, defective = (cells(probability) for probability in (INTACT, DEFECTIVE))
-    calibration = intact[FITTED : FITTED + CALIBRATED]
-    normal = intact[FITTED + CALIBRATED :][:JUDGED]
-    judged = [decode(file.path, 1) for file in normal + defective[:JUDGED]]
-    anomalous = np.array([False] * JUDGED + [True] * JUDGED)
-    print(f"{processor_name()}, {available_threads()} threads, {platform.system()}")
-    print(", ".join(f"{name} {version}" for name, version in tool_versions().items()))
-    for rows in sizes:
+    bench = Bench.of(options.rows)
+    lines = [HEAD, RULE, bench.line("reference, PyTorch", bench.reference)]
+    for name, quantiser in VARIANTS.items():
+        lines.append(bench.line(name, run(bench, quantiser)))
+    if options.document:
+        replace_table(options.document, "\n".join([bench.words(), "", *lines]) + "\n", "parts")
+
+
+HEAD = "| | AUROC | Spearman | drift, mean | largest | flips |"
+RULE = "|---|---|---|---|---|---|"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A detector, its graph, and what it is calibrated with and judged on.
+
+    Attributes:
+        graph: behind the passes of a build.
+        calibration: intact cells that set ranges.
+        judged: cells, intact ones first, as arrays.
+        reference: raw scores of the judged by PyTorch.
+        unit: of drift.
+        threshold: of decisions.
+        rows: of the memory bank.
+    """
+
+    graph: TracedGraph
+    calibration: list[ImageFile]
+    judged: list[np.ndarray]
+    reference: np.ndarray
+    unit: float
+    threshold: float
+    rows: int
+
+    @classmethod
+    def of(cls, rows: int) -> "Bench":
+        """Fit a detector with a memory bank of so many rows."""
+        intact, defective = (cells(probability) for probability in (INTACT, DEFECTIVE))
+        normal = intact[FITTED + CALIBRATED :][:JUDGED]
+        judged = [decode(file.path, 1) for file in normal + defective[:JUDGED]]
         config = PatchCoreConfig(coreset_ratio=rows / (FITTED * PATCHES_AN_IMAGE))
         detector = fit([decode(f.path, 1) for f in intact[:FITTED]], config, INPUT).eval()
         with torch.inference_mode():
             reference = np.array(
                 [float(detector(torch.from_numpy(image)[None])[RAW_SCORE]) for image in judged]
             )
-        unit = interquartile_range(detector.normal_scores.double().numpy())
-        print(f"\nmemory bank of {len(detector.memory_bank)} rows; drift unit {unit:.3f}")
-        print("variant                            AUROC  Spearman  drift  drift/s.d.   max  flips")
-        show("reference, PyTorch", reference, reference, unit, detector.thresholds.image, anomalous)
         simplified = simplify(trace(detector, INPUT))
         model, _ = apply_passes(simplified.model, DEFAULT_PASSES)
-        graph = TracedGraph(model, simplified.seams)
-        for name, quantiser in VARIANTS.items():
-            scores = run(graph, quantiser, calibration, judged)
-            show(name, scores, reference, unit, detector.thresholds.image, anomalous)
+        found = cls(
+            TracedGraph(model, simplified.seams),
+            intact[FITTED : FITTED + CALIBRATED],
+            judged,
+            reference,
+            interquartile_range(detector.normal_scores.double().numpy()),
+            detector.thresholds.image,
+            len(detector.memory_bank),
+        )
+        print(found.words(), f"\n{HEAD}\n{RULE}", sep="\n", flush=True)
+        return found
+
+    def save(self, path: Path) -> None:
+        """Write the float graph."""
+        onnx.save(self.graph.model, path)
+
+    def words(self) -> str:
+        """What was measured on what, for above the table."""
+        tools = ", ".join(f"{name} {version}" for name, version in tool_versions().items())
+        exact = "with" if adds_exactly() else "without"
+        return (
+            f"{processor_name()} {exact} VNNI, {available_threads()} threads; {tools}; memory bank "
+            f"of {self.rows} rows"
+        )
+
+    def line(self, name: str, scores: np.ndarray) -> str:
+        """One row of the table, printed as well."""
+        drift = np.abs(scores - self.reference) / self.unit
+        anomalous = np.arange(len(scores)) >= JUDGED
+        flips = int(((scores > self.threshold) != (self.reference > self.threshold)).sum())
+        made = (
+            f"| {name} | {auroc(scores, anomalous):.4f} | {spearman(scores, self.reference):.5f} "
+            f"| {drift.mean():.3f} | {drift.max():.2f} | {flips}/{len(scores)} |"
+        )
+        print(made, flush=True)
+        return made
 
 
 def cells(probability: float) -> list[ImageFile]:
@@ -81,8 +149,13 @@ def cells(probability: float) -> list[ImageFile]:
     return [ImageFile(path, path.name, None) for path in paths]
 
 
-def ours(choices: Choices, form: Form = Form(signed=False)) -> Quantiser:  # noqa: B008 - frozen
-    """What `vadexport build` does, or parts of it."""
+def ours(
+    choices: Choices,
+    form: Form = Form(signed=False),  # noqa: B008 - frozen
+    *,
+    here: bool = True,
+) -> Quantiser:
+    """What `vadexport build` does, or parts of it; with weights for this processor, if `here`."""
 
     def quantiser(
         model: Path, destination: Path, graph: TracedGraph, images: list[ImageFile]
@@ -90,12 +163,65 @@ def ours(choices: Choices, form: Form = Form(signed=False)) -> Quantiser:  # noq
         equalised, network = model.with_stem("equalised"), graph.network_nodes()
         plan = plan_int8(
             *(model, equalised, network, images, INPUT),
-            replace(choices, reduce_range=not adds_exactly()),
+            replace(choices, reduce_range=not adds_exactly()) if here else choices,
             lambda _done, _all: None,
         )
         onnx.save(quantised(onnx.load(equalised), plan, network, form), destination)
 
     return quantiser
+
+
+def with_other_ranges(reach_of: Callable[[np.ndarray, float, int], float]) -> Quantiser:
+    """vadexport's, but for ranges of activations, which are found from histograms."""
+
+    def quantiser(
+        model: Path, destination: Path, graph: TracedGraph, images: list[ImageFile]
+    ) -> None:
+        equalised, network = model.with_stem("equalised"), graph.network_nodes()
+        choices = Choices(reduce_range=not adds_exactly())
+        plan = plan_int8(model, equalised, network, images, INPUT, choices, lambda *_: None)
+        found = onnx.load(equalised)
+        names = [name for name in plan.reach if name != INPUT_NAME]
+        counts = {name: np.zeros(BINS) for name in names}
+        calls = [
+            with_defect(image, number)[None] if planted else image[None]
+            for planted in (False, True)
+            for number, image in enumerate(decode(file.path, 1) for file in images)
+        ]
+        for values in run_graph(cut(found, names), calls, names):
+            for name, value in zip(names, values, strict=True):
+                magnitudes = np.abs(value).ravel()
+                counts[name] += np.histogram(magnitudes, BINS, (0, plan.reach[name]))[0]
+        steps = {name: 255 if name in plan.never_negative else 127 for name in names}
+        reach = {name: reach_of(counts[name], plan.reach[name], steps[name]) for name in names}
+        plan = replace(plan, reach={**plan.reach, **reach})
+        onnx.save(quantised(found, plan, network, Form(signed=False)), destination)
+
+    return quantiser
+
+
+def percentile(share: float) -> Callable[[np.ndarray, float, int], float]:
+    """A range that so many of all values do not exceed, as TensorRT's and ONNX Runtime's tools."""
+
+    def reach_of(counts: np.ndarray, largest: float, _steps: int) -> float:
+        within = np.searchsorted(counts.cumsum(), share * counts.sum())
+        return largest * min(within + 1, BINS) / BINS
+
+    return reach_of
+
+
+def least_squares(counts: np.ndarray, largest: float, steps: int) -> float:
+    """The range whose rounding and clipping err least in the mean square (MSE)."""
+    values = largest * (np.arange(BINS) + 0.5) / BINS
+    ends = largest * np.arange(20, 101) / 100
+
+    def error(end: float) -> float:
+        step = end / steps
+        inside = values <= end
+        errors = np.where(inside, step * step / 12, np.square(values - end))
+        return float((counts * errors).sum())
+
+    return float(min(ends, key=error))
 
 
 def with_nncf(*, default_ranges: bool, bias_correction: bool) -> Quantiser:
@@ -132,6 +258,10 @@ VARIANTS: dict[str, Quantiser | None] = {
     "vadexport": ours(Choices()),
     "vadexport, all int8": ours(Choices(), Form()),
     "without equalised channels": ours(Choices(equalising=False)),
+    "ranges with headroom of 1.25": ours(Choices(headroom=1.25)),
+    "ranges of the 99.99th percentile": with_other_ranges(percentile(0.9999)),
+    "ranges of the 99.9th percentile": with_other_ranges(percentile(0.999)),
+    "ranges of the least squared error": with_other_ranges(least_squares),
     "weights to the nearest": ours(Choices(rounding=False)),
     "ranges without planted defects": ours(Choices(planted=False)),
     "min-max of normal images alone": ours(
@@ -144,42 +274,23 @@ VARIANTS: dict[str, Quantiser | None] = {
 }
 
 
-def run(
-    graph: TracedGraph,
-    quantiser: Quantiser | None,
-    calibration: list[ImageFile],
-    judged: list[np.ndarray],
-) -> np.ndarray:
+def run(bench: Bench, quantiser: Quantiser | None) -> np.ndarray:
     """Raw scores of one variant."""
     with tempfile.TemporaryDirectory() as name:
         model = Path(name) / "model.onnx"
-        onnx.save(graph.model, model)
+        bench.save(model)
         if quantiser is not None:
-            quantiser(model, model.with_stem("int8"), graph, calibration)
+            quantiser(model, model.with_stem("int8"), bench.graph, bench.calibration)
             model = model.with_stem("int8")
-        target = Target("openvino", "int8")
-        compile_graph(model, Path(name), target)
-        runner = open_runner(Path(name), target, available_threads())
-        return np.array([float(runner.infer(image[None])[RAW_SCORE][0]) for image in judged])
+        compile_graph(model, Path(name), TARGET)
+        return scores_of(Path(name), bench.judged)
 
 
-def show(
-    name: str,
-    scores: np.ndarray,
-    reference: np.ndarray,
-    unit: float,
-    threshold: float,
-    anomalous: np.ndarray,
-) -> None:
-    """One row of the table."""
-    drift = np.abs(scores - reference)
-    flips = int(((scores > threshold) != (reference > threshold)).sum())
-    print(
-        f"{name:<34} {auroc(scores, anomalous):.4f}   {spearman(scores, reference):.5f}"
-        f"  {drift.mean() / unit:.3f}       {drift.mean() / reference.std():.3f}"
-        f"  {drift.max() / unit:.2f}  {flips}/{len(scores)}",
-        flush=True,
-    )
+def scores_of(folder: Path, judged: list[np.ndarray]) -> np.ndarray:
+    """Raw scores by OpenVINO of what lies in a folder, whatever its products come to."""
+    with mock.patch("vadexport.backends.openvino.runner.adds_exactly", return_value=True):
+        runner = open_runner(folder, TARGET, available_threads())
+    return np.array([float(runner.infer(image[None])[RAW_SCORE][0]) for image in judged])
 
 
 if __name__ == "__main__":

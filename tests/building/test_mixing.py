@@ -11,6 +11,7 @@ from vadexport.building.mixing import Mixing, _Candidate
 from vadexport.calibration.judging import Judged
 from vadexport.calibration.search import Frontier, Group, Point
 from vadexport.targets import Target
+from vadexport.verification.applied import AppliedPass
 from vadexport.verification.statistics import Interval
 
 GOOD = Judged(drift=0.1, rms=0.1, spearman=1.0, flips=0, maps=0.01)
@@ -54,6 +55,9 @@ class Integers:
 
     def in_float(self, *, searched):
         return Path("float-bank/m") if searched else self.base.path
+
+    def search_pass(self, *, searched):
+        return AppliedPass("quantised-search", 1) if searched else None
 
     def precision(self, _target, network, _rung, *, searched):
         return {"network": network, "score head": "int8 search" if searched else "fp32"}

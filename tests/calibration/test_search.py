@@ -117,10 +117,11 @@ class TestSearch:
         assert found.finished
         # The costliest first, and, for layers at the front are the usual suspects, from there.
         reached = [(point.order, point.float_groups) for point in found.points]
-        assert reached == [("cost", 0), ("cost", 1), *(("front", n) for n in range(1, 5))]
+        assert LAYERS == 6
+        assert reached == [("cost", 0), ("cost", 1), ("front", 3), ("front", 4)]
         assert found.points[1].float_layers == (BAD,)
         assert found.points[-1].float_layers == ("c0", "c1", "c2", BAD)
-        assert found.holding == (1, 5)
+        assert found.holding == (1, 3)
         for number, point in enumerate(found.points):
             assert point.holds == point.judged.holds(bounds) == (number in found.holding)
         assert not found.points[0].judged.holds(bounds)
@@ -128,7 +129,7 @@ class TestSearch:
         assert costs == sorted(costs, reverse=True)
         assert costs[0] > 10 * costs[1]
         assert found.images == (8, 4)
-        assert told[-1] == (3 * LAYERS, 3 * LAYERS)
+        assert told[-1] == (LAYERS + 1, LAYERS + 1)
         assert [done for done, _ in told] == sorted(done for done, _ in told)
 
     def test_costs_are_of_the_group_alone(self, searched, judged):
@@ -185,8 +186,11 @@ class TestSearch:
     def test_no_int8_where_nothing_holds(self, searched):
         found = searched(replace(LOOSE, drift=-1.0))
         assert (found.holding, found.finished) == ((), True)
-        counts = [point.float_groups for point in found.points]
-        assert counts == [*range(LAYERS), *range(1, LAYERS)]
+        counts = [(point.order, point.float_groups) for point in found.points]
+        assert counts == [
+            ("cost", 0),
+            *((order, n) for order in ("cost", "front") for n in (3, 4, 5)),
+        ]
 
     def test_without_a_map(self, tmp_path):
         bare = onnx.ModelProto.FromString(MODEL.SerializeToString())
@@ -217,7 +221,7 @@ class TestTime:
         found = searched(replace(LOOSE, drift=-1.0), seconds=0.0, plan=one)
         assert (found.holding, found.finished, len(found.groups)) == ((), False, 1)
 
-    def test_that_runs_out_sends_what_was_not_judged_to_float_first(
+    def test_that_runs_out_has_found_a_form_before_groups_are_judged(
         self, searched, judged, monkeypatch
     ):
         bounds = tight(searched)
@@ -226,10 +230,9 @@ class TestTime:
         del judged[:]
         found = searched(bounds, seconds=10.0, form=Form(sums=True))
         assert not found.finished
-        assert found.holding == ()
-        assert len(judged) == 3
-        known = [group.cost is not None for group in found.groups]
-        assert known == sorted(known)
+        assert [found.points[number].order for number in found.holding] == ["front"]
+        assert len(judged) == 3  # all, and in float the first three, then four: which holds
+        assert {group.cost for group in found.groups} == {None}
 
 
 class TestMemory:

@@ -1,10 +1,11 @@
 """Which layers stay in float: a search in the unit that matters, what INT8 does to scores.
 
 No rule says which few layers of a network cost the scores: the first ones of one, the last of
-another. So each group of layers is put into INT8 alone and judged by how far scores move; then
-groups go back to float until scores hold, in two orders: the costliest first, which takes the
-fewest, and from the front, which leaves one seam between float and INT8, not many. Which of the two
-is faster is for a clock to say.
+another. Groups of layers go back to float until scores hold, in two orders: from the front, which
+leaves one seam between float and INT8, not many, and the costliest first, which takes the fewest;
+for that order each group is put into INT8 alone and judged by how far scores move. Which of the two
+is faster is for a clock to say. In each order the fewest that hold are found by bisection: five
+forms of 32 are judged, not up to 31, and the first order is done before the groups are judged.
 """
 
 import hashlib
@@ -79,7 +80,8 @@ class Frontier:
 
     Attributes:
         groups: the costliest first.
-        points: from all INT8 on, in each order until scores hold; then forms of other kinds.
+        points: all INT8, then of each order those judged, up to the fewest groups in float whose
+            scores hold; then forms of other kinds.
         finished: whether there was time enough.
         images: normal ones, and ones with planted defects, that were judged.
     """
@@ -109,7 +111,7 @@ def search(  # noqa: PLR0913, PLR0917 - a call into a child process, which takes
     limits: tuple[float, Path],
     progress: Callable[[int, int], None],
 ) -> Frontier:
-    """Find the fewest layers that must stay in float. To be run in a child process.
+    """Find few layers that must stay in float. To be run in a child process.
 
     What was judged is kept in a file named after all that it hangs on, so that a search that was
     killed goes on where it was, and one that is repeated takes no time.
@@ -142,37 +144,43 @@ def search(  # noqa: PLR0913, PLR0917 - a call into a child process, which takes
             memory.put(key, known)
         return known
 
-    points: list[Point] = []
+    def points_of(order: Order, path: Sequence[Sequence[str]]) -> tuple[list[Point], bool]:
+        """Points up to the fewest groups in float that hold, and whether there was time enough."""
+        found: dict[int, Point] = {}
+        fail, hold = 0, len(path)  # all in INT8 did not, and all in float need no search
+        while hold - fail > 1:
+            count = (fail + hold) // 2
+            layers = tuple(chain.from_iterable(path[:count]))
+            one = judged(frozenset(layers))
+            if one is None:
+                break
+            found[count] = Point(order, count, layers, one, one.holds(bounds))
+            fail, hold = (fail, count) if found[count].holds else (count, hold)
+        return [found[count] for count in sorted(found) if count <= hold], hold - fail == 1
+
     whole = judged(frozenset())
-    if whole is not None:
-        points.append(Point("cost", 0, (), whole, whole.holds(bounds)))
-        if whole.holds(bounds):
-            found = tuple(Group(tuple(group), None) for group in groups)
-            return Frontier(found, tuple(points), finished=True, images=judge.images)
+    unjudged = tuple(Group(tuple(group), None) for group in groups)
+    if whole is None:
+        return Frontier(unjudged, (), finished=False, images=judge.images)
+    first = Point("cost", 0, (), whole, whole.holds(bounds))
+    if first.holds:
+        return Frontier(unjudged, (first,), finished=True, images=judge.images)
+    front, finished = points_of("front", groups)
     costs: list[Judged | None] = []
     for number, group in enumerate(groups):
         costs.append(judged(every - frozenset(group)))
-        progress(number + 1, 3 * len(groups))
+        progress(number + 1, len(groups) + 1)
     order = sorted(range(len(groups)), key=lambda number: -_weight(costs[number]))
     ranked = tuple(Group(tuple(groups[number]), costs[number]) for number in order)
-    paths: dict[Order, list[list[str]]] = {
-        "cost": [list(group.layers) for group in ranked],
-        "front": groups,
-    }
-    finished = None not in costs
-    for done, (name, path) in enumerate(paths.items(), 1):
-        for count in range(1, len(path)):
-            layers = tuple(chain.from_iterable(path[:count]))
-            one = judged(frozenset(layers))
-            progress(done * len(groups) + count, 3 * len(groups))
-            if one is None:
-                finished = False
-                break
-            points.append(Point(name, count, layers, one, one.holds(bounds)))
-            if one.holds(bounds):
-                break
-    progress(3 * len(groups), 3 * len(groups))
-    return Frontier(ranked, tuple(points), finished, judge.images)
+    known = None not in costs
+    costliest, also = points_of("cost", [g.layers for g in ranked]) if known else ([], False)
+    progress(len(groups) + 1, len(groups) + 1)
+    return Frontier(
+        ranked,
+        (first, *costliest, *front),
+        finished=finished and also,
+        images=judge.images,
+    )
 
 
 def grouped(layers: Sequence[str]) -> list[list[str]]:

@@ -84,7 +84,7 @@ def cli() -> None:
     \b
     Exit status:
       0 held   1 ran, but a check fell short   2 wrong usage or input
-      3 a package or a GPU is missing here   4 a backend failed
+      3 a package, a GPU or an instruction is missing here   4 a backend failed
       70 a defect of vadexport   130 interrupted (Ctrl-C, or asked to end)
     """
 
