@@ -17,6 +17,7 @@ import numpy as np
 
 from vadexport.artifact import open_artifact
 from vadexport.backends.base import available_threads
+from vadexport.backends.onnxruntime import EXACT_PRODUCTS
 from vadexport.machine import processor_name, tool_versions
 from vadexport.telemetry import forbid_telemetry
 
@@ -81,6 +82,7 @@ def in_onnxruntime(folder: Path, call: np.ndarray, options: argparse.Namespace) 
     settings = onnxruntime.SessionOptions()
     settings.enable_profiling = True
     settings.intra_op_num_threads = available_threads()
+    settings.add_session_config_entry(*EXACT_PRODUCTS)
     with tempfile.TemporaryDirectory() as place:
         settings.profile_file_prefix = str(Path(place) / "times")
         session = onnxruntime.InferenceSession(

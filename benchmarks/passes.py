@@ -32,6 +32,7 @@ from noise import rgb_noise
 from vadexport.backends import onnxruntime as ort_backend
 from vadexport.backends import openvino as openvino_backend
 from vadexport.backends.base import available_threads
+from vadexport.building.searching import openvino_steps
 from vadexport.contract import INPUT_NAME, RAW_SCORE, ImageInput
 from vadexport.detectors import padim, patchcore
 from vadexport.detectors.checkpoint import load_detector
@@ -170,7 +171,7 @@ def prepare(name: str, folder: Path) -> None:
         ((search, found),) = searches.items()
         queries, scores = observe(before, found.queries, images)
         unit = interquartile_range(scores)
-        plan = plan_search(found.bank, queries, SHARE * unit)
+        plan = plan_search(found.bank, queries, SHARE * unit, openvino_steps())
         if plan is not None:
             int8, _ = apply_passes(before, (QuantisedSearch({search: plan}),))
             steps[INT8] = save(int8, folder, INT8)

@@ -23,6 +23,7 @@ from search_heads import cloud, search
 
 from vadexport.backends.base import available_threads
 from vadexport.backends.registry import opener
+from vadexport.building.searching import openvino_steps
 from vadexport.contract import ImageInput
 from vadexport.images.colouring import save_png
 from vadexport.machine import processor_name, tool_versions
@@ -89,7 +90,8 @@ def in_int8(
     graph, _ = apply_passes(traced, BEFORE_INT8)
     ((name, found),) = search_inputs(graph).items()
     nearest = [float(np.square(values - one).sum(axis=1).min()) ** 0.5 for one in queries[::16]]
-    plan = plan_search(found.bank, queries, SHARE * interquartile_range(np.array(nearest)))
+    limit = SHARE * interquartile_range(np.array(nearest))
+    plan = plan_search(found.bank, queries, limit, openvino_steps())
     if plan is None:
         return None
     rewritten: onnx.ModelProto = apply_passes(graph, (QuantisedSearch({name: plan}),))[0]

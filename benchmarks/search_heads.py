@@ -23,6 +23,8 @@ from documents import replace_table
 from onnx import TensorProto, helper, numpy_helper
 
 from vadexport.backends.base import available_threads
+from vadexport.backends.onnxruntime import EXACT_PRODUCTS
+from vadexport.building.searching import openvino_steps
 from vadexport.machine import processor_name, tool_versions
 from vadexport.passes import search_plan, search_tiles
 from vadexport.passes.base import apply_passes
@@ -153,7 +155,8 @@ def planned(
         mock.patch.object(search_plan, "_BLOCKS", (512,)),
         mock.patch.object(search_plan, "_MOST_QUERIES", 16),
     ):
-        plan = plan_search(CentredBank.of(bank.astype(np.float64)), queries[0], np.inf)
+        centred = CentredBank.of(bank.astype(np.float64))
+        plan = plan_search(centred, queries[0], np.inf, openvino_steps())
     assert plan is not None
     return plan
 
@@ -217,6 +220,7 @@ def onnxruntime_call(graph: onnx.ModelProto) -> Call:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = available_threads()
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry(*EXACT_PRODUCTS)
     session = onnxruntime.InferenceSession(
         graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )

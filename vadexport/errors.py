@@ -45,7 +45,7 @@ class MissingPackageError(VadexportError):
 
 
 class MissingDeviceError(VadexportError):
-    """What a target runs on, a GPU or its driver, is not here (exit status 3)."""
+    """What a target runs on, a GPU, its driver, or VNNI, is not here (exit status 3)."""
 
     exit_status = 3
 

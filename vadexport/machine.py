@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from vadexport import __version__
 
+_VNNI: Final = {"avx512_vnni", "avx_vnni", "amx_int8"}
 _PROCESSORS = Path("/sys/devices/system/cpu")
 #: Packages that shape artifacts and figures, each by the names that its builds are installed by.
 _TOOLS: Final = {
@@ -34,6 +35,19 @@ def processor_name() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def has_vnni() -> bool:
+    """Whether the system says that the processor adds INT8 products in int32 (Linux on x86).
+
+    False where it does not, or says nothing.
+    """
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    flags = next((line for line in text.splitlines() if line.startswith("flags")), "")
+    return not _VNNI.isdisjoint(flags.partition(":")[2].split())
 
 
 def tool_versions() -> dict[str, str]:

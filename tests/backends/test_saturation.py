@@ -9,9 +9,10 @@ import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 
-from vadexport.backends.onnxruntime import EXACT_PRODUCTS, OnnxRuntimeRunner
+from vadexport.backends.onnxruntime import OnnxRuntimeRunner
 from vadexport.backends.openvino import runner as openvino_runner
-from vadexport.backends.openvino.saturation import adds_exactly, may_saturate
+from vadexport.backends.openvino import saturation
+from vadexport.backends.openvino.saturation import adds_exactly, adds_up, may_saturate
 from vadexport.calibration.rounding import REDUCED
 from vadexport.errors import MissingDeviceError
 from vadexport.passes.search_plan import REDUCED_STEPS
@@ -20,6 +21,7 @@ from vadexport.targets import Target
 openvino = pytest.importorskip("openvino")
 RANDOM = np.random.default_rng(3)
 #: Flags of Linux for instructions that add products of uint8 by int8 in int32.
+STEP = np.float32(1 / 64)
 EXACT_FLAGS = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"}
 KINDS = ("conv", "1x1", "groups", "depthwise", "matmul")
 
@@ -30,8 +32,11 @@ def flags():
     return set(found[0].partition(":")[2].split()) if found else set()
 
 
-def layer(kind, largest, *, unsigned=True):
-    """A layer in Q/DQ form whose integers are all there are; the image that it is of."""
+def layer(kind, largest, *, unsigned=True, rounded=False):
+    """A layer in Q/DQ form whose integers are all there are; the image that it is of.
+
+    Only with a `rounded` output does ONNX Runtime compute a convolution in integers.
+    """
     if kind == "matmul":
         image, weight, axis = RANDOM.normal(size=(1, 32, 96)), (96, 64), 1
     else:
@@ -39,13 +44,14 @@ def layer(kind, largest, *, unsigned=True):
         window = 1 if kind == "1x1" else 3
         image, weight, axis = RANDOM.normal(size=(1, 48, 9, 9)), (48, 48 // groups, window), 0
         weight = (*weight, window)
-    image = image.astype(np.float32)
-    image = np.abs(image) if unsigned else image
     kind_of_zero = np.uint8 if unsigned else np.int8
+    ends = np.iinfo(kind_of_zero)
+    # Whole steps, so that none is rounded to either side.
+    image = RANDOM.integers(ends.min, ends.max + 1, image.shape).astype(np.float32) * STEP
     integers = RANDOM.integers(-largest, largest + 1, weight).astype(np.int8)
     integers.reshape(-1)[0] = largest
     values = {
-        "step": np.float32(np.abs(image).max() / np.iinfo(kind_of_zero).max),
+        "step": STEP,
         "zero": np.array(0, kind_of_zero),
         "integers": integers,
         "scales": RANDOM.uniform(0.01, 0.02, weight[axis]).astype(np.float32),
@@ -56,17 +62,23 @@ def layer(kind, largest, *, unsigned=True):
         helper.make_node("DequantizeLinear", ["quantised", "step", "zero"], ["x"]),
         helper.make_node("DequantizeLinear", ["integers", "scales", "zeros"], ["w"], axis=axis),
     ]
+    output = "y" if rounded else "raw_score"
     if kind == "matmul":
-        nodes.append(helper.make_node("MatMul", ["x", "w"], ["raw_score"]))
+        nodes.append(helper.make_node("MatMul", ["x", "w"], [output]))
     else:
         shape = {"pads": [window // 2] * 4, "kernel_shape": [window, window], "group": groups}
-        nodes.append(helper.make_node("Conv", ["x", "w"], ["raw_score"], **shape))
+        nodes.append(helper.make_node("Conv", ["x", "w"], [output], **shape))
+    if rounded:
+        reach = np.abs(integers.astype(np.float64)).sum() / weight[axis] * 0.02 * 255 * STEP
+        values |= {"out": np.float32(reach / 127), "none": np.int8(0)}
+        nodes.append(helper.make_node("QuantizeLinear", ["y", "out", "none"], ["z"]))
+        nodes.append(helper.make_node("DequantizeLinear", ["z", "out", "none"], ["raw_score"]))
     made = helper.make_graph(
         nodes,
         "layer",
         [helper.make_tensor_value_info("image", 1, image.shape)],
         [helper.make_tensor_value_info("raw_score", 1, None)],
-        [numpy_helper.from_array(value, name) for name, value in values.items()],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in values.items()],
     )
     opsets = [helper.make_opsetid("", 20)]
     return helper.make_model(made, opset_imports=opsets, ir_version=9), image
@@ -94,7 +106,7 @@ def apart(found, expected):
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="flags are Linux's")
 def test_what_is_tried_is_what_the_processor_says_of_itself():
-    assert adds_exactly() == bool(flags() & EXACT_FLAGS)
+    assert adds_up() == adds_exactly() == bool(flags() & EXACT_FLAGS)
 
 
 def test_two_products_of_seven_bits_fit_into_an_int16():
@@ -113,10 +125,7 @@ def test_two_products_of_seven_bits_fit_into_an_int16():
 @pytest.mark.parametrize("kind", KINDS)
 def test_openvino_adds_products_of_seven_bits_exactly(kind, unsigned):
     model, image = layer(kind, 127 if kind == "depthwise" else REDUCED, unsigned=unsigned)
-    # Of int8 by int8 it halves the weights of 1 × 1 convolutions before it rounds them, where it
-    # has no instruction: half a step of some weights.
-    tolerance = 1e-5 if unsigned else 4e-3
-    assert apart(by_openvino(model, image), exactly(model, image)) < tolerance
+    assert apart(by_openvino(model, image), exactly(model, image)) < 1e-5
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -129,10 +138,17 @@ def test_openvino_adds_products_of_eight_bits_exactly_where_it_is_said_to(kind):
 @pytest.mark.parametrize("unsigned", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
 def test_onnx_runtime_always_adds_exactly(kind, unsigned):
-    model, image = layer(kind, 127, unsigned=unsigned)
+    model, image = layer(kind, 127, unsigned=unsigned, rounded=True)
+    expected = exactly(model, image)
     runner = OnnxRuntimeRunner(model.SerializeToString(), Target("onnxruntime", "int8"), 1)
-    assert apart(runner.infer(image)["raw_score"], exactly(model, image)) < 1e-5
-    assert EXACT_PRODUCTS == ("session.x64quantprecision", "1")
+    step = 1 / 127  # sums that lie between two steps of the output may go to either
+    assert apart(runner.infer(image)["raw_score"], expected) < 1.01 * step
+    plain = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    (by_default,) = plain.run(None, {"image": image})
+    wrong = apart(by_default, expected) > 1.01 * step
+    assert wrong == (not adds_exactly() and kind != "depthwise")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -146,6 +162,25 @@ def test_graphs_that_may_saturate_are_known(kind, largest, tmp_path):
     expected = largest > REDUCED and kind != "depthwise"
     for name in ("model.onnx", "model.xml"):
         assert may_saturate(core.read_model(tmp_path / name)) == expected
+
+
+@pytest.mark.parametrize("kind", ["conv", "matmul"])
+def test_weights_that_are_rounded_in_the_graph_may_saturate(kind):
+    # As quantisation-aware training exports them.
+    model, _ = layer(kind, 127)
+    integers = {each.name: numpy_helper.to_array(each) for each in model.graph.initializer}
+    axis = 1 if kind == "matmul" else 0
+    shape = [1] * integers["integers"].ndim
+    shape[axis] = -1
+    exact = (integers["integers"] * integers["scales"].reshape(shape)).astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(exact, "exact"))
+    rounding = helper.make_node(
+        "QuantizeLinear", ["exact", "scales", "zeros"], ["whole"], axis=axis
+    )
+    (node,) = (each for each in model.graph.node if each.input[0] == "integers")
+    node.input[0] = "whole"
+    model.graph.node.insert(0, rounding)
+    assert may_saturate(openvino.Core().read_model(model.SerializeToString()))
 
 
 def test_a_graph_in_float_cannot_saturate():
@@ -167,7 +202,7 @@ def test_what_would_saturate_is_not_run(largest, exact, tmp_path, monkeypatch):
         tmp_path / "model.xml",
         compress_to_fp16=False,
     )
-    monkeypatch.setattr(openvino_runner, "adds_exactly", lambda: exact)
+    monkeypatch.setattr(saturation, "adds_exactly", lambda: exact)
     if largest == REDUCED or exact:
         opened = openvino_runner.OpenVinoRunner(tmp_path, target, 1)
         assert opened.infer(image)["raw_score"].shape == (1, 48, 9, 9)

@@ -1,6 +1,7 @@
 """INT8 for processors without VNNI, the whole way; on one, what it would not compute exactly."""
 
 import json
+import shutil
 
 import numpy as np
 import onnx
@@ -10,6 +11,9 @@ from onnx import numpy_helper
 from tests.integration.test_diagnosis import resealed
 from vadexport.backends.openvino import compile_graph
 from vadexport.backends.openvino.saturation import adds_exactly
+from vadexport.building import BuildOptions, build, graphs
+from vadexport.errors import BackendError
+from vadexport.listening import Listener
 from vadexport.targets import Target
 
 pytest.importorskip("openvino")
@@ -18,9 +22,6 @@ TARGET = "openvino:int8@avx2"
 
 @pytest.fixture(scope="module")
 def both(checkpoint, images, tmp_path_factory, children_here):
-    from vadexport.building import BuildOptions, build
-    from vadexport.listening import Listener
-
     folder = tmp_path_factory.mktemp("without-vnni") / "built"
     targets = tuple(Target.parse(text) for text in (TARGET, "onnxruntime:int8"))
     with children_here():
@@ -80,3 +81,37 @@ def test_eight_bits_are_refused_in_one_line(both, vadexport, checkpoint, images,
     last = ended.err.strip().splitlines()[-1]
     assert "this processor has no VNNI" in last
     assert TARGET in last
+
+
+@pytest.mark.skipif(adds_exactly(), reason="this processor adds products of 8 bits exactly")
+def test_the_graph_behind_stands_in_where_that_is_allowed(
+    both, vadexport, checkpoint, images, tmp_path
+):
+    ours, theirs = both.targets
+
+    def change(folder):
+        compile_graph(theirs.folder / "model.onnx", folder, Target("openvino", "int8"))
+
+    resealed(ours.folder, tmp_path / "several" / "one", change)
+    shutil.copytree(theirs.folder, tmp_path / "several" / "other")
+    words = ("--images", images, "--reference", checkpoint, "--rounds", 0)
+    report = ("--report", tmp_path / "report")
+    ended = vadexport("verify", tmp_path / "several", *words, *report)
+    assert ended.status == 3
+    assert "--proxy" in ended.err
+    ended = vadexport("verify", tmp_path / "several", *words, *report, "--proxy")
+    assert ended.status == 0, ended.err
+    assert len(list((tmp_path / "report").rglob("parity.json"))) == 2
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_probe_that_fails_takes_openvino_alone(checkpoint, images, tmp_path, monkeypatch):
+    def fails():
+        raise BackendError("it crashed")
+
+    monkeypatch.setattr(graphs, "adds_exactly", fails)
+    targets = tuple(Target("openvino" if n == 0 else "onnxruntime", "int8") for n in range(2))
+    options = BuildOptions(checkpoint, tmp_path / "built", targets, str(images / "good"))
+    ours, theirs = build(options, Listener()).targets
+    assert "it crashed" in str(ours.error)
+    assert theirs.error is None

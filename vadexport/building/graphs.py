@@ -91,7 +91,7 @@ class Graphs:
     rewrites: Rewrites = field(default_factory=Rewrites)
     _passes: Passes = field(default_factory=Passes)
     _made_integers: dict[bool, Integers] = field(default_factory=dict)
-    _failures: dict[str, VadexportError] = field(default_factory=dict)
+    _failures: dict[tuple[str, bool], VadexportError] = field(default_factory=dict)
 
     def of(self, target: Target) -> Graph:
         """The graph of a target's precision, in the form that its backend runs best.
@@ -101,12 +101,13 @@ class Graphs:
             UnfitError: its network has no layer that could have the precision.
             BackendError: quantising failed.
         """
-        if target.precision in self._failures:
-            raise self._failures[target.precision]
+        alike = (target.precision, target.backend == "openvino")
+        if alike in self._failures:
+            raise self._failures[alike]
         try:
             made = self._made(target)
-        except VadexportError as error:  # another target of the precision would fail alike
-            self._failures[target.precision] = error
+        except VadexportError as error:  # another target of the kind would fail alike
+            self._failures[alike] = error
             raise
         return made
 
@@ -203,7 +204,7 @@ class Graphs:
     def _time_passes(self, made: Rewriting, target: Target) -> None:
         """Time what each pass that stays brings, on a target's backend."""
         call, _ = next(self.image_input.batches(self.images.checks[:1]))
-        target, threads = replace(target, precision="fp32"), self.climber.threads
+        target, threads = Target(target.backend, "fp32"), self.climber.threads
         try:
             applied = time_passes(made, self._simplified, (target, threads), call)
         except BackendError as error:
@@ -297,29 +298,27 @@ class Graphs:
 
     def _integers(self, target: Target) -> Integers:
         """Those of a target's processor."""
-        reduce_range = self._reduces_range(target)
-        if reduce_range not in self._made_integers:
-            self._made_integers[reduce_range] = self._new_integers(reduce_range=reduce_range)
-        return self._made_integers[reduce_range]
-
-    def _new_integers(self, *, reduce_range: bool) -> Integers:
         if self.images.calibration is None:
             raise UnfitError("INT8 needs normal images to set its ranges: --calibration IMAGES")
-        return Integers(
-            base=self._float,
-            network_nodes=self._layers("INT8"),
-            calibration=self.images.calibration.calibrate,
-            checks=self.images.checks,
-            image_input=self.image_input,
-            thresholds=self.source.detector.thresholds,
-            climber=self.climber,
-            work=self.work,
-            listener=self.listener,
-            notes=self.notes,
-            bank=self._searches.int8(reduce_range=reduce_range),
-            left_out=self.left_out,
-            reduce_range=reduce_range,
-        )
+        network, calibration = self._layers("INT8"), self.images.calibration.calibrate
+        reduce_range = self._reduces_range(target)
+        if reduce_range not in self._made_integers:
+            self._made_integers[reduce_range] = Integers(
+                base=self._float,
+                network_nodes=network,
+                calibration=calibration,
+                checks=self.images.checks,
+                image_input=self.image_input,
+                thresholds=self.source.detector.thresholds,
+                climber=self.climber,
+                work=self.work,
+                listener=self.listener,
+                notes=self.notes,
+                bank=self._searches.int8(reduce_range=reduce_range),
+                left_out=self.left_out,
+                reduce_range=reduce_range,
+            )
+        return self._made_integers[reduce_range]
 
     def _reduces_range(self, target: Target) -> bool:
         """Whether a target's INT8 weights take 7 bits."""

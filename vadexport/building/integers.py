@@ -97,13 +97,14 @@ class Integers:
                 Choices(reduce_range=self.reduce_range),
                 progress=lambda done, total: self.listener.step("calibrate", done, total),
             )
-        words = ""
+        count = f"{len(plan.layers)} layers of the network"
         if self.reduce_range:
-            words = (
-                "; weights take 7 bits, for a processor without VNNI, on which OpenVINO adds INT8 "
-                "products in int16: of 8 bits they would saturate"
+            self.notes.append(
+                f"INT8 of openvino: {count}; weights take 7 bits, for a processor without VNNI, on "
+                "which OpenVINO adds products in int16: of 8 bits they would saturate"
             )
-        self.notes.append(f"INT8: {len(plan.layers)} layers of the network{words}")
+        else:
+            self.notes.append(f"INT8: {count}")
         if self.bank:
             onnx.save(self.bank.written(onnx.load(self._planned), searched=False), self.equalised)
         return plan
@@ -167,7 +168,7 @@ class Integers:
             self.bank.given_up(target)
         head = NARROW_HEAD if self.head.products(target) else FLOAT_HEAD
         found = {"network": network, "score head": INT8_SEARCH if searched else head}
-        if self.reduce_range and network.startswith("int8"):
+        if self.reduce_range and (searched or network.startswith("int8")):
             found["INT8 weights"] = "7 bits, for processors without VNNI"
         return found
 

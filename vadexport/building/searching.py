@@ -5,6 +5,7 @@ from pathlib import Path
 
 import onnx
 
+from vadexport.backends.openvino.saturation import adds_exactly
 from vadexport.building.approximating import Rewrites
 from vadexport.building.bank_search import BankSearch
 from vadexport.building.climbing import Climber, Graph
@@ -15,6 +16,11 @@ from vadexport.listening import Listener
 from vadexport.passes.search_plan import REDUCED_STEPS, STEPS
 from vadexport.targets import Target
 from vadexport.verification.proxy import GRAPH_FILE
+
+
+def openvino_steps() -> int:
+    """Steps of a row that OpenVINO searches in INT8, on this processor."""
+    return STEPS if adds_exactly() else REDUCED_STEPS
 
 
 @dataclass

@@ -11,7 +11,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from vadexport.contract import ANOMALY_MAP, INPUT_NAME, RAW_SCORE, Call
+from vadexport.calibration.observing import run_graph
+from vadexport.contract import ANOMALY_MAP, RAW_SCORE, Call
 from vadexport.errors import UnfitError
 from vadexport.passes.cutting import cut
 from vadexport.passes.half_precision import (
@@ -129,7 +130,7 @@ def largest_values(
         )
     found = np.zeros(len(names))
     if names:
-        values = np.array(list(_runs(watched, calls)), np.float64)
+        values = np.array(list(run_graph(watched, calls)), np.float64)
         found = np.where(np.isnan(values), np.inf, values).max(axis=0)
     return dict(zip(names, found.tolist(), strict=True))
 
@@ -195,18 +196,5 @@ def _outputs(model: onnx.ModelProto, calls: Sequence[Call]) -> Iterator[list[NDA
     """Raw scores of each call, and its maps where there are any, by ONNX Runtime."""
     there = {output.name for output in model.graph.output}
     names = [name for name in (RAW_SCORE, ANOMALY_MAP) if name in there]
-    for found in _runs(model, calls, names):
+    for found in run_graph(model, calls, names):
         yield [values.astype(np.float64) for values in found]
-
-
-def _runs(
-    model: onnx.ModelProto, calls: Sequence[Call], names: Sequence[str] | None = None
-) -> Iterator[list[NDArray[np.float32]]]:
-    """Outputs of each call, run when it is asked for."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
-    for call in calls:
-        yield session.run(names, {INPUT_NAME: call})

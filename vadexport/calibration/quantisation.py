@@ -284,7 +284,7 @@ def _stored(scales: NDArray[np.float64], layer: Layer, reach: float) -> NDArray[
 
 def _largest(weight: NDArray[np.float64], layer: Layer, *, reduce_range: bool) -> int:
     """Largest integer of a layer's weights."""
-    depthwise = layer.kind == "Conv" and weight.shape[:2] == (layer.groups, 1)
+    depthwise = layer.groups > 1 and weight.shape[:2] == (layer.groups, 1)
     return REDUCED if reduce_range and not depthwise else LARGEST
 
 

@@ -32,7 +32,7 @@ from vadexport.files import written_text
 #: Layers are judged in no more groups than this, each of neighbours.
 MOST_GROUPS: Final = 32
 #: Of judging; another one makes what was kept void.
-_WAY: Final = 4
+_WAY: Final = 5
 
 Order = Literal["cost", "front"]
 FloatType = Literal["fp32", "bf16"]

@@ -243,8 +243,8 @@ def _reasons(result: "BuildResult") -> list[str]:
 
 
 def _rung_name(rung: "Rung", target: "BuiltTarget") -> str:
-    """With the target, where others have one of the same name."""
-    of_target = rung.name in ("prepared", "compiled")
+    """With the target, where others may have another one of the same name."""
+    of_target = rung.name in ("quantised", "prepared", "compiled")
     return f"{rung.name} {target.target}" if of_target else rung.name
 
 

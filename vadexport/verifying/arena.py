@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import Final, Self, TypeVar
 
@@ -14,13 +15,14 @@ from vadexport import contract
 from vadexport.artifact import Artifact
 from vadexport.backends.base import RunnerOpener, available_threads
 from vadexport.backends.child import Child
+from vadexport.backends.openvino.saturation import check_folder
 from vadexport.backends.registry import get_backend, opener
 from vadexport.contract import Call, ImageInput
 from vadexport.errors import InputError, MissingDeviceError, MissingPackageError
 from vadexport.images import ImageFile, decode, image_digest
 from vadexport.listening import Listener
+from vadexport.machine import has_vnni
 from vadexport.sources import SourceSpec, reference_opener
-from vadexport.targets import Target
 from vadexport.verification.contest import (
     Contest,
     ContestantError,
@@ -31,7 +33,7 @@ from vadexport.verification.contest import (
 from vadexport.verification.environment import Surroundings
 from vadexport.verification.latency import LatencyFigures
 from vadexport.verification.parts import Parts, decoding_samples_ms, preprocessing_opener
-from vadexport.verification.proxy import proxy_opener
+from vadexport.verification.proxy import graph_folder, proxy_opener
 from vadexport.verification.records import ImageRecord
 from vadexport.verification.result import Exhibit
 from vadexport.verification.throughput import (
@@ -92,7 +94,7 @@ class Arena:
         threads = options.threads or available_threads()
         threads_a_stream(threads, options.streams or 1)
         named = {str(one.manifest.target): one for one in artifacts}
-        missing = {name: _missing(one.manifest.target) for name, one in named.items()}
+        missing = {name: _missing(one) for name, one in named.items()}
         proxied = {name: reason for name, reason in missing.items() if reason is not None}
         if proxied and not options.proxy:
             name, reason = next(iter(proxied.items()))
@@ -117,7 +119,7 @@ class Arena:
         for name, one in named.items():
             target = one.manifest.target
             openers[name] = (
-                proxy_opener(one.folder, target.precision, threads)
+                proxy_opener(_graph_folder(one, proxied[name]), target.precision, threads)
                 if name in proxied
                 else opener(target, one.folder, threads)
             )
@@ -225,13 +227,30 @@ def preprocessing_of(name: str) -> str:
     return f"{name} preprocessing"
 
 
-def _missing(target: Target) -> str | None:
-    """Why a target cannot run here; None where it can."""
-    if not target.on_gpu:
+def _missing(artifact: Artifact) -> str | None:
+    """Why an artifact cannot run here; None where it can."""
+    target = artifact.manifest.target
+    on_vnni = target.backend == "openvino" and target.precision != "fp32" and not has_vnni()
+    if not target.on_gpu and not on_vnni:
         return None  # whatever is missing is an error, and its graph is not in the folder
     try:
         with Child(str(target)) as child:
-            child.run(get_backend(target.backend).check_device, target)
-    except (MissingDeviceError, MissingPackageError) as error:
+            if target.on_gpu:
+                child.run(get_backend(target.backend).check_device, target)
+            else:
+                child.run(check_folder, artifact.folder, target)
+    except MissingDeviceError as error:
+        return str(error)
+    except MissingPackageError as error:
+        if not target.on_gpu:
+            raise
         return str(error)
     return None
+
+
+def _graph_folder(artifact: Artifact, reason: str) -> Path:
+    """Where the ONNX graph lies that stands in for an artifact."""
+    found = graph_folder(artifact)
+    if found is None:
+        raise MissingDeviceError(f"{reason}; the ONNX graph behind it was not kept")
+    return found

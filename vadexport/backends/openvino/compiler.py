@@ -23,7 +23,7 @@ def version() -> str:
 
 
 def check_device(_target: Target) -> None:
-    """OpenVINO's targets run on every processor it is installed on; raises MissingPackageError."""
+    """Raise MissingPackageError; whether an INT8 artifact can run is found when it is opened."""
     version()
 
 

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from vadexport.backends.base import Execution
 from vadexport.backends.openvino.bfloat16 import computes_in_bfloat16, has_fast_bfloat16, widen
 from vadexport.backends.openvino.compiler import MODEL_FILE, version
-from vadexport.backends.openvino.saturation import adds_exactly, may_saturate
+from vadexport.backends.openvino.saturation import check_products
 from vadexport.contract import INPUT_NAME, OUTPUT_NAMES, RAW_SCORE, Outputs
-from vadexport.errors import BackendError, MissingDeviceError
-from vadexport.targets import AVX2, Target
+from vadexport.errors import BackendError
+from vadexport.targets import Target
 
 _PRECISIONS: Final = {
     "fp32": "float32",
@@ -52,12 +52,7 @@ class OpenVinoRunner:
 
         core = openvino.Core()
         model = core.read_model(folder / MODEL_FILE)
-        if may_saturate(model) and not adds_exactly():
-            raise MissingDeviceError(
-                "this processor has no VNNI: OpenVINO adds INT8 products in int16 here, and the "
-                "artifact's would saturate, which changes scores. Build it on this processor, or "
-                f"for {Target(target.backend, 'int8', AVX2)}"
-            )
+        check_products(model, target)
         fast = has_fast_bfloat16(core)
         if not fast:
             widen(model)
