@@ -18,6 +18,7 @@ from vadexport.verification.limits import (
 from vadexport.verification.parity import ParityFigures, figures
 from vadexport.verification.records import ImageRecord
 from vadexport.verification.statistics import Interval, proportion_interval, spearman
+from vadexport.verification.unjudged import unjudged
 
 GOOD = ParityFigures(
     images=100,
@@ -473,3 +474,61 @@ class TestSize:
 
     def test_without_limits_there_is_no_check(self):
         assert size_checks(1e9, self.latency(1e9), Limits()) == []
+
+
+class TestAurocOfFewImages:
+    """Two pairs of images of both labels may change places by chance."""
+
+    def records(self, normal, anomalous, pairs=0):
+        """Scores that are apart, but for so many pairs of the artifact's that change places."""
+        made = [(False, n) for n in range(normal)]
+        made += [(True, normal + n) for n in range(anomalous)]
+        # Each of the first anomalous images falls below the highest normal one alone.
+        moved = {normal + n: normal - 1.5 + n / 100 for n in range(pairs)}
+        return [
+            ImageRecord(str(n), label, score, moved.get(n, score), *([None] * 5), consistent=True)
+            for n, (label, score) in enumerate(made)
+        ]
+
+    def verdict(self, records, limits, given=()):
+        found = figures(records, 1e3)
+        checks = {each.name: each for each in parity_checks(found, limits, records, given)}
+        return checks["auroc"].held if "auroc" in checks else None
+
+    @pytest.mark.parametrize(
+        ("precision", "images", "pairs", "held"),
+        [
+            ("int8", (10, 10), 0, True),
+            ("int8", (10, 10), 1, None),
+            ("int8", (10, 10), 2, None),
+            ("int8", (10, 10), 3, False),
+            ("int8", (20, 20), 2, True),
+            ("int8", (20, 20), 3, False),
+            ("auto", (20, 20), 2, None),
+            ("auto", (45, 45), 2, True),
+            ("auto", (45, 45), 3, False),
+            ("fp32", (10, 10), 1, False),
+        ],
+    )
+    def test_what_two_pairs_explain_is_not_judged(self, precision, images, pairs, held):
+        records, limits = self.records(*images, pairs), Limits.of_precision(precision)
+        assert figures(records, 1e3).auroc == pytest.approx(1 - pairs / (images[0] * images[1]))
+        assert self.verdict(records, limits) is held
+
+    def test_a_limit_that_is_given_is_held_as_it_is(self):
+        records, limits = self.records(10, 10, 1), Limits.of_precision("int8")
+        assert self.verdict(records, limits, given=("min_auroc_delta",)) is False
+
+    def test_why_it_is_not_judged(self):
+        records, limits = self.records(10, 10, 1), Limits.of_precision("int8")
+        found = figures(records, 1e3)
+        why = unjudged(limits, parity_checks(found, limits, records), found, timed=False)
+        assert why["min_auroc_delta"].startswith("of 20 images two pairs")
+        (line,) = (
+            each.line
+            for each in parity_checks(
+                figures(self.records(10, 10, 3), 1e3), limits, self.records(10, 10, 3)
+            )
+            if each.name == "auroc"
+        )
+        assert line.endswith("limit -0.005; of few images -0.0200 says nothing")

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Self
 
@@ -126,6 +126,10 @@ class Check:
 #: Pairs of neighbours that change places before a limit on rank correlation falls short, where
 #: images are enough: an artifact that loses half of the limit then holds it in 95% of all samples.
 _SWAPS: Final = 1000
+#: Pairs of images of both labels that change places by chance.
+_PAIRS: Final = 2
+#: Beyond them a difference of two AUROCs, which count pairs, is rounding.
+_AUROC_DIGITS: Final = 12
 #: Images that a line names.
 _NAMED: Final = 5
 #: Of a measurement that a limit is held against: the interval of fewer covers too rarely.
@@ -165,6 +169,24 @@ def least_by_chance(limits: Limits, images: int) -> float:
     return 1 - max(2 * (1 - limit) * enough / images, two_swaps)
 
 
+def loss_by_chance(limits: Limits, records: Iterable[ImageRecord]) -> float:
+    """What AUROC loses by two pairs of images of both labels that change places; 0 of enough.
+
+    They do by chance, and of few images each costs more than a default limit allows: 0.0025 of 20
+    and 20. Where drift within rounding counts as none, none do.
+
+    Args:
+        limits: with one on AUROC.
+        records: of the images.
+    """
+    labels = [one.anomalous for one in records if one.finite]
+    pairs = labels.count(True) * labels.count(False)
+    if limits.rounding is not None or not pairs:
+        return 0.0
+    loss = round(_PAIRS / pairs, _AUROC_DIGITS)
+    return loss if loss > -(limits.min_auroc_delta or 0.0) else 0.0
+
+
 def parity_checks(
     found: ParityFigures,
     limits: Limits,
@@ -177,7 +199,8 @@ def parity_checks(
         found: the figures.
         limits: to hold.
         records: whose names stand in the line on scores that are not finite.
-        given: limits that somebody set: that on rank correlation is then no other of few images.
+        given: limits that somebody set: those on rank correlation and AUROC are then no others of
+            few images.
     """
     named = [f"{one.name} ({one.not_finite_of})" for one in records if not one.finite]
     names = f": {', '.join(named[:_NAMED])}{', …' if len(named) > _NAMED else ''}" if named else ""
@@ -231,15 +254,20 @@ def parity_checks(
         and area is not None
         and found.auroc_reference is not None
     ):
-        delta = area - found.auroc_reference
-        checks.append(
-            Check(
-                "auroc",
-                delta >= limits.min_auroc_delta,
-                f"AUROC {area:.4f}{_settled(area, found.auroc)}, reference "
-                f"{found.auroc_reference:.4f} ({delta:+.4f}), limit {limits.min_auroc_delta:+g}",
+        delta = round(area - found.auroc_reference, _AUROC_DIGITS)
+        least = -loss_by_chance(limits, records) if "min_auroc_delta" not in given else 0.0
+        held = delta >= limits.min_auroc_delta
+        if held or delta < least:  # between the two, nobody knows
+            told = f"; of few images {least:+.4f} says nothing" if least < 0 else ""
+            checks.append(
+                Check(
+                    "auroc",
+                    held,
+                    f"AUROC {area:.4f}{_settled(area, found.auroc)}, reference "
+                    f"{found.auroc_reference:.4f} ({delta:+.4f}), limit "
+                    f"{limits.min_auroc_delta:+g}{'' if held else told}",
+                )
             )
-        )
     return checks
 
 

@@ -88,8 +88,13 @@ def _reason(field: str, limits: Limits, found: ParityFigures, *, timed: bool) ->
         return "this system does not tell how much memory a process takes"
     if not compared and field not in _WITHOUT_SCORES:
         return "no image has a finite score under both reference and artifact"
-    if field != "min_spearman":
-        return _REASONS[field]
+    if field == "min_auroc_delta" and found.auroc is not None:
+        return f"of {compared} images two pairs that change places by chance cost more than it"
+    return _REASONS[field] if field != "min_spearman" else _unranked(compared, limits, found)
+
+
+def _unranked(compared: int, limits: Limits, found: ParityFigures) -> str:
+    """Why the limit on rank correlation was not judged."""
     if compared == 1:
         return "one image alone has no rank"
     if found.spearman is None:
