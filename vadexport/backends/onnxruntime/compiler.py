@@ -13,8 +13,8 @@ from vadexport.telemetry import forbid_telemetry
 MODEL_FILE = "model.onnx"
 CUDA_PROVIDER = "CUDAExecutionProvider"
 #: Entry of a session's options: without VNNI, products of uint8 by int8 are added in int32, as they
-#: are with it. By default ONNX Runtime adds pairs of them in int16 there, which saturates. It takes
-#: no longer: those of uint8 by uint8, which it then computes, are as fast.
+#: are with it. By default ONNX Runtime adds pairs of them in int16 there, which saturates;
+#: so it multiplies uint8 by uint8 (benchmarks/int8_saturation.py has the time).
 EXACT_PRODUCTS = ("session.x64quantprecision", "1")
 
 
