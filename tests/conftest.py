@@ -178,7 +178,9 @@ def artifacts(checkpoint, images, made_once):
     from vadexport.targets import all_targets
 
     def make(folder):
-        targets = tuple(target for target in all_targets() if not target.on_gpu)
+        targets = tuple(
+            target for target in all_targets() if not target.device and not target.on_gpu
+        )
         options = BuildOptions(checkpoint, folder, targets, str(images / "good"))
         result = build(options, Listener())
         assert [str(one.error) for one in result.targets if one.error] == []

@@ -151,6 +151,25 @@ def test_onnx_runtime_always_adds_exactly(kind, unsigned):
     assert wrong == (not adds_exactly() and kind != "depthwise")
 
 
+def test_onnx_runtime_adds_exactly_where_layers_share_weights():
+    # As a denoiser's that is unrolled; ONNX Runtime alone cannot turn them into uint8 twice.
+    model, image = layer("conv", 127, rounded=True)
+    (conv,) = (node for node in model.graph.node if node.op_type == "Conv")
+    again = onnx.NodeProto.FromString(conv.SerializeToString())
+    again.input[0], again.output[0] = "raw_score", "second"
+    (last,) = model.graph.output
+    last.name = "third"
+    model.graph.node.append(again)
+    for node in [n for n in model.graph.node if n.output[0] in ("z", "raw_score")]:
+        made = onnx.NodeProto.FromString(node.SerializeToString())
+        made.input[0] = "second" if node.output[0] == "z" else "whole"
+        made.output[0] = "whole" if node.output[0] == "z" else "third"
+        model.graph.node.append(made)
+    expected = exactly(model, image)
+    runner = OnnxRuntimeRunner(model.SerializeToString(), Target("onnxruntime", "int8"), 1)
+    assert apart(runner.infer(image)["third"], expected) < 1.01 / 127
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("largest", [127, REDUCED + 1, REDUCED])
 def test_graphs_that_may_saturate_are_known(kind, largest, tmp_path):

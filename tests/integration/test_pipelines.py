@@ -41,8 +41,9 @@ class Pipeline:
             **self.more,
         }
 
-    def pretend(self, build, verify):
+    def pretend(self, build, verify, *, report=True):
         """From now on `vadexport` is a program whose commands end with these statuses."""
+        written = 'echo "## of verify" > artifact/report/summary.md' if report else ":"
         folder = self.folder / "pretending"
         folder.mkdir()
         program = folder / "vadexport"
@@ -52,7 +53,7 @@ if [ "$1" = build ]; then
   echo "vadexport: 50% <of> build" >&2
   exit {build}
 fi
-echo "## of verify" > artifact/report/summary.md
+{written}
 echo "vadexport: of verify" >&2
 exit {verify}
 """)
@@ -205,6 +206,13 @@ class TestAction:
         assert verified.stderr.splitlines()[-1] == reason
         heading = "## ✗ vadexport build\n\n    vadexport: 50% <of> build\n\n" if build else ""
         assert pipeline.summary.read_text() == f"{heading}## of verify\n"
+
+    def test_a_verification_without_a_report_says_why_on_the_jobs_page(self, pipeline):
+        pipeline.pretend(0, 3, report=False)
+        assert pipeline.step("Build").returncode == 0
+        assert pipeline.step("Verify").returncode == 3
+        expected = "## ✗ vadexport verify\n\n    vadexport: of verify\n\n"
+        assert pipeline.summary.read_text() == expected
 
     def test_a_build_that_failed_is_not_verified(self, pipeline):
         pipeline.pretend(4, 0)

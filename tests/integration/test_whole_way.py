@@ -11,7 +11,7 @@ from vadexport import runtime
 from vadexport.images import decode
 from vadexport.targets import all_targets
 
-TARGETS = [str(target) for target in all_targets() if not target.on_gpu]
+TARGETS = [str(target) for target in all_targets() if not target.on_gpu and not target.device]
 
 
 def test_fit_build_verify_predict(vadexport, images, tmp_path):

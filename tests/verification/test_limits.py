@@ -508,6 +508,9 @@ class TestAurocOfFewImages:
             ("auto", (45, 45), 2, True),
             ("auto", (45, 45), 3, False),
             ("fp32", (10, 10), 1, False),
+            ("int8", (5, 5), 1, False),
+            ("int8", (1, 60), 1, None),
+            ("int8", (1, 60), 2, False),
         ],
     )
     def test_what_two_pairs_explain_is_not_judged(self, precision, images, pairs, held):

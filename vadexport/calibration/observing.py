@@ -9,7 +9,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from vadexport.backends.onnxruntime import EXACT_PRODUCTS
+from vadexport.backends.onnxruntime import open_session
 from vadexport.calibration.network import Layer
 from vadexport.contract import INPUT_NAME, Call
 from vadexport.passes.base import GraphView, attributes
@@ -245,10 +245,7 @@ def run_graph(
     """Outputs of a graph, of these names or all, for one call after the other, by ONNX Runtime."""
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.add_session_config_entry(*EXACT_PRODUCTS)
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    options, providers = onnxruntime.SessionOptions(), ["CPUExecutionProvider"]
+    session = open_session(model.SerializeToString(), options, providers)
     for call in calls:
         yield session.run(names, {INPUT_NAME: call})

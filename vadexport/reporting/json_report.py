@@ -19,6 +19,7 @@ from vadexport.verification.records import ImageRecord
 from vadexport.verification.result import Verification
 from vadexport.verification.searched import FoundSearch
 from vadexport.verification.throughput import Throughput
+from vadexport.verification.unjudged import unjudged
 
 SCHEMA_VERSION: Final = 1
 
@@ -28,6 +29,7 @@ def parity_json(v: Verification) -> dict[str, Any]:
 
     Drifts are in drift units, `drift_unit` and all scores and map differences of an image in raw
     score units; `map_max` and `map_mean` of `figures` are fractions of the mean range of the maps.
+    `unjudged` says of limits that are set and have no check why they have none, by their names.
     `sha256` says to the byte what the report is of, and `size_mb` counts 10^6 bytes.
     """
     return _strict_dict(
@@ -43,6 +45,7 @@ def parity_json(v: Verification) -> dict[str, Any]:
             "planted": None if v.planted is None else asdict(v.planted),
             "limits": asdict(v.limits),
             "checks": [asdict(check) for check in v.checks],
+            "unjudged": unjudged(v.limits, v.checks, v.figures, timed=v.latency is not None),
             "images": [_image(record, v.drift_unit) for record in v.records],
             "ladder": v.ladder,
             "diagnosis": None if v.diagnosis is None else asdict(v.diagnosis),

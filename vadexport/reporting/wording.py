@@ -75,9 +75,10 @@ def loss(found: Loss) -> str:
         return f"{words}, 95% interval {figure(found.low)} to {figure(found.high)}"
     if found.enough is None:
         return f"{words}, no interval: of one label, no image changes its place"
+    certain = f"; at least {figure(found.least)} is lost" if found.least > 0 else ""
     return (
         f"{words}, no interval: too few images change their place, about {found.enough} of each "
-        "label would do"
+        f"label would do{certain}"
     )
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from vadexport.backends.onnxruntime import EXACT_PRODUCTS, version
+from vadexport.backends.onnxruntime import open_session, version
 from vadexport.backends.pytorch import PyTorchRunner
 from vadexport.contract import ANOMALY_MAP, RAW_SCORE
 from vadexport.errors import InputError
@@ -82,11 +82,8 @@ class OnnxSession(nn.Module):
         options.intra_op_num_threads = threads
         options.log_severity_level = _SILENT  # what it says of shapes goes into the errors
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        options.add_session_config_entry(*EXACT_PRODUCTS)
         try:
-            self._session = onnxruntime.InferenceSession(
-                model, options, providers=["CPUExecutionProvider"]
-            )
+            self._session = open_session(model, options, ["CPUExecutionProvider"])
         except Exception as error:
             raise InputError(f"ONNX Runtime cannot load the file: {reason(error)}") from error
         (self._input,) = (each.name for each in self._session.get_inputs())

@@ -128,6 +128,8 @@ class Check:
 _SWAPS: Final = 1000
 #: Pairs of images of both labels that change places by chance.
 _PAIRS: Final = 2
+#: However few images there are, AUROC may not lose more: it is two pairs of 10 and 10 images.
+_MOST_BY_CHANCE: Final = 0.02
 #: Beyond them a difference of two AUROCs, which count pairs, is rounding.
 _AUROC_DIGITS: Final = 12
 #: Images that a line names.
@@ -173,7 +175,7 @@ def loss_by_chance(limits: Limits, records: Iterable[ImageRecord]) -> float:
     """What AUROC loses by two pairs of images of both labels that change places; 0 of enough.
 
     They do by chance, and of few images each costs more than a default limit allows: 0.0025 of 20
-    and 20. Where drift within rounding counts as none, none do.
+    and 20. No more than 0.02 is explained so. Where drift within rounding counts as none, none do.
 
     Args:
         limits: with one on AUROC.
@@ -183,7 +185,7 @@ def loss_by_chance(limits: Limits, records: Iterable[ImageRecord]) -> float:
     pairs = labels.count(True) * labels.count(False)
     if limits.rounding is not None or not pairs:
         return 0.0
-    loss = round(_PAIRS / pairs, _AUROC_DIGITS)
+    loss = min(round(_PAIRS / pairs, _AUROC_DIGITS), _MOST_BY_CHANCE)
     return loss if loss > -(limits.min_auroc_delta or 0.0) else 0.0
 
 

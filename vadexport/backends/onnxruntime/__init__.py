@@ -4,6 +4,7 @@ from vadexport.backends.onnxruntime.compiler import (
     EXACT_PRODUCTS,
     check_device,
     compile_graph,
+    open_session,
     version,
 )
 from vadexport.backends.onnxruntime.runner import OnnxRuntimeRunner
@@ -21,5 +22,6 @@ __all__ = [
     "check_device",
     "compile_graph",
     "open_runner",
+    "open_session",
     "version",
 ]

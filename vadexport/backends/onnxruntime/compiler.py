@@ -1,6 +1,7 @@
 """The ONNX file is what ONNX Runtime runs: compiling checks it and copies it."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,38 @@ CUDA_PROVIDER = "CUDAExecutionProvider"
 #: are with it. By default ONNX Runtime adds pairs of them in int16 there, which saturates;
 #: so it multiplies uint8 by uint8 (benchmarks/int8_saturation.py has the time).
 EXACT_PRODUCTS = ("session.x64quantprecision", "1")
+
+#: What ONNX Runtime says where it is to turn one weight into uint8 twice.
+_SHARED = "Attempt to replace the existing tensor"
+#: Entry by which layers between quantisers are computed in float32.
+_IN_FLOAT = ("session.disable_quant_qdq", "1")
+
+
+def open_session(model: Path | bytes, options: Any, providers: Sequence[Any]) -> Any:
+    """A session that adds INT8 products exactly.
+
+    Without VNNI, ONNX Runtime turns weights into uint8 for that, and fails where several layers
+    share one (seen with 1.31). Such a graph is computed in float32 between its quantisers: as
+    exactly, and more slowly.
+
+    Args:
+        model: an ONNX file, or its bytes.
+        options: of the session; entries are added.
+        providers: of the session.
+
+    Raises:
+        Exception: of any kind, where ONNX Runtime cannot load the graph.
+    """
+    import onnxruntime
+
+    options.add_session_config_entry(*EXACT_PRODUCTS)
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=providers)
+    except Exception as error:
+        if _SHARED not in str(error):
+            raise
+        options.add_session_config_entry(*_IN_FLOAT)
+        return onnxruntime.InferenceSession(model, options, providers=providers)
 
 
 def version() -> str:

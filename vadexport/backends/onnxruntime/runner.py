@@ -11,9 +11,9 @@ from vadexport.backends.base import Execution
 from vadexport.backends.cuda import Cuda, GpuState
 from vadexport.backends.onnxruntime.compiler import (
     CUDA_PROVIDER,
-    EXACT_PRODUCTS,
     MODEL_FILE,
     check_device,
+    open_session,
     version,
 )
 from vadexport.contract import INPUT_NAME, Outputs
@@ -57,7 +57,6 @@ class OnnxRuntimeRunner:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        options.add_session_config_entry(*EXACT_PRODUCTS)
         providers: list[Any] = ["CPUExecutionProvider"]
         self._cuda = Cuda() if target.device == CUDA else None
         if self._cuda:
@@ -65,7 +64,7 @@ class OnnxRuntimeRunner:
             # Libraries of CUDA and cuDNN that pip installed lie where no loader looks.
             getattr(onnxruntime, "preload_dlls", lambda: None)()
         file = model if isinstance(model, bytes) else model / MODEL_FILE
-        self._session = onnxruntime.InferenceSession(file, options, providers=providers)
+        self._session = open_session(file, options, providers)
         if self._cuda and self._session.get_providers()[0] != CUDA_PROVIDER:
             raise BackendError("ONNX Runtime does not use the GPU: see its log for what it misses")
         self._names = [output.name for output in self._session.get_outputs()]
