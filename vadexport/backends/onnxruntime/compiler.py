@@ -8,6 +8,7 @@ from typing import Any
 from vadexport.backends.cuda import Cuda
 from vadexport.backends.tensorrt.settings import DEFAULT_SETTINGS, TensorRTSettings
 from vadexport.errors import BackendError, MissingDeviceError, MissingPackageError
+from vadexport.machine import has_vnni
 from vadexport.targets import CUDA, Target
 from vadexport.telemetry import forbid_telemetry
 
@@ -18,6 +19,7 @@ CUDA_PROVIDER = "CUDAExecutionProvider"
 #: so it multiplies uint8 by uint8 (benchmarks/int8_saturation.py has the time).
 EXACT_PRODUCTS = ("session.x64quantprecision", "1")
 
+_FATAL = 4
 #: What ONNX Runtime says where it is to turn one weight into uint8 twice.
 _SHARED = "Attempt to replace the existing tensor"
 #: Entry by which layers between quantisers are computed in float32.
@@ -42,11 +44,15 @@ def open_session(model: Path | bytes, options: Any, providers: Sequence[Any]) ->
     import onnxruntime
 
     options.add_session_config_entry(*EXACT_PRODUCTS)
+    level = options.log_severity_level
+    if not has_vnni():
+        options.log_severity_level = _FATAL  # a failure that is made up for is no news
     try:
         return onnxruntime.InferenceSession(model, options, providers=providers)
     except Exception as error:
         if _SHARED not in str(error):
             raise
+        options.log_severity_level = level
         options.add_session_config_entry(*_IN_FLOAT)
         return onnxruntime.InferenceSession(model, options, providers=providers)
 
