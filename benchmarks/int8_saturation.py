@@ -18,7 +18,7 @@ from documents import replace_table
 from int8_ranges import HEAD, RULE, TARGET, Bench, ours, scores_of
 
 from vadexport.backends.base import available_threads
-from vadexport.backends.onnxruntime import EXACT_PRODUCTS
+from vadexport.backends.onnxruntime import open_session
 from vadexport.backends.openvino import compile_graph
 from vadexport.calibration.quantisation import Choices
 from vadexport.contract import INPUT_NAME, RAW_SCORE
@@ -65,9 +65,8 @@ def opened(model: Path, *, exact: bool) -> onnxruntime.InferenceSession:
     """A session that adds products exactly, or one as it is by default."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = available_threads()
-    if exact:
-        options.add_session_config_entry(*EXACT_PRODUCTS)
-    return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    open_one = open_session if exact else onnxruntime.InferenceSession
+    return open_one(model, options, ["CPUExecutionProvider"])
 
 
 def by_session(session: onnxruntime.InferenceSession, bench: Bench) -> np.ndarray:

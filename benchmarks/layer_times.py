@@ -17,7 +17,7 @@ import numpy as np
 
 from vadexport.artifact import open_artifact
 from vadexport.backends.base import available_threads
-from vadexport.backends.onnxruntime import EXACT_PRODUCTS
+from vadexport.backends.onnxruntime import open_session
 from vadexport.machine import processor_name, tool_versions
 from vadexport.telemetry import forbid_telemetry
 
@@ -82,12 +82,9 @@ def in_onnxruntime(folder: Path, call: np.ndarray, options: argparse.Namespace) 
     settings = onnxruntime.SessionOptions()
     settings.enable_profiling = True
     settings.intra_op_num_threads = available_threads()
-    settings.add_session_config_entry(*EXACT_PRODUCTS)
     with tempfile.TemporaryDirectory() as place:
         settings.profile_file_prefix = str(Path(place) / "times")
-        session = onnxruntime.InferenceSession(
-            folder / "model.onnx", settings, providers=["CPUExecutionProvider"]
-        )
+        session = open_session(folder / "model.onnx", settings, ["CPUExecutionProvider"])
         name = session.get_inputs()[0].name
         for _ in range(options.calls + 5):
             session.run(None, {name: call})

@@ -28,11 +28,11 @@ import torch
 from cells import INTACT, shuffled_cells
 from documents import replace_table
 from noise import rgb_noise
+from openvino_steps import openvino_steps
 
 from vadexport.backends import onnxruntime as ort_backend
 from vadexport.backends import openvino as openvino_backend
 from vadexport.backends.base import available_threads
-from vadexport.building.searching import openvino_steps
 from vadexport.contract import INPUT_NAME, RAW_SCORE, ImageInput
 from vadexport.detectors import padim, patchcore
 from vadexport.detectors.checkpoint import load_detector

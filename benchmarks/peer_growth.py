@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 import onnx
 from noise import rgb_noise
+from openvino_steps import openvino_steps
 from peer_builds import build, commands, place
 from peer_exports import OPENVINO_FILE
 from peer_measuring import time_calls
@@ -23,7 +24,6 @@ from search_heads import cloud, search
 
 from vadexport.backends.base import available_threads
 from vadexport.backends.registry import opener
-from vadexport.building.searching import openvino_steps
 from vadexport.contract import ImageInput
 from vadexport.images.colouring import save_png
 from vadexport.machine import processor_name, tool_versions

@@ -21,10 +21,10 @@ import numpy as np
 import onnx
 from documents import replace_table
 from onnx import TensorProto, helper, numpy_helper
+from openvino_steps import openvino_steps
 
 from vadexport.backends.base import available_threads
-from vadexport.backends.onnxruntime import EXACT_PRODUCTS
-from vadexport.building.searching import openvino_steps
+from vadexport.backends.onnxruntime import open_session
 from vadexport.machine import processor_name, tool_versions
 from vadexport.passes import search_plan, search_tiles
 from vadexport.passes.base import apply_passes
@@ -220,10 +220,7 @@ def onnxruntime_call(graph: onnx.ModelProto) -> Call:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = available_threads()
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.add_session_config_entry(*EXACT_PRODUCTS)
-    session = onnxruntime.InferenceSession(
-        graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = open_session(graph.SerializeToString(), options, ["CPUExecutionProvider"])
     return lambda x: session.run(["y"], {"x": x})[0]
 
 

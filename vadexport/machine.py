@@ -10,6 +10,9 @@ from typing import Any, Final
 from vadexport import __version__
 
 _VNNI: Final = {"avx512_vnni", "avx_vnni", "amx_int8"}
+#: Largest INT8 weight for processors without VNNI, which add two products by uint8 in an int16:
+#: 2 × 255 × 64 < 2¹⁵ ("7 bits").
+MOST_WITHOUT_VNNI: Final = 64
 _PROCESSORS = Path("/sys/devices/system/cpu")
 #: Packages that shape artifacts and figures, each by the names that its builds are installed by.
 _TOOLS: Final = {

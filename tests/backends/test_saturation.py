@@ -13,9 +13,8 @@ from vadexport.backends.onnxruntime import OnnxRuntimeRunner
 from vadexport.backends.openvino import runner as openvino_runner
 from vadexport.backends.openvino import saturation
 from vadexport.backends.openvino.saturation import adds_exactly, adds_up, may_saturate
-from vadexport.calibration.rounding import REDUCED
 from vadexport.errors import MissingDeviceError
-from vadexport.passes.search_plan import REDUCED_STEPS
+from vadexport.machine import MOST_WITHOUT_VNNI as MOST
 from vadexport.targets import Target
 
 openvino = pytest.importorskip("openvino")
@@ -112,19 +111,18 @@ def test_what_is_tried_is_what_the_processor_says_of_itself():
 def test_two_products_of_seven_bits_fit_into_an_int16():
     ends = [
         sum(activation * weight for activation, weight in pairs)
-        for weights in product((-REDUCED, REDUCED), repeat=2)
+        for weights in product((-MOST, MOST), repeat=2)
         for pairs in [list(zip((255, 255), weights, strict=True))]
     ]
     bounds = np.iinfo(np.int16)
     assert bounds.min <= min(ends) <= max(ends) <= bounds.max
-    assert bounds.max < 2 * 255 * (REDUCED + 1)
-    assert REDUCED_STEPS == REDUCED
+    assert bounds.max < 2 * 255 * (MOST + 1)
 
 
 @pytest.mark.parametrize("unsigned", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
 def test_openvino_adds_products_of_seven_bits_exactly(kind, unsigned):
-    model, image = layer(kind, 127 if kind == "depthwise" else REDUCED, unsigned=unsigned)
+    model, image = layer(kind, 127 if kind == "depthwise" else MOST, unsigned=unsigned)
     assert apart(by_openvino(model, image), exactly(model, image)) < 1e-5
 
 
@@ -171,14 +169,14 @@ def test_onnx_runtime_adds_exactly_where_layers_share_weights():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("largest", [127, REDUCED + 1, REDUCED])
+@pytest.mark.parametrize("largest", [127, MOST + 1, MOST])
 def test_graphs_that_may_saturate_are_known(kind, largest, tmp_path):
     model, _ = layer(kind, largest)
     onnx.save(model, tmp_path / "model.onnx")
     core = openvino.Core()
     read = core.read_model(tmp_path / "model.onnx")
     openvino.save_model(read, tmp_path / "model.xml", compress_to_fp16=False)
-    expected = largest > REDUCED and kind != "depthwise"
+    expected = largest > MOST and kind != "depthwise"
     for name in ("model.onnx", "model.xml"):
         assert may_saturate(core.read_model(tmp_path / name)) == expected
 
@@ -211,7 +209,7 @@ def test_a_graph_in_float_cannot_saturate():
     assert not may_saturate(openvino.Core().read_model(model.SerializeToString()))
 
 
-@pytest.mark.parametrize(("largest", "exact"), list(product((127, REDUCED), (False, True))))
+@pytest.mark.parametrize(("largest", "exact"), list(product((127, MOST), (False, True))))
 def test_what_would_saturate_is_not_run(largest, exact, tmp_path, monkeypatch):
     model, image = layer("conv", largest)
     onnx.save(model, tmp_path / "model.onnx")
@@ -222,7 +220,7 @@ def test_what_would_saturate_is_not_run(largest, exact, tmp_path, monkeypatch):
         compress_to_fp16=False,
     )
     monkeypatch.setattr(saturation, "adds_exactly", lambda: exact)
-    if largest == REDUCED or exact:
+    if largest == MOST or exact:
         opened = openvino_runner.OpenVinoRunner(tmp_path, target, 1)
         assert opened.infer(image)["raw_score"].shape == (1, 48, 9, 9)
     else:

@@ -17,7 +17,7 @@ from tests.calibration.planning import (
     planned,
 )
 from tests.passes.half_graphs import graph
-from vadexport.backends.onnxruntime import EXACT_PRODUCTS
+from vadexport.backends.onnxruntime import open_session
 from vadexport.backends.registry import get_backend
 from vadexport.calibration.qdq import Form, least_scales, quantised
 from vadexport.targets import Target
@@ -80,10 +80,7 @@ def by_numpy(case, form, image, float_nodes=frozenset()):
 def by_ort(model, image, level=onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL, rows=("y",)):
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = level
-    options.add_session_config_entry(*EXACT_PRODUCTS)
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = open_session(model.SerializeToString(), options, ["CPUExecutionProvider"])
     return session.run(list(rows), {"image": image})
 
 

@@ -41,15 +41,15 @@ class Pipeline:
             **self.more,
         }
 
-    def pretend(self, build, verify, *, report=True):
+    def pretend(self, build, verify, report="report"):
         """From now on `vadexport` is a program whose commands end with these statuses."""
-        written = 'echo "## of verify" > artifact/report/summary.md' if report else ":"
+        written = f'echo "## of verify" > artifact/{report}/summary.md' if report else ":"
         folder = self.folder / "pretending"
         folder.mkdir()
         program = folder / "vadexport"
         program.write_text(f"""#!/bin/sh
 if [ "$1" = build ]; then
-  mkdir -p artifact/report
+  mkdir -p artifact/report artifact/several/report
   echo "vadexport: 50% <of> build" >&2
   exit {build}
 fi
@@ -208,11 +208,17 @@ class TestAction:
         assert pipeline.summary.read_text() == f"{heading}## of verify\n"
 
     def test_a_verification_without_a_report_says_why_on_the_jobs_page(self, pipeline):
-        pipeline.pretend(0, 3, report=False)
+        pipeline.pretend(0, 3, report=None)
         assert pipeline.step("Build").returncode == 0
         assert pipeline.step("Verify").returncode == 3
         expected = "## ✗ vadexport verify\n\n    vadexport: of verify\n\n"
         assert pipeline.summary.read_text() == expected
+
+    def test_reports_of_several_artifacts_are_enough(self, pipeline):
+        pipeline.pretend(0, 1, report="several/report")
+        assert pipeline.step("Build").returncode == 0
+        assert pipeline.step("Verify").returncode == 1
+        assert pipeline.summary.read_text() == "## of verify\n"
 
     def test_a_build_that_failed_is_not_verified(self, pipeline):
         pipeline.pretend(4, 0)

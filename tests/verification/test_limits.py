@@ -527,11 +527,10 @@ class TestAurocOfFewImages:
         found = figures(records, 1e3)
         why = unjudged(limits, parity_checks(found, limits, records), found, timed=False)
         assert why["min_auroc_delta"].startswith("of 20 images two pairs")
-        (line,) = (
-            each.line
-            for each in parity_checks(
-                figures(self.records(10, 10, 3), 1e3), limits, self.records(10, 10, 3)
-            )
-            if each.name == "auroc"
-        )
-        assert line.endswith("limit -0.005; of few images -0.0200 says nothing")
+
+    def test_what_is_beyond_chance_says_what_is_not(self):
+        records, limits = self.records(10, 10, 3), Limits.of_precision("int8")
+        lines = {
+            each.name: each.line for each in parity_checks(figures(records, 1e3), limits, records)
+        }
+        assert lines["auroc"].endswith("limit -0.005; of few images -0.0200 says nothing")

@@ -14,9 +14,10 @@ from vadexport.calibration.bank_search import large_searches, plan_searches
 from vadexport.contract import ImageInput
 from vadexport.images import ImageFile
 from vadexport.listening import Listener
+from vadexport.machine import MOST_WITHOUT_VNNI
 from vadexport.passes import BankProjection, apply_passes
 from vadexport.passes.quantised_search import PrincipalSearch, QuantisedSearch
-from vadexport.passes.search_plan import REDUCED_STEPS, SearchPlan
+from vadexport.passes.search_plan import SearchPlan
 from vadexport.targets import Target
 from vadexport.verification.applied import AppliedPass
 
@@ -102,10 +103,10 @@ class BankSearch:
         """Whether a target's graph searches so: what is tried, one after the other."""
         if target.on_gpu:
             return (False,)
-        found = {name: plan for name, plan in self._planned.items() if plan is not None}
-        gains = bool(found) and target.backend in self._gaining(found)
-        if gains or not found:
-            self._tell(", ".join(self._gaining(found)))
+        gaining = self._gaining(self._found)
+        gains = bool(self._found) and target.backend in gaining
+        if gains or not self._found:
+            self._tell(", ".join(gaining))
         return (True, False) if gains else (False,)
 
     def written(self, model: onnx.ModelProto, *, searched: bool) -> onnx.ModelProto:
@@ -144,15 +145,18 @@ class BankSearch:
     def _gaining(self, plans: Mapping[str, SearchPlan]) -> tuple[str, ...]:
         """Backends that gain from searches by these plans."""
         fewer = min((_fewer(plan) for plan in plans.values()), default=0)
-        if fewer >= _LEAST_FEWER and self.row_steps != REDUCED_STEPS:  # which are OpenVINO's
+        if fewer >= _LEAST_FEWER and self.row_steps != MOST_WITHOUT_VNNI:  # which are OpenVINO's
             return ("openvino", "onnxruntime")
         return ("openvino",) if self.row_steps else ()
 
     @property
     def _plans(self) -> dict[str, SearchPlan]:
         """Of the searches that suit; none where no backend gains."""
-        found = {name: plan for name, plan in self._planned.items() if plan is not None}
-        return found if self._gaining(found) else {}
+        return self._found if self._gaining(self._found) else {}
+
+    @property
+    def _found(self) -> dict[str, SearchPlan]:
+        return {name: plan for name, plan in self._planned.items() if plan is not None}
 
     @cached_property
     def _planned(self) -> dict[str, SearchPlan | None]:
@@ -170,7 +174,7 @@ class BankSearch:
     def _tell(self, who: str) -> None:
         """Note, once, how banks are searched; `who` gains from that."""
         notes = [self._words(plan, who) for plan in self._planned.values()]
-        if any(self._planned.values()) and BankProjection.name in self.rewrites.words:
+        if self._found and BankProjection.name in self.rewrites.words:
             notes.append(f"{who}: no {BankProjection.name} where the bank is searched so")
         self.notes += [note for note in notes if note not in self.notes]
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import onnx
 
-from vadexport.backends.openvino.saturation import adds_exactly
 from vadexport.building.approximating import Rewrites
 from vadexport.building.bank_search import BankSearch
 from vadexport.building.climbing import Climber, Graph
@@ -13,14 +12,10 @@ from vadexport.contract import ImageInput
 from vadexport.errors import VadexportError
 from vadexport.images import ImageFile
 from vadexport.listening import Listener
-from vadexport.passes.search_plan import REDUCED_STEPS, STEPS
+from vadexport.machine import MOST_WITHOUT_VNNI
+from vadexport.passes.search_plan import STEPS
 from vadexport.targets import Target
 from vadexport.verification.proxy import GRAPH_FILE
-
-
-def openvino_steps() -> int:
-    """Steps of a row that OpenVINO searches in INT8, on this processor."""
-    return STEPS if adds_exactly() else REDUCED_STEPS
 
 
 @dataclass
@@ -59,7 +54,7 @@ class Searches:
         Args:
             reduce_range: whether rows take 7 bits.
         """
-        return self._search(REDUCED_STEPS if reduce_range else STEPS)
+        return self._search(MOST_WITHOUT_VNNI if reduce_range else STEPS)
 
     def graph(self, target: Target) -> Graph:
         """The float graph, a large bank in it searched in few directions where that gains."""

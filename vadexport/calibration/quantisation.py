@@ -15,11 +15,12 @@ from vadexport.calibration.equalisation import equalise, scaled_name
 from vadexport.calibration.network import Layer, find_layers, sums
 from vadexport.calibration.observing import MOST_COLUMNS, Extremes, extremes, moments, turns
 from vadexport.calibration.qdq import Plan, QuantisedWeight, least_scales, steps_of
-from vadexport.calibration.rounding import LARGEST, REDUCED, importance, nearest, rounded
+from vadexport.calibration.rounding import LARGEST, importance, nearest, rounded
 from vadexport.calibration.synthetic_defects import with_defect
 from vadexport.contract import Call, ImageArray, ImageInput
 from vadexport.errors import InputError, UnfitError
 from vadexport.images import ImageFile, load_images
+from vadexport.machine import MOST_WITHOUT_VNNI
 from vadexport.passes.base import GraphView
 
 #: Images whose inputs to each layer weights are rounded by.
@@ -285,7 +286,7 @@ def _stored(scales: NDArray[np.float64], layer: Layer, reach: float) -> NDArray[
 def _largest(weight: NDArray[np.float64], layer: Layer, *, reduce_range: bool) -> int:
     """Largest integer of a layer's weights."""
     depthwise = layer.groups > 1 and weight.shape[:2] == (layer.groups, 1)
-    return REDUCED if reduce_range and not depthwise else LARGEST
+    return MOST_WITHOUT_VNNI if reduce_range and not depthwise else LARGEST
 
 
 def _scales(

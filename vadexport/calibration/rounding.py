@@ -17,8 +17,6 @@ Array = NDArray[np.float64]
 
 #: Integers of weights lie between this and its negative.
 LARGEST: Final = 127
-#: Likewise where two products by uint8 are to fit into an int16: 2 × 255 × 64 < 2¹⁵ ("7 bits").
-REDUCED: Final = 64
 #: Part of each column's own variance that is added to it: keeps what images hardly show in bounds.
 _RIDGE: Final = 1e-3
 #: Part of the squared mean that counts beside the variance: the mean differs between images.

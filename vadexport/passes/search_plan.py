@@ -19,10 +19,8 @@ _BLOCKS: Final[tuple[int, ...]] = (512, 128, 32)
 _EXACT: Final = 2.0**24
 #: How much longer than any seen a query may be before its candidates are named less exactly.
 _HEADROOM: Final = 4.0
-#: Steps of a row to either side of 0, and of a query; and of a row where a processor adds two
-#: products in an int16, which saturates (calibration/rounding.py).
+#: Steps of a row to either side of 0, and of a query.
 STEPS: Final = 127
-REDUCED_STEPS: Final = 64
 _SHORTLISTS: Final = (1, 2, 4, 8, 16)
 _MOST_QUERIES: Final = 4096
 #: Of the bank's width, directions that INT8 looks in, fewest first, in whole vectors of int8.

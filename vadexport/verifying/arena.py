@@ -18,7 +18,7 @@ from vadexport.backends.child import Child
 from vadexport.backends.openvino.saturation import check_folder
 from vadexport.backends.registry import get_backend, opener
 from vadexport.contract import Call, ImageInput
-from vadexport.errors import InputError, MissingDeviceError, MissingPackageError
+from vadexport.errors import BackendError, InputError, MissingDeviceError, MissingPackageError
 from vadexport.images import ImageFile, decode, image_digest
 from vadexport.listening import Listener
 from vadexport.machine import has_vnni
@@ -245,6 +245,9 @@ def _missing(artifact: Artifact) -> str | None:
         if not target.on_gpu:
             raise
         return str(error)
+    except BackendError:
+        if target.on_gpu:
+            raise  # else it is told of where the artifact is opened, and others go on
     return None
 
 

@@ -1,7 +1,6 @@
 """ONNX Runtime on processors, and on NVIDIA GPUs."""
 
 from vadexport.backends.onnxruntime.compiler import (
-    EXACT_PRODUCTS,
     check_device,
     compile_graph,
     open_session,
@@ -16,7 +15,6 @@ open_runner = OnnxRuntimeRunner
 
 __all__ = [
     "AHEAD_OF_TIME",
-    "EXACT_PRODUCTS",
     "EXTRA",
     "PACKAGE",
     "check_device",

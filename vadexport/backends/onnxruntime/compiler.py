@@ -17,7 +17,7 @@ CUDA_PROVIDER = "CUDAExecutionProvider"
 #: Entry of a session's options: without VNNI, products of uint8 by int8 are added in int32, as they
 #: are with it. By default ONNX Runtime adds pairs of them in int16 there, which saturates;
 #: so it multiplies uint8 by uint8 (benchmarks/int8_saturation.py has the time).
-EXACT_PRODUCTS = ("session.x64quantprecision", "1")
+_EXACT_PRODUCTS = ("session.x64quantprecision", "1")
 
 _FATAL = 4
 #: What ONNX Runtime says where it is to turn one weight into uint8 twice.
@@ -43,7 +43,7 @@ def open_session(model: Path | bytes, options: Any, providers: Sequence[Any]) ->
     """
     import onnxruntime
 
-    options.add_session_config_entry(*EXACT_PRODUCTS)
+    options.add_session_config_entry(*_EXACT_PRODUCTS)
     level = options.log_severity_level
     if not has_vnni():
         options.log_severity_level = _FATAL  # a failure that is made up for is no news

@@ -8,14 +8,12 @@ import numpy as np
 
 from vadexport.backends.openvino.compiler import MODEL_FILE, version
 from vadexport.errors import MissingDeviceError
-from vadexport.machine import has_vnni
+from vadexport.machine import MOST_WITHOUT_VNNI, has_vnni
 from vadexport.targets import AVX2, Target
 
 if TYPE_CHECKING:
     import openvino
 
-#: The largest weight of which two, multiplied by any uint8, fit into an int16 together.
-_MOST_WEIGHT: Final = 64
 _ROWS, _COLUMNS = 16, 64
 _PRODUCTS: Final = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul")
 #: What stands between a layer and the integers of its weights.
@@ -60,7 +58,7 @@ def adds_up() -> bool:
 def may_saturate(model: "openvino.Model") -> bool:
     """Whether a graph has INT8 weights whose products by uint8 could saturate in an int16."""
     return any(
-        _largest(node.input_value(1)) > _MOST_WEIGHT
+        _largest(node.input_value(1)) > MOST_WITHOUT_VNNI
         for node in model.get_ops()
         if node.get_type_name() in _PRODUCTS and not _is_depthwise(node)
     )
