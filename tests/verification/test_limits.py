@@ -522,6 +522,11 @@ class TestAurocOfFewImages:
         records, limits = self.records(10, 10, 1), Limits.of_precision("int8")
         assert self.verdict(records, limits, given=("min_auroc_delta",)) is False
 
+    def test_a_gain_that_is_asked_for_is_judged(self):
+        records = self.records(10, 10, 0)
+        limits = Limits.of_precision("int8").overridden(min_auroc_delta=0.01)
+        assert self.verdict(records, limits, given=("min_auroc_delta",)) is False
+
     def test_why_it_is_not_judged(self):
         records, limits = self.records(10, 10, 1), Limits.of_precision("int8")
         found = figures(records, 1e3)

@@ -257,10 +257,10 @@ def parity_checks(
         and found.auroc_reference is not None
     ):
         delta = round(area - found.auroc_reference, _AUROC_DIGITS)
-        least = -loss_by_chance(limits, records) if "min_auroc_delta" not in given else 0.0
+        chance = 0.0 if "min_auroc_delta" in given else loss_by_chance(limits, records)
         held = delta >= limits.min_auroc_delta
-        if held or delta < least:  # between the two, nobody knows
-            told = f"; of few images {least:+.4f} says nothing" if least < 0 else ""
+        if held or not chance or delta < -chance:  # between the two, nobody knows
+            told = f"; of few images {-chance:+.4f} says nothing" if chance else ""
             checks.append(
                 Check(
                     "auroc",
