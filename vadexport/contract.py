@@ -20,6 +20,8 @@ INPUT_NAME: Final = "image"
 
 #: float32 [N, C, h, w]: what preprocessing gives the network, a tensor inside of graphs.
 PREPROCESSED: Final = "preprocessed"
+#: How the names begin of what the network hands to the score head.
+FEATURE: Final = "feature_"
 
 #: float32 [N]: the score that the reference reports, normalised to [0, 1], threshold at 0.5.
 PRED_SCORE: Final = "pred_score"

@@ -66,7 +66,8 @@ def test_a_graph_that_was_changed(artifact, checkpoint, images, tmp_path):
     assert found.diagnosis.rung == "graph"
     assert [rung["held"] for rung in found.diagnosis.ladder] == [True, True, True, False, False]
     words = " ".join(found.diagnosis.lines)
-    assert f"the difference begins at {names[0]} (Conv" in words
+    assert f"the difference begins at {names[0]} (Conv, " in words
+    assert "likely: " in words
     for file in ("parity.json", "junit.xml", "summary.md", "index.html"):
         text = (tmp_path / "report" / file).read_text()
         assert "the first step that falls short is" in text
@@ -92,6 +93,24 @@ def test_a_compiled_file_that_was_changed(artifacts, crops, images, checkpoint, 
     found = diagnosis(changed, checkpoint, images, tmp_path / "report").diagnosis
     assert found.rung == "compiled"
     assert [rung["rung"] for rung in found.ladder if not rung["held"]] == ["compiled"]
+    assert "compiled fell short; on the image that changed most the difference begins at " in (
+        " ".join(found.lines)
+    )
+
+
+def test_one_layer_of_a_compiled_file_that_was_changed(artifacts, images, checkpoint, tmp_path):
+    names = []
+
+    def change(folder):
+        model = onnx.load(artifacts / "onnxruntime-fp32" / "model.onnx")
+        names.append(other_convolution(model))
+        onnx.save(model, tmp_path / "changed.onnx")
+        compile_graph(tmp_path / "changed.onnx", folder, Target("openvino", "fp32"))
+
+    changed = resealed(artifacts / "openvino-fp32", tmp_path / "a", change)
+    found = diagnosis(changed, checkpoint, images, tmp_path / "report").diagnosis
+    assert found.rung == "compiled"
+    assert f"the difference begins at {names[0]} (Conv, " in " ".join(found.lines)
 
 
 def read_input(artifacts):
@@ -119,7 +138,9 @@ def test_a_quantised_graph_that_was_changed(artifacts, checkpoint, images, tmp_p
     changed = resealed(artifacts / "onnxruntime-int8", tmp_path / "a", change)
     found = diagnosis(changed, checkpoint, images, tmp_path / "report").diagnosis
     assert found.rung == "quantised"
-    assert "the difference begins at" in " ".join(found.lines)
+    words = " ".join(found.lines)
+    assert "(DequantizeLinear, " in words.split("the difference begins at ")[1]
+    assert "its range ends too early: " in words
 
 
 KEPT = "report/quantised/model.onnx"
@@ -135,15 +156,23 @@ def ranges_too_small(model):
     for tensor in scales_of(model, "QuantizeLinear"):
         scale_by(tensor, 1 / 4)
 
+    return "(DequantizeLinear, ", "its range ends too early: "
+
 
 def weights_of_a_layer_too_large(model):
     weights = [each for each in scales_of(model, "DequantizeLinear") if each.dims]
-    scale_by(weights[len(weights) // 2], 3)
+    wrong = weights[len(weights) // 2]
+    scale_by(wrong, 3)
+    dequantised = next(node.output[0] for node in model.graph.node if wrong.name in node.input)
+    return next(
+        node.name for node in model.graph.node if dequantised in node.input
+    ), "another scale"
 
 
 def a_layer_without_its_bias(model):
     layers = [node for node in model.graph.node if node.op_type == "Conv" and len(node.input) > 2]
     del layers[1].input[2]
+    return layers[1].name, "another bias, or none"
 
 
 def scale_by(tensor, factor):
@@ -154,22 +183,29 @@ def scale_by(tensor, factor):
 def compiled_anew(folder, change, *, kept):
     """Change the quantised graph of an OpenVINO artifact and compile it; `kept` shows that."""
     model = onnx.load(folder / KEPT)
-    change(model)
+    told = change(model)
     onnx.save(model, folder / KEPT if kept else folder.parent / "changed.onnx")
     path = folder / KEPT if kept else folder.parent / "changed.onnx"
     compile_graph(path, folder, Target("openvino", "int8"))
+    return told
 
 
 @pytest.mark.parametrize(
     "fault", [ranges_too_small, weights_of_a_layer_too_large, a_layer_without_its_bias]
 )
 def test_a_fault_of_quantising_for_openvino(artifacts, checkpoint, images, tmp_path, fault):
-    changed = resealed(
-        artifacts / "openvino-int8", tmp_path / "a", lambda a: compiled_anew(a, fault, kept=True)
-    )
+    told = []
+
+    def change(folder):
+        told.extend(compiled_anew(folder, fault, kept=True))
+
+    changed = resealed(artifacts / "openvino-int8", tmp_path / "a", change)
     found = diagnosis(changed, checkpoint, images, tmp_path / "report").diagnosis
     assert found.rung == "quantised"
-    assert "the difference begins at" in " ".join(found.lines)
+    where, cause = told
+    begins = " ".join(found.lines).split("the difference begins at ")[1]
+    assert where in begins.split(";")[0]
+    assert cause in begins
 
 
 @pytest.mark.parametrize(("there", "rung"), [(True, "compiled"), (False, "quantised or compiled")])
@@ -261,8 +297,11 @@ def test_wrong_preprocessing_in_the_graph(checkpoint, images, tmp_path, monkeypa
         monkeypatch.undo()
     found = diagnosis(tmp_path / "a", checkpoint, images, tmp_path / "report").diagnosis
     assert found.rung == "traced"
-    assert "largest difference after preprocessing" in " ".join(found.lines)
+    words = " ".join(found.lines)
+    assert "largest difference after preprocessing" in words
     assert found.ladder[0]["held"] != same
+    if same:
+        assert "the graph gives what its parts give in PyTorch: the reference, untouched" in words
 
 
 def test_limits_that_are_given(artifact, checkpoint, images, tmp_path):
@@ -275,6 +314,47 @@ def test_what_no_single_step_shows(artifact, checkpoint, images, tmp_path):
     found = diagnosis(artifact, checkpoint, images, tmp_path, min_auroc_delta=0.5).diagnosis
     assert found.rung is None
     assert "every step holds its limits" in found.lines[0]
+
+
+def test_flips_are_laid_to_the_step_that_adds_most(artifacts, checkpoint, images, tmp_path):
+    given = {"max_drift": 100.0, "max_map_drift": 100.0, "min_spearman": 1.0}
+
+    def change(folder):
+        compiled_anew(folder, ranges_too_small, kept=True)
+
+    changed = resealed(artifacts / "openvino-int8", tmp_path / "a", change)
+    verified = diagnosis(changed, checkpoint, images, tmp_path / "report", **given)
+    fallen = {check.name for check in verified.checks if not check.held}
+    assert "spearman" in fallen
+    assert not fallen & {"drift", "map"}
+    assert verified.diagnosis.rung == "quantised"
+    assert "most of the drift arises at: quantised" in " ".join(verified.diagnosis.lines)
+
+
+@pytest.mark.parametrize(
+    ("operator", "words"), [("Transpose", "transposed"), ("Slice", "upside down")]
+)
+def test_a_map_that_was_turned(artifact, checkpoint, images, tmp_path, operator, words):
+    def change(folder):
+        model = onnx.load(folder / "model.onnx")
+        for node in model.graph.node:
+            for names in (node.input, node.output):
+                names[:] = ["right" if name == "anomaly_map" else name for name in names]
+        backwards = {"from": [-1], "to": [-(10**6)], "axis": [2], "step": [-1]}
+        constants = backwards if operator == "Slice" else {}
+        attributes = {} if operator == "Slice" else {"perm": [0, 1, 3, 2]}
+        inputs = ["right", *constants]
+        node = onnx.helper.make_node(operator, inputs, ["anomaly_map"], "turned", **attributes)
+        model.graph.node.append(node)
+        for name, value in constants.items():
+            tensor = numpy_helper.from_array(np.array(value, np.int64), name)
+            model.graph.initializer.append(tensor)
+        onnx.save(model, folder / "model.onnx")
+
+    changed = resealed(artifact, tmp_path / "a", change)
+    found = diagnosis(changed, checkpoint, images, tmp_path / "report").diagnosis
+    assert found.rung == "graph"
+    assert f"likely: the anomaly map is {words}" in found.lines
 
 
 def test_an_artifact_of_another_detector(artifact, crops, images, tmp_path):

@@ -7,6 +7,7 @@ from typing import Final
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from vadexport.backends.child import Child
 from vadexport.backends.openvino.saturation import adds_exactly
@@ -19,18 +20,18 @@ from vadexport.building.mixing import Mixing
 from vadexport.building.rewriting import Check, Checked, Rewriting, rewrite, time_passes
 from vadexport.building.searching import Searches
 from vadexport.calibration import halve
-from vadexport.contract import ImageInput
+from vadexport.contract import Call, ImageInput
 from vadexport.errors import BackendError, UnfitError, VadexportError
 from vadexport.images import load_images
 from vadexport.listening import Listener
 from vadexport.passes import DEFAULT_PASSES, FLOAT_SEARCH
 from vadexport.sources import Source
 from vadexport.targets import AVX2, Target
-from vadexport.tracing.graph import TracedGraph, simplify, trace
+from vadexport.tracing.graph import TracedGraph, simplify, trace, values_in_pytorch
 from vadexport.verification.applied import Passes
 from vadexport.verification.ladder import Rung, child_inference
 from vadexport.verification.limits import Limits
-from vadexport.verification.locating import locate
+from vadexport.verification.locating import Before, locate
 from vadexport.verification.proxy import GRAPH_FILE, proxy_opener
 
 #: Of the drift that a float16 artifact may have. The rest is for images that were not seen: the
@@ -39,6 +40,21 @@ _HALF_SHARE: Final = 1 / 3
 #: Images that choose the layers which float16 suits.
 _MOST_HALF_IMAGES: Final = 16
 _CHILD_TIMEOUT_S: Final = 1800
+
+
+@dataclass(frozen=True)
+class _Exported:
+    """The graph as it is traced.
+
+    Attributes:
+        path: of its ONNX file.
+        seams: names of the tensors between its parts.
+        values: what the parts give in PyTorch for the first check image.
+    """
+
+    path: Path
+    seams: tuple[str, ...]
+    values: dict[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -122,23 +138,27 @@ class Graphs:
         return self._traced.outputs
 
     @cached_property
-    def _exported(self) -> tuple[Path, tuple[str, ...]]:
-        """The graph as it is traced, and its seams; the detector is let go of."""
-        graph = trace(self.source.detector, self.image_input)
+    def _exported(self) -> _Exported:
+        """The graph as it is traced; the detector is let go of."""
+        detector = self.source.detector
+        graph = trace(detector, self.image_input)
         path = self._save("traced", graph.model)
+        values = values_in_pytorch(detector, self.image_input, self._first_call)
         self.source = without_weights(self.source)
-        return path, graph.seams
+        return _Exported(path, graph.seams, values)
 
     @cached_property
     def _traced(self) -> _Traced:
         """Trace, simplify and rewrite; passes that move scores are undone."""
         self.listener.step("trace", 0, 3)
-        path, seams = self._exported
-        rungs = [self.climber.climb_graph("traced", path.parent, "fp32")]
+        exported = self._exported
+        rungs = [self.climber.climb_graph("traced", exported.path.parent, "fp32")]
+        if exported.values:
+            self._explain(rungs[-1], exported.values, exported.path)
         self.listener.step("trace", 1, 3)
-        graph = simplify(TracedGraph(onnx.load(path), seams))
+        graph = simplify(TracedGraph(onnx.load(exported.path), exported.seams))
         rungs.append(self._climb("simplified", graph.model))
-        self._explain(rungs[-1], "traced")
+        self._explain(rungs[-1], exported.path)
         self.listener.step("trace", 2, 3)
         wanted = [each for each in DEFAULT_PASSES if each.name not in self.left_out]
         check = self._check_of_passes(rungs[-1])
@@ -150,7 +170,7 @@ class Graphs:
         for one in made.undone:
             self.undone.append(one.rung)
             self.notes.append(f"the pass {one.name} was undone, for it moves scores")
-            self._explain(one.rung, one.before.parent.name, one.after)
+            self._explain(one.rung, one.before, one.after)
         self._passes = Passes(made.applied, self.left_out)
         if self.timed_on is not None and made.rung is not None:
             self._time_passes(made, self.timed_on)
@@ -203,10 +223,9 @@ class Graphs:
 
     def _time_passes(self, made: Rewriting, target: Target) -> None:
         """Time what each pass that stays brings, on a target's backend."""
-        call, _ = next(self.image_input.batches(self.images.checks[:1]))
         target, threads = Target(target.backend, "fp32"), self.climber.threads
         try:
-            applied = time_passes(made, self._simplified, (target, threads), call)
+            applied = time_passes(made, self._simplified, (target, threads), self._first_call)
         except BackendError as error:
             self.notes.append(f"what passes bring was not timed: {error}")
             return
@@ -283,7 +302,7 @@ class Graphs:
         stays = "".join(f", and {count}: {reason}" for reason, count in kept.items())
         self.notes.append(f"FP16: {whole} of the network; the score head stays float32{stays}")
         rung = self.climber.climb_graph("half", path.parent, "fp16")
-        self._explain(rung, "float")
+        self._explain(rung, self._float.path)
         precision = {"network": f"fp16, {whole}", "score head": "fp32"}
         return Graph(path, (*self._float.rungs, rung), precision)
 
@@ -333,7 +352,7 @@ class Graphs:
 
     def _int8(self, target: Target) -> Graph:
         graph = self._integers(target).graph(target)
-        self._explain(graph.rungs[-1], "float", graph.provable)
+        self._explain(graph.rungs[-1], self._float.path, graph.provable)
         return graph
 
     def mixed(self, target: Target, minutes: float) -> Graph:
@@ -354,19 +373,29 @@ class Graphs:
             return replace(self._searches.graph(target), search=made.search)
         return made
 
-    def _explain(self, rung: Rung, before: str, after: Path | None = None) -> None:
+    def _explain(self, rung: Rung, before: Before, after: Path | None = None) -> None:
         """Note where in the graph a rung that fell short parts from the step before it."""
         if rung.held:
             return
-        call, _ = next(self.image_input.batches(self.images.checks[:1]))
-        files = [self.work / before / GRAPH_FILE, after or self.work / rung.name / GRAPH_FILE]
+        after = after or self.work / rung.name / GRAPH_FILE
         try:
             with Child("comparison of two steps", timeout_s=_CHILD_TIMEOUT_S) as child:
-                found = child.run(locate, *files, call)
+                found = child.run(locate, before, after, self._first_call)
         except BackendError:
             return  # it explains a failure, and must not be one
         if found is not None:
             self.notes.append(f"{rung.name} fell short; on the first check image {found}")
+        elif rung.name == "traced":
+            self.notes.append(
+                "traced fell short, though the graph gives what its parts give in PyTorch: the "
+                "reference, untouched, gives something else"
+            )
+
+    @property
+    def _first_call(self) -> Call:
+        """Of the first check image."""
+        call, _ = next(self.image_input.batches(self.images.checks[:1]))
+        return call
 
     def _layers(self, wanted: str) -> frozenset[str]:
         """Names of the network's nodes; raises UnfitError where none of them is a layer."""

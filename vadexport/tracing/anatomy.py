@@ -10,13 +10,11 @@ from typing import Any, Final
 import onnx
 
 from vadexport.backends.openvino import version as openvino_version
-from vadexport.contract import PREPROCESSED
+from vadexport.contract import FEATURE, PREPROCESSED
 from vadexport.passes.base import GraphView, tensors_read
 
 ONNX_FILE: Final = "model.onnx"
 OPENVINO_FILE: Final = "model.xml"
-#: A network's outputs to its score head are named so by the tracer.
-_FEATURE: Final = "feature_"
 #: Operators with weights, as ONNX and OpenVINO call them, and the axis of a weight's outputs.
 _CONVOLUTIONS: Final = {
     "Conv": 0,
@@ -151,7 +149,7 @@ def _parts(nodes: Sequence[_Node], constants: dict[str, _Constant]) -> tuple[Par
         if node.operator in _SHAPES or fixed.issuperset(node.reads):
             fixed.update(node.gives)
     before = _needed((node for node in nodes if PREPROCESSED in node.names), producers)
-    ends = [node for node in nodes if any(name.startswith(_FEATURE) for name in node.names)]
+    ends = [node for node in nodes if any(name.startswith(FEATURE) for name in node.names)]
     network = _needed(ends or _last_known(nodes, constants), producers) - before
     split: dict[str, list[_Node]] = {name: [] for name in PARTS}
     for node in nodes:

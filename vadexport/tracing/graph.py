@@ -8,12 +8,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vadexport import contract
-from vadexport.contract import ImageInput
+from vadexport.contract import Call, ImageInput
 from vadexport.detectors.exportable import Exportable
 from vadexport.detectors.steps import GraphPreprocessing
 from vadexport.errors import InputError
@@ -142,7 +144,7 @@ def _traced(detector: Exportable, image_input: ImageInput) -> TracedGraph:
         names = contract_order(detector.outputs(scores))
     seams = (
         contract.PREPROCESSED,
-        *(f"feature_{number}" for number in range(len(scores.features))),
+        *(f"{contract.FEATURE}{number}" for number in range(len(scores.features))),
     )
     if sum(t.numel() * t.element_size() for t in module.state_dict().values()) > _PROTOBUF_LIMIT:
         raise InputError("the detector is larger than the 2 GB that one ONNX file can hold")
@@ -150,6 +152,31 @@ def _traced(detector: Exportable, image_input: ImageInput) -> TracedGraph:
         outputs = [*names, *seams]
         model = export_module(module, (example,), [contract.INPUT_NAME], outputs, dynamic=dynamic)
     return without_seam_outputs(model, seams)
+
+
+def values_in_pytorch(
+    detector: Exportable, image_input: ImageInput, call: Call
+) -> dict[str, NDArray[np.float32]]:
+    """What the parts of a detector give that is yet to be traced: the seams and the scores.
+
+    Args:
+        detector: as for `trace`.
+        image_input: as for `trace`.
+        call: of the graph.
+
+    Returns:
+        float32 tensors by their names in the traced graph; none of a network that came as ONNX.
+    """
+    if detector.onnx_network() is not None:
+        return {}
+    preprocessing = GraphPreprocessing(detector.steps, image_input)
+    with redirect_stdout(sys.stderr), torch.inference_mode():
+        preprocessed = preprocessing(torch.from_numpy(call))
+        scores = detector.scores(preprocessed)
+        outputs = detector.outputs(scores)
+    features = {f"{contract.FEATURE}{number}": each for number, each in enumerate(scores.features)}
+    found = {contract.PREPROCESSED: preprocessed, **features, **outputs}
+    return {name: each.numpy() for name, each in found.items() if each.dtype == torch.float32}
 
 
 def export_module(

@@ -1,34 +1,49 @@
 """Inner tensors of an ONNX graph."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from vadexport.contract import INPUT_NAME, PREPROCESSED, Call
 from vadexport.passes.cutting import cut
 
 
 def tensor_values(
-    model: onnx.ModelProto, names: Sequence[str], call: Call
+    model: onnx.ModelProto,
+    names: Sequence[str],
+    call: Call,
+    fed: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> dict[str, np.ndarray]:
     """Compute float32 tensors of a graph, by name.
 
     To be run in a child process: ONNX Runtime runs the graph, and nothing in it is fused or
     folded, as what is gives no tensors of its own.
+
+    Args:
+        model: the graph.
+        names: of the tensors.
+        call: of the graph.
+        fed: what its other inputs get: see `passes.isolating`.
     """
+    if not names:
+        return {}
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    part = cut(model, names)
     session = onnxruntime.InferenceSession(
-        cut(model, names).SerializeToString(), options, providers=["CPUExecutionProvider"]
+        part.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    (given,) = model.graph.input
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(given.type.tensor_type.elem_type)
-    fed = {INPUT_NAME: call.astype(dtype, copy=False)}  # graphs for TensorRT take no uint16
-    return dict(zip(names, session.run(list(names), fed), strict=True))
+    image = next(each for each in model.graph.input if each.name == INPUT_NAME)
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(image.type.tensor_type.elem_type)
+    feeds = {INPUT_NAME: call.astype(dtype, copy=False)}  # graphs for TensorRT take no uint16
+    feeds.update(fed or {})
+    taken = {each.name: feeds[each.name] for each in part.graph.input}
+    return dict(zip(names, session.run(list(names), taken), strict=True))
 
 
 def preprocessed_by(graph: Path, call: Call) -> np.ndarray | None:

@@ -4,12 +4,12 @@ What an artifact was made by is done again, step by step, on the images that cha
 first step that falls short there is where to look.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -20,21 +20,22 @@ from vadexport.backends.registry import opener
 from vadexport.building.climbing import Climber, Graph
 from vadexport.building.graphs import Graphs
 from vadexport.building.inputs import BuildImages
-from vadexport.contract import Call, ImageArray
-from vadexport.errors import CheckError, VadexportError
+from vadexport.contract import ANOMALY_MAP, Call, ImageArray
+from vadexport.errors import BackendError, CheckError, VadexportError
 from vadexport.images import decode
 from vadexport.listening import Listener
 from vadexport.machine import processor_name, tool_versions
 from vadexport.sources import Source
 from vadexport.targets import AUTO, Target
 from vadexport.verification.applied import read_passes
+from vadexport.verification.causes import map_cause
 from vadexport.verification.drift import DriftUnit
 from vadexport.verification.further_checks import PLANTED
 from vadexport.verification.ladder import Ladder, Rung
 from vadexport.verification.limits import Limits
-from vadexport.verification.locating import locate
+from vadexport.verification.locating import Divergence, locate, locate_compiled
 from vadexport.verification.proxy import GRAPH_FILE, graph_folder
-from vadexport.verification.records import ImageRecord
+from vadexport.verification.records import ROUNDING, ImageRecord
 from vadexport.verification.result import Diagnosis
 from vadexport.verifying.arena import REFERENCE, Arena
 from vadexport.verifying.options import VerifyOptions
@@ -178,6 +179,7 @@ def _diagnosed(subject: Subject, steps: _Steps, arena: Arena) -> Diagnosis:
     before = _of_the_build(subject)
     rungs, notes = _climbed(subject, steps, arena)
     first = next((rung for rung in rungs if not rung.held), None)
+    most = _most_of_it(rungs) if first is None else None
     untold = _untold(subject) if first is not None and first.name == "compiled" else None
     words = list(before.lines) if before else []
     if first is None:
@@ -187,6 +189,11 @@ def _diagnosed(subject: Subject, steps: _Steps, arena: Arena) -> Diagnosis:
             f"every step holds its limits of drift and maps on {these} that changed most{planted}: "
             "what fell short is judged over all images"
         )
+        if most is not None:
+            words.append(
+                f"most of the drift arises at: {most.name} (the largest is "
+                f"{most.figures.drift_max:.3g} drift units behind it)"
+            )
         if subject.again:
             words.append("run again, each step said the same of them: scores change rarely")
     else:
@@ -200,8 +207,31 @@ def _diagnosed(subject: Subject, steps: _Steps, arena: Arena) -> Diagnosis:
     if subject.blind:
         count = "1 image" if len(subject.blind) == 1 else f"{len(subject.blind)} images"
         words.append(f"no step explains {count}: the reference itself has no finite score there")
-    name = before.rung if before else untold or (first.name if first else None)
+    likely = _map_cause(subject, steps, arena)
+    words += [f"likely: {likely}"] if likely else []
+    blamed = first or most
+    name = before.rung if before else untold or (blamed.name if blamed else None)
     return Diagnosis(name, tuple(words), tuple(rung.to_json() for rung in rungs))
+
+
+def _most_of_it(rungs: Sequence[Rung]) -> Rung | None:
+    """The step that adds most of the drift; None where that is rounding."""
+    drifts = [rung.figures.drift_max for rung in rungs]
+    added = {
+        name: after - before
+        for name, before, after in zip(range(len(rungs)), [0.0, *drifts], drifts, strict=False)
+    }
+    most = max(added, key=added.__getitem__, default=None)
+    return None if most is None or added[most] <= ROUNDING else rungs[most]
+
+
+def _map_cause(subject: Subject, steps: _Steps, arena: Arena) -> str | None:
+    """What is likely to have changed the anomaly map of the image that changed most."""
+    name = str(subject.artifact.manifest.target)
+    both = [arena.contest.inference(one)(steps.call) for one in (REFERENCE, name)]
+    if any(ANOMALY_MAP not in outputs for outputs in both):
+        return None
+    return map_cause(*(outputs[ANOMALY_MAP][0, 0] for outputs in both))
 
 
 def _untold(subject: Subject) -> str | None:
@@ -267,14 +297,27 @@ def _climbed(subject: Subject, steps: _Steps, arena: Arena) -> tuple[list[Rung],
     if folder is not None:
         rungs.append(climber.climb_graph(subject.step, folder, target.precision))
         if not rungs[-1].held:
-            with Child("comparison of two steps") as child:
-                found = child.run(locate, steps.graph.path, folder / GRAPH_FILE, steps.call)
-            if found is not None:
-                notes.append(f"{subject.step} fell short; on the image that changed most {found}")
+            notes += _located(
+                subject.step, locate, steps.graph.path, folder / GRAPH_FILE, steps.call
+            )
     if str(target) not in arena.proxied:
         opened = opener(target, artifact.folder, climber.threads)
         rungs.append(climber.climb("compiled", str(target), opened, target.precision))
+        if all(rung.held for rung in rungs[:-1]) and not rungs[-1].held:
+            graph = steps.graph.path if folder is None else folder / GRAPH_FILE
+            compiled = (artifact.folder, target), climber.threads
+            notes += _located("compiled", locate_compiled, graph, *compiled, steps.call)
     return rungs, notes
+
+
+def _located(step: str, look: Callable[..., Divergence | None], *arguments: Any) -> list[str]:
+    """Where a step that fell short begins to differ, in words; none where that does not show."""
+    try:
+        with Child("comparison of two steps") as child:
+            found = child.run(look, *arguments)
+    except BackendError:
+        return []  # it explains a failure, and must not be one
+    return [] if found is None else [f"{step} fell short; on the image that changed most {found}"]
 
 
 def _changed_most(subjects: Sequence[Subject], arena: Arena) -> ImageArray:

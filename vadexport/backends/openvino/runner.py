@@ -51,13 +51,9 @@ class OpenVinoRunner:
         import openvino
 
         core = openvino.Core()
-        model = core.read_model(folder / MODEL_FILE)
-        check_products(model, target)
-        fast = has_fast_bfloat16(core)
-        if not fast:
-            widen(model)
+        model = loaded(core, folder, target)
         precision = _PRECISIONS[target.precision]
-        if target.precision == "int8" and fast and computes_in_bfloat16(model):
+        if target.precision == "int8" and has_fast_bfloat16(core) and computes_in_bfloat16(model):
             precision = _NARROW_HEAD  # networks of `int8` have no layer in bfloat16
         if until is not None:
             ports = (port for layer in model.get_ordered_ops() for port in layer.outputs())
@@ -67,15 +63,7 @@ class OpenVinoRunner:
             model = openvino.Model([end], model.get_parameters())
         elif not any(RAW_SCORE in output.get_names() for output in model.outputs):
             model.add_outputs(RAW_SCORE)
-        self._compiled = core.compile_model(
-            model,
-            "CPU",
-            {
-                "INFERENCE_PRECISION_HINT": "f32",
-                "PERFORMANCE_HINT": "LATENCY",
-                "INFERENCE_NUM_THREADS": threads,
-            },
-        )
+        self._compiled = compiled(core, model, threads)
         self._request = self._compiled.create_infer_request()
         self._names = [_contract_name(output.get_names()) for output in self._compiled.outputs]
         self.execution = Execution(
@@ -99,6 +87,29 @@ class OpenVinoRunner:
             if info["layerType"].astype(str) not in _SILENT_LAYERS:
                 found[info["runtimePrecision"].astype(str)] += 1
         return dict(sorted(found.items()))
+
+
+def loaded(core: Any, folder: Path, target: Target) -> Any:
+    """The model of an artifact, in the precisions that this processor computes.
+
+    Raises:
+        MissingDeviceError: its INT8 needs a processor with VNNI, which this one is not.
+    """
+    model = core.read_model(folder / MODEL_FILE)
+    check_products(model, target)
+    if not has_fast_bfloat16(core):
+        widen(model)
+    return model
+
+
+def compiled(core: Any, model: Any, threads: int) -> Any:
+    """A model, compiled for the latency of one call."""
+    hints = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": threads,
+    }
+    return core.compile_model(model, "CPU", hints)
 
 
 def _contract_name(names: set[str]) -> str:

@@ -11,6 +11,7 @@ AHEAD_OF_TIME = False
 version = TENSORRT.version
 compile_graph = partial(compiler.compile_graph, TENSORRT)
 check_device = partial(runner.check_device, TENSORRT)
+isolated_values = runner.isolated_values
 open_runner = partial(runner.TensorRTRunner, TENSORRT)
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "PACKAGE",
     "check_device",
     "compile_graph",
+    "isolated_values",
     "open_runner",
     "version",
 ]

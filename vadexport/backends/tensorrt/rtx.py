@@ -11,6 +11,7 @@ AHEAD_OF_TIME = True
 version = TENSORRT_RTX.version
 compile_graph = partial(compiler.compile_graph, TENSORRT_RTX)
 check_device = partial(runner.check_device, TENSORRT_RTX)
+isolated_values = runner.isolated_values
 open_runner = partial(runner.TensorRTRunner, TENSORRT_RTX)
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "PACKAGE",
     "check_device",
     "compile_graph",
+    "isolated_values",
     "open_runner",
     "version",
 ]
