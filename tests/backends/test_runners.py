@@ -8,7 +8,7 @@ import torch
 from onnx import TensorProto, helper
 
 from vadexport import contract
-from vadexport.backends.base import available_threads
+from vadexport.backends.base import ExecutedLayer, available_threads
 from vadexport.backends.pytorch import PyTorchRunner
 from vadexport.backends.registry import get_backend, opener
 from vadexport.errors import BackendError, InputError, MissingPackageError
@@ -113,14 +113,20 @@ class TestRunner:
         assert execution.device
 
     def test_computes_in_float32_whatever_the_processor_offers(self, case):
-        layers = case.runner.execution.layers
-        if case.name == "onnxruntime":
-            assert layers == {}
-            return
+        target = Target(case.name, "fp32")
+        layers = get_backend(case.name).executed_layers(case.folder, target, 2)
         backbone = [m for m in case.detector.backbone.modules() if isinstance(m, torch.nn.Conv2d)]
-        assert layers["f32"] >= len(backbone)
-        assert set(layers) <= {"f32", "i32", "i64", "u8", "boolean"}
-        assert list(layers) == sorted(layers)
+        convolutions = [one for one in layers if "Conv" in one.operator and one.name]
+        found = [one for one in convolutions if one.precision in ("f32", "float32")]
+        assert len(found) >= len(backbone)
+        kinds = {one.precision for one in layers}
+        assert kinds <= {"f32", "i32", "i64", "u8", "boolean", "float32", "int64", "bool"}
+
+    def test_layers_are_counted_by_precision(self, case):
+        layers = [ExecutedLayer("a", "Conv", "u8"), ExecutedLayer("b", "Add", "f32")]
+        execution = case.runner.execution.with_layers([*layers, *layers[:1]])
+        assert list(execution.layers.items()) == [("f32", 1), ("u8", 2)]
+        assert execution.executed_layers == (*layers, layers[0])
 
 
 class TestCompiler:

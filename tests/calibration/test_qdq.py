@@ -19,10 +19,17 @@ from tests.calibration.planning import (
 from tests.passes.half_graphs import graph
 from vadexport.backends.onnxruntime import open_session
 from vadexport.backends.registry import get_backend
+from vadexport.building.integers import form_of
 from vadexport.calibration.qdq import Form, least_scales, quantised
 from vadexport.targets import Target
 
-FORMS = [Form(), Form(signed=False), Form(sums=True), Form(signed=False, sums=True)]
+FORMS = [
+    Form(),
+    Form(signed=False),
+    Form(sums=True),
+    Form(signed=False, sums=True),
+    Form(signed=False, sums=True, offset=True),
+]
 
 
 def fake(values, reach, unsigned):
@@ -102,6 +109,17 @@ def pairs(model):
     ]
 
 
+def quantisers(model):
+    """What is quantised."""
+    return [node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"]
+
+
+def clipped(model, name):
+    """What ReLUs and clips make of a tensor."""
+    nodes = (node for node in model.graph.node if node.op_type in ("Relu", "Clip"))
+    return [node.output[0] for node in nodes if node.input[0] == name]
+
+
 @pytest.fixture(scope="module")
 def case():
     return planned(block(), IMAGES)
@@ -174,6 +192,34 @@ class TestForm:
             "x4": "uint8",
             "s": "int8",
         }
+
+    def test_offset_is_uint8_throughout_and_says_the_same(self, case):
+        form = Form(signed=False, sums=True)
+        made = case.made(replace(form, offset=True))
+        zeros = {
+            node.input[0]: (zero.dtype.name, int(zero))
+            for node, _, zero in pairs(made)
+            if node.op_type == "QuantizeLinear"
+        }
+        assert zeros["x1"] == zeros["x2"] == zeros["x4"] == ("uint8", 0)
+        assert zeros["image"] == zeros["c3"] == zeros["c5"] == zeros["s"] == ("uint8", 128)
+        for image in IMAGES:
+            found, expected = (by_ort(model, image, OFF) for model in (made, case.made(form)))
+            np.testing.assert_array_equal(found, expected)
+
+    def test_onnx_runtime_runs_every_layer_of_its_form_in_int8(self, case, tmp_path):
+        target = Target("onnxruntime", "int8")
+        made = case.made(form_of(target))
+        onnx.save(made, tmp_path / "model.onnx")
+        layers = get_backend("onnxruntime").executed_layers(tmp_path, target, 1)
+        found = {layer.name: layer.precision for layer in layers if "Conv" in layer.operator}
+        assert found.keys() == {layer.node for layer in case.plan.layers}
+        quantised_again = set(quantisers(made))
+        outputs = {node.name: node.output[0] for node in made.graph.node}
+        for name, precision in found.items():  # what gives float to the head computes in float
+            again = quantised_again & {outputs[name], *clipped(made, outputs[name])}
+            assert precision == ("int8" if again else "float32"), name
+        assert list(found.values()).count("int8") >= len(found) - 1
 
     def test_all_is_symmetric_and_weights_have_a_scale_a_channel(self, case):
         made = case.made(Form(signed=False, sums=True))

@@ -12,7 +12,13 @@ from vadexport.calibration.observing import run_graph
 from vadexport.calibration.qdq import Form
 from vadexport.calibration.repair import Corrector, leaving, write_form
 
-FORMS = [Form(), Form(signed=False), Form(sums=True), Form(signed=False, sums=True)]
+FORMS = [
+    Form(),
+    Form(signed=False),
+    Form(sums=True),
+    Form(signed=False, sums=True),
+    Form(signed=False, sums=True, offset=True),
+]
 CHANNELS = (0, 2, 3)
 
 

@@ -1,9 +1,10 @@
 """What every backend offers: compile a graph into files, and open the files to run them."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,21 @@ from vadexport.backends.tensorrt.settings import DEFAULT_SETTINGS, TensorRTSetti
 from vadexport.contract import Outputs
 from vadexport.machine import available_processors
 from vadexport.targets import Target
+
+
+@dataclass(frozen=True)
+class ExecutedLayer:
+    """A layer as a backend runs it: several of the graph, perhaps, that it fused.
+
+    Attributes:
+        name: in the backend's words.
+        operator: likewise.
+        precision: that it computes in, likewise.
+    """
+
+    name: str
+    operator: str
+    precision: str
 
 
 @dataclass(frozen=True)
@@ -24,6 +40,7 @@ class Execution:
         device: processor that it runs on.
         threads: that one call may use.
         layers: number of executed layers by the precision they ran in; empty where unknown.
+        executed_layers: each of them; empty where unknown.
     """
 
     backend: str
@@ -31,6 +48,12 @@ class Execution:
     device: str
     threads: int
     layers: dict[str, int] = field(default_factory=dict)
+    executed_layers: tuple[ExecutedLayer, ...] = ()
+
+    def with_layers(self, layers: Sequence[ExecutedLayer]) -> Self:
+        """The same, with its layers, which take time to find out."""
+        counts = Counter(layer.precision for layer in layers)
+        return replace(self, layers=dict(sorted(counts.items())), executed_layers=tuple(layers))
 
 
 class Runner(Protocol):
@@ -78,6 +101,14 @@ class Backend(Protocol):
 
     def open_runner(self, folder: Path, target: Target, threads: int) -> Runner:
         """Load the files that `compile_graph` wrote."""
+
+    def executed_layers(
+        self, folder: Path, target: Target, threads: int
+    ) -> tuple[ExecutedLayer, ...]:
+        """Load the files that `compile_graph` wrote, and tell what runs in which precision.
+
+        Returns the layers that compute, in order of execution; none where that is not told.
+        """
 
     def isolated_values(
         self,

@@ -40,7 +40,7 @@ SHARE_OF_LIMITS: Final = 0.5
 _CHILD_TIMEOUT_S: Final = 1800
 _FORMS: Final[dict[str, Form]] = {
     "openvino": Form(signed=False),
-    "onnxruntime": Form(signed=False, sums=True),
+    "onnxruntime": Form(signed=False, sums=True, offset=True),
 }
 
 

@@ -14,6 +14,8 @@ from vadexport.passes.base import drop_unread
 
 _SIGNED_STEPS: Final = 127
 _UNSIGNED_STEPS: Final = 255
+#: Zero of what can be negative, in uint8.
+_MIDDLE: Final = 128
 #: A bias in steps of its layer's products stays below this, for it becomes an int32.
 _MOST_BIAS_STEPS: Final = 2.0**30
 
@@ -27,10 +29,13 @@ class Form:
             uint8, in the same range with twice as many steps.
         sums: both sides of a residual connection are quantised, as ONNX Runtime needs it to run
             the layer before it in INT8; else the side that a layer computes is left as it is.
+        offset: what can be negative is uint8 about 128, with the values of int8: ONNX Runtime runs
+            a layer in INT8 only where it reads and gives integers of one type.
     """
 
     signed: bool = True
     sums: bool = False
+    offset: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,11 @@ def quantised(
     if form.sums:
         tensors.update(_summands(made, layers, tensors, plan, network_nodes))
     steps = {
-        name: _step(plan.reach[name], unsigned=not form.signed and name in plan.never_negative)
+        name: _step(
+            plan.reach[name],
+            unsigned=not form.signed and name in plan.never_negative,
+            offset=form.offset,
+        )
         for name in tensors
     }
     added = {node.name for node in sums(made, network_nodes)}
@@ -198,7 +207,7 @@ def steps_of(reach: float, *, never_negative: bool) -> tuple[float, float]:
     )
 
 
-def _step(reach: float, *, unsigned: bool) -> _Step:
+def _step(reach: float, *, unsigned: bool, offset: bool = False) -> _Step:
     """The step with which a range ends at `reach`.
 
     Rounded down, so that ONNX Runtime sees that a range ends where a ReLU6 does, and drops that.
@@ -207,6 +216,8 @@ def _step(reach: float, *, unsigned: bool) -> _Step:
     step = np.float32(reach / steps)
     while step * np.float32(steps) > np.float32(reach):
         step = np.nextafter(step, np.float32(0))
+    if offset and not unsigned:
+        return _Step(step, np.array(_MIDDLE, np.uint8))
     return _Step(step, np.array(0, np.uint8 if unsigned else np.int8))
 
 

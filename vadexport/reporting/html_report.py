@@ -79,6 +79,7 @@ def html_report(v: Verification) -> str:
         drifts=drift_plot(v.records, v.threshold, v.drift_unit, v.limits.max_drift),
         latency=latency_plot(v.latency) if v.latency else None,
         runs=_runs(v),
+        layers=v.latency.artifact.execution.executed_layers if v.latency else (),
         exhibits=_exhibits(v),
         scale=colour_scale(),
         notable=notable_images(v, _NOTABLE),

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -176,12 +176,26 @@ class Arena:
                 all_of_them.append(preprocessing_of(name))
         while True:
             try:
-                return self.contest.time(all_of_them, options.rounds, listener, twice=names)
+                timed = self.contest.time(all_of_them, options.rounds, listener, twice=names)
+                return timed | {name: self._with_layers(timed[name], threads) for name in names}
             except ContestantError as error:
                 if error.contestant in (REFERENCE, *names):
                     raise
                 all_of_them.remove(error.contestant)
                 listener.warn(f"{error.contestant} is not timed: {error}")
+
+    def _with_layers(self, timed: LatencyFigures, threads: int) -> LatencyFigures:
+        """With the precision that each layer runs in; as it is where the backend fails to tell."""
+        artifact = self.artifacts[timed.name]
+        backend = get_backend(artifact.manifest.target.backend)
+        try:
+            with Child(f"layers of {timed.name}") as child:
+                layers = child.run(
+                    backend.executed_layers, artifact.folder, artifact.manifest.target, threads
+                )
+        except BackendError:
+            return timed
+        return replace(timed, execution=timed.execution.with_layers(layers))
 
     def throughput(self, options: VerifyOptions, listener: Listener) -> dict[str, Throughput]:
         """Of the reference in one stream, and of all that run on their own device in several."""

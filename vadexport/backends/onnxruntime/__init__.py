@@ -6,7 +6,7 @@ from vadexport.backends.onnxruntime.compiler import (
     open_session,
     version,
 )
-from vadexport.backends.onnxruntime.inner import isolated_values
+from vadexport.backends.onnxruntime.inner import executed_layers, isolated_values
 from vadexport.backends.onnxruntime.runner import OnnxRuntimeRunner
 
 PACKAGE = "onnxruntime"
@@ -20,6 +20,7 @@ __all__ = [
     "PACKAGE",
     "check_device",
     "compile_graph",
+    "executed_layers",
     "isolated_values",
     "open_runner",
     "open_session",

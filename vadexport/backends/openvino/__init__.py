@@ -1,7 +1,7 @@
 """OpenVINO on Intel processors."""
 
 from vadexport.backends.openvino.compiler import check_device, compile_graph, version
-from vadexport.backends.openvino.inner import isolated_values
+from vadexport.backends.openvino.inner import executed_layers, isolated_values
 from vadexport.backends.openvino.runner import OpenVinoRunner
 
 PACKAGE = "openvino"
@@ -15,6 +15,7 @@ __all__ = [
     "PACKAGE",
     "check_device",
     "compile_graph",
+    "executed_layers",
     "isolated_values",
     "open_runner",
     "version",

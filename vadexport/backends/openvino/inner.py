@@ -1,4 +1,4 @@
-"""Inner tensors of an artifact of OpenVINO, each part of it fed on its own."""
+"""What goes on inside of an artifact of OpenVINO."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from vadexport.backends.base import ExecutedLayer
 from vadexport.backends.openvino.compiler import version
 from vadexport.backends.openvino.runner import compiled, loaded
 from vadexport.contract import INPUT_NAME
@@ -14,6 +15,25 @@ from vadexport.targets import Target
 
 #: What a layer in INT8 reads must stay tied to it; outputs of the model are no parts.
 _NO_ENDS: Final = ("FakeQuantize", "Result")
+#: Layers that move or hold data and compute nothing.
+_SILENT: Final = frozenset({"Input", "Output", "Const", "Reorder", "Reshape"})
+
+
+def executed_layers(folder: Path, target: Target, threads: int) -> tuple[ExecutedLayer, ...]:
+    """See the base class; from the graph that OpenVINO makes for this processor."""
+    version()
+    import openvino
+
+    core = openvino.Core()
+    model = compiled(core, loaded(core, folder, target), threads).get_runtime_model()
+    told = []
+    for layer in model.get_ordered_ops():
+        info = layer.get_rt_info()
+        kind, order = info["layerType"].astype(str), int(info["execOrder"].astype(str))
+        if kind not in _SILENT:
+            precision = info["runtimePrecision"].astype(str)
+            told.append((order, ExecutedLayer(layer.get_friendly_name(), kind, precision)))
+    return tuple(layer for _, layer in sorted(told, key=lambda pair: pair[0]))
 
 
 def isolated_values(

@@ -1,6 +1,5 @@
 """Run OpenVINO IR on the CPU."""
 
-from collections import Counter
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,8 +19,6 @@ _PRECISIONS: Final = {
     "auto": "INT8, bfloat16 and float32 layers as chosen by the build",
 }
 _NARROW_HEAD: Final = "INT8 network, bfloat16 and float32 score head"
-#: Layers that move or hold data and compute nothing.
-_SILENT_LAYERS = frozenset({"Input", "Output", "Const", "Reorder", "Reshape"})
 
 
 class OpenVinoRunner:
@@ -71,22 +68,12 @@ class OpenVinoRunner:
             precision=precision,
             device=str(core.get_property("CPU", "FULL_DEVICE_NAME")),
             threads=threads,
-            layers=self._executed_layers(),
         )
 
     def infer(self, image: NDArray[Any]) -> Outputs:
         """See the base class."""
         results = self._request.infer({INPUT_NAME: image}, share_inputs=True)
         return {name: results[number].copy() for number, name in enumerate(self._names)}
-
-    def _executed_layers(self) -> dict[str, int]:
-        """Executed layers by precision, from the graph that OpenVINO made for this processor."""
-        found: Counter[str] = Counter()
-        for layer in self._compiled.get_runtime_model().get_ops():
-            info = layer.get_rt_info()
-            if info["layerType"].astype(str) not in _SILENT_LAYERS:
-                found[info["runtimePrecision"].astype(str)] += 1
-        return dict(sorted(found.items()))
 
 
 def loaded(core: Any, folder: Path, target: Target) -> Any:
