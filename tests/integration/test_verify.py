@@ -211,6 +211,9 @@ def test_images_that_were_seen_before_are_counted(vadexport, images, tmp_path):
     named = warnings[1].split("(")[1].split(", …")[0].split(", ")
     assert named == names[: len(named)]
     assert len(named) > 2
+    assert warnings[1].endswith(", …; parity.json names all)")
+    assert found["parity"]["seen_before"]["calibration"] == names
+    assert len(found["parity"]["seen_before"]["training"]) == 12
     assert verified.err.count("of the verified images also") == 2
 
 

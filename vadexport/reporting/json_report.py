@@ -29,6 +29,7 @@ def parity_json(v: Verification) -> dict[str, Any]:
 
     Drifts are in drift units, `drift_unit` and all scores and map differences of an image in raw
     score units; `map_max` and `map_mean` of `figures` are fractions of the mean range of the maps.
+    `seen_before` names the images that trained the detector and that calibrated the artifact.
     `unjudged` says of limits that are set and have no check why they have none, by their names.
     `sha256` says to the byte what the report is of, and `size_mb` counts 10^6 bytes.
     """
@@ -52,6 +53,7 @@ def parity_json(v: Verification) -> dict[str, Any]:
             "search": None if v.search is None else _search(v.search),
             "environment": v.environment,
             "warnings": v.warnings,
+            "seen_before": dict(v.seen_before),
         }
     )
 

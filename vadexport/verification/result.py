@@ -1,5 +1,6 @@
 """What a verification found: the one object that every report is made from."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -104,6 +105,7 @@ class Verification:
         environment: versions, processor, threads, time: what the figures hold for.
         identity: digests of artifact, reference and images, and the artifact's size.
         warnings: what may spoil the result.
+        seen_before: names of the images of `training` and of `calibration` that are among them.
         evidence: how much the figures prove.
         proven_on: `artifact`, or `graph` where its device is not here: the figures are then those
             of the ONNX graph behind it, run on the processor.
@@ -128,6 +130,7 @@ class Verification:
     environment: dict[str, Any]
     identity: Identity
     warnings: tuple[str, ...] = ()
+    seen_before: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     evidence: Evidence | None = None
     proven_on: ProvenOn = "artifact"
     planted: PlantedEvidence | None = None

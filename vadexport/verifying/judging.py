@@ -97,10 +97,11 @@ def judge(
     if finite:
         why = unjudged(limits, checks, found, timed=latency is not None)
         checks += given_checks(why, limits, given, checks)
+    seen = _seen_before(artifact, source, digests)
     warnings = [
         *images.warnings,
         *_origin_warnings(artifact, source, arena),
-        *_overlap_warnings(artifact, source, digests),
+        *_overlap_warnings(str(manifest.target), seen),
     ]
     if len(records) < _FEW_IMAGES:
         few, them = (
@@ -133,6 +134,7 @@ def judge(
         identity=identity,
         proven_on="graph" if name in arena.proxied else "artifact",
         warnings=tuple(warnings),
+        seen_before=seen,
         evidence=weigh(records, unit.value, images.aupro) if finite else None,
         planted=planted,
     )
@@ -261,22 +263,28 @@ def _to_exhibit(
     yield from ((record, "drawn at random") for record in drawn)
 
 
-def _overlap_warnings(artifact: Artifact, source: Source, verified: dict[str, str]) -> list[str]:
-    """Images that the detector or the artifact has seen before prove nothing about new ones."""
+def _seen_before(
+    artifact: Artifact, source: Source, verified: dict[str, str]
+) -> dict[str, tuple[str, ...]]:
+    """Names of images that trained the detector, and of those that calibrated the artifact."""
     calibration = artifact.manifest.calibration
-    seen = {
-        "trained the detector": set(source.detector.fitted_on),
-        f"calibrated {artifact.manifest.target}": set(
-            calibration.image_digests if calibration else ()
-        ),
+    before = {
+        "training": set(source.detector.fitted_on),
+        "calibration": set(calibration.image_digests if calibration else ()),
     }
-    names = {
-        what: [name for name, digest in verified.items() if digest in digests]
-        for what, digests in seen.items()
+    return {
+        what: tuple(sorted(name for name, digest in verified.items() if digest in digests))
+        for what, digests in before.items()
     }
+
+
+def _overlap_warnings(target: str, seen: dict[str, tuple[str, ...]]) -> list[str]:
+    """Images that the detector or the artifact has seen before prove nothing about new ones."""
+    did = {"training": "trained the detector", "calibration": f"calibrated {target}"}
     return [
-        f"{len(found)} of the verified images also {what}: parity on them says less about new "
-        f"images ({', '.join(sorted(found)[:_NAMED])}{', …' if len(found) > _NAMED else ''})"
-        for what, found in names.items()
+        f"{len(found)} of the verified images also {did[what]}: parity on them says less about new "
+        f"images ({', '.join(found[:_NAMED])}"
+        f"{', …; parity.json names all' if len(found) > _NAMED else ''})"
+        for what, found in seen.items()
         if found
     ]
