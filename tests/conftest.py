@@ -181,7 +181,9 @@ def artifacts(checkpoint, images, made_once):
         targets = tuple(
             target for target in all_targets() if not target.device and not target.on_gpu
         )
-        options = BuildOptions(checkpoint, folder, targets, str(images / "good"))
+        options = BuildOptions(
+            *(checkpoint, folder, targets, str(images / "good")), search_minutes=0.1
+        )
         result = build(options, Listener())
         assert [str(one.error) for one in result.targets if one.error] == []
 

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 from tests.passes.half_graphs import graph, names, run
-from vadexport.calibration.equalisation import equalise, scaled_name
+from vadexport.calibration.equalisation import equalise
 from vadexport.calibration.network import find_layers
 from vadexport.calibration.observing import extremes
+from vadexport.passes.scaling import scaled_name
 from vadexport.verification.tensors import largest_difference, tensor_values
 
 HEAD = {"squared", "score"}

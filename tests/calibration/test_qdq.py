@@ -17,6 +17,7 @@ from tests.calibration.planning import (
     planned,
 )
 from tests.passes.half_graphs import graph
+from vadexport.backends.inner import executed_layers
 from vadexport.backends.onnxruntime import open_session
 from vadexport.backends.registry import get_backend
 from vadexport.building.integers import form_of
@@ -211,7 +212,7 @@ class TestForm:
         target = Target("onnxruntime", "int8")
         made = case.made(form_of(target))
         onnx.save(made, tmp_path / "model.onnx")
-        layers = get_backend("onnxruntime").executed_layers(tmp_path, target, 1)
+        layers = executed_layers(tmp_path, target, 1)
         found = {layer.name: layer.precision for layer in layers if "Conv" in layer.operator}
         assert found.keys() == {layer.node for layer in case.plan.layers}
         quantised_again = set(quantisers(made))

@@ -16,7 +16,6 @@ from vadexport.backends.child import Child
 from vadexport.backends.openvino.saturation import adds_exactly
 from vadexport.backends.registry import get_backend
 from vadexport.calibration import plan_int8
-from vadexport.calibration.equalisation import scaled_name
 from vadexport.calibration.qdq import Form, quantised
 from vadexport.calibration.quantisation import Choices
 from vadexport.calibration.synthetic_defects import with_defect
@@ -27,6 +26,7 @@ from vadexport.errors import InputError, UnfitError
 from vadexport.images import ImageFile
 from vadexport.images.colouring import save_png
 from vadexport.passes import DEFAULT_PASSES, apply_passes
+from vadexport.passes.scaling import scaled_name
 from vadexport.targets import Target
 from vadexport.tracing.graph import simplify, trace
 

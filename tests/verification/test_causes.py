@@ -99,6 +99,16 @@ class TestLayers:
         assert layer_cause(output, broken).startswith("2 of 594 values are not finite")
         assert layer_cause(broken, output) is None
 
+    def test_float16_ends_where_it_ends(self, output):
+        large = output * 0 + 1e5
+        cause = layer_cause(large, large * np.inf)
+        assert cause == "594 of 594 values are not finite: float16 ends at 65504"
+
+    @pytest.mark.parametrize("shape", [(1, 64), (1, 64, 1, 1), (2, 16, 3)])
+    def test_few_values_of_a_channel_say_nothing(self, shape):
+        rng = np.random.default_rng(0)
+        assert layer_cause(rng.normal(size=shape), rng.normal(size=shape)) is None
+
     def test_a_score_has_no_channels(self):
         assert layer_cause(np.ones(1), np.zeros(1)) is None
 
@@ -118,6 +128,10 @@ class TestQuantisers:
     def test_what_is_never_negative_ends_at_zero(self):
         cause = quantiser_cause(self.values, self.rounded(5.0, low=0))
         assert "clipped to 0 to " in cause
+
+    def test_another_shape(self):
+        cause = quantiser_cause(self.values, self.values[:, :3])
+        assert cause.startswith("1x3x30x30 where it was 1x4x30x30")
 
     @pytest.mark.parametrize("change", [lambda x: x, lambda x: x[:, ::-1], lambda x: x * 0])
     def test_all_else_has_no_cause(self, change):
@@ -153,6 +167,10 @@ class TestMaps:
     def test_rounding_does_not_hide_it(self):
         noise = np.random.default_rng(5).normal(0, 1, self.field.shape)
         assert map_cause(self.field, self.field.T + noise) == "the anomaly map is transposed"
+
+    def test_a_symmetric_map_that_stayed(self):
+        symmetric = self.field + self.field.T
+        assert map_cause(symmetric, symmetric) is None
 
     def test_a_flat_map_tells_nothing(self):
         assert map_cause(np.zeros((4, 4)), np.ones((4, 4))) is None

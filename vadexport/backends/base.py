@@ -1,7 +1,7 @@
 """What every backend offers: compile a graph into files, and open the files to run them."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -101,37 +101,6 @@ class Backend(Protocol):
 
     def open_runner(self, folder: Path, target: Target, threads: int) -> Runner:
         """Load the files that `compile_graph` wrote."""
-
-    def executed_layers(
-        self, folder: Path, target: Target, threads: int
-    ) -> tuple[ExecutedLayer, ...]:
-        """Load the files that `compile_graph` wrote, and tell what runs in which precision.
-
-        Returns the layers that compute, in order of execution; none where that is not told.
-        """
-
-    def isolated_values(
-        self,
-        folder: Path,
-        target: Target,
-        threads: int,
-        fed: Mapping[str, NDArray[np.float32]],
-        call: NDArray[Any],
-    ) -> dict[str, NDArray[np.float32]]:
-        """What each part of the files that `compile_graph` wrote makes of what it is fed.
-
-        Args:
-            folder: of the artifact.
-            target: of it.
-            threads: that it may use.
-            fed: tensors by name. Those of them that the files have too, and of the same shape, are
-                the parts' ends.
-            call: of the graph.
-
-        Returns:
-            Those of these tensors that the parts make, also in another shape; none where files do
-            not show any.
-        """
 
 
 RunnerOpener = Callable[[], Runner]

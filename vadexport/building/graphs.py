@@ -143,7 +143,10 @@ class Graphs:
         detector = self.source.detector
         graph = trace(detector, self.image_input)
         path = self._save("traced", graph.model)
-        values = values_in_pytorch(detector, self.image_input, self._first_call)
+        try:
+            values = values_in_pytorch(detector, self.image_input, self._first_call)
+        except Exception:  # noqa: BLE001 - a user's code; it explains failures, and must not be one
+            values = {}
         self.source = without_weights(self.source)
         return _Exported(path, graph.seams, values)
 
@@ -384,7 +387,9 @@ class Graphs:
         except BackendError:
             return  # it explains a failure, and must not be one
         if found is not None:
-            self.notes.append(f"{rung.name} fell short; on the first check image {found}")
+            self.notes.append(
+                f"{rung.name} fell short; on the first of {self.images.words} {found}"
+            )
         elif rung.name == "traced":
             self.notes.append(
                 "traced fell short, though the graph gives what its parts give in PyTorch: the "

@@ -9,8 +9,6 @@ brought to the full range, others half-way (SmoothQuant, Xiao et al., ICML 2023)
 share a scale.
 """
 
-import base64
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -23,6 +21,7 @@ from onnx import helper, numpy_helper
 from vadexport.calibration.network import Layer
 from vadexport.calibration.observing import Extremes
 from vadexport.passes.base import tensors_read
+from vadexport.passes.scaling import note_scaling, scaled_name
 
 Array = NDArray[np.float64]
 
@@ -32,8 +31,6 @@ HEADROOM: Final = 2.0
 _FLOOR: Final = 0.1
 _MOST: Final = 10.0
 _CLIPS: Final = ("Clip", "Relu")
-#: Entry of a model's metadata that holds the factors of its scaled tensors.
-_METADATA: Final = "vadexport.scaled"
 
 
 @dataclass
@@ -59,24 +56,6 @@ class _Stream:
     fits: bool = True
 
 
-def scaled_name(name: str) -> str:
-    """What a tensor is called whose channels were scaled."""
-    return f"{name}/scaled"
-
-
-def scaling(model: onnx.ModelProto) -> dict[str, tuple[str, Array]]:
-    """By the name of each tensor that `equalise` scaled: what it was called, and the factors [C].
-
-    None of a graph that was not equalised.
-    """
-    noted = next((each.value for each in model.metadata_props if each.key == _METADATA), "[]")
-    return {
-        scaled_name(name): (name, np.frombuffer(base64.b64decode(factors), "<f4").astype(float))
-        for names, factors in json.loads(noted)
-        for name in names
-    }
-
-
 def equalise(
     model: onnx.ModelProto,
     layers: tuple[Layer, ...],
@@ -97,7 +76,7 @@ def equalise(
 
     Returns:
         The graph with other weights, and the factors [C] by what each scaled tensor was called;
-        they are in the graph as well, for `scaling`.
+        they are noted in the graph as well.
     """
     made = onnx.ModelProto()
     made.CopyFrom(model)
@@ -109,7 +88,7 @@ def equalise(
     }
     changed: set[str] = set()
     factors: dict[str, Array] = {}
-    noted: list[tuple[list[str], str]] = []
+    noted: list[tuple[list[str], Array]] = []
     for stream in _streams(made, layers, network_nodes):
         found = _factors(stream, weights, reached)
         if found is None:
@@ -129,13 +108,11 @@ def equalise(
             weights[layer.weight] = weights[layer.weight] / found.reshape(shape)
             changed.add(layer.weight)
         factors.update(dict.fromkeys(stream.tensors, found))
-        names = [*stream.tensors, *stream.unclipped]
-        noted.append((names, base64.b64encode(found.astype("<f4").tobytes()).decode()))
+        noted.append(([*stream.tensors, *stream.unclipped], found))
         shape = [1, -1, *[1] * (weights[stream.readers[0].weight].ndim - 2)]
         _rename(made.graph, stream, network_nodes)
         _scale_back(made.graph, stream.outside, (1 / found).reshape(shape))
-    if noted:
-        made.metadata_props.add(key=_METADATA, value=json.dumps(noted))
+    note_scaling(made, noted)
     for tensor in made.graph.initializer:
         if tensor.name in changed:
             new = weights[tensor.name].astype(np.float32)

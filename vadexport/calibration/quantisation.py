@@ -11,7 +11,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from vadexport.calibration.equalisation import equalise, scaled_name
+from vadexport.calibration.equalisation import equalise
 from vadexport.calibration.network import Layer, find_layers, sums
 from vadexport.calibration.observing import MOST_COLUMNS, Extremes, extremes, moments, turns
 from vadexport.calibration.qdq import Plan, QuantisedWeight, least_scales, steps_of
@@ -22,6 +22,7 @@ from vadexport.errors import InputError, UnfitError
 from vadexport.images import ImageFile, load_images
 from vadexport.machine import MOST_WITHOUT_VNNI
 from vadexport.passes.base import GraphView
+from vadexport.passes.scaling import scaled_name
 
 #: Images whose inputs to each layer weights are rounded by.
 _MOST_ROUNDING_IMAGES: Final = 32

@@ -26,6 +26,13 @@ FOLLOWERS: Final[dict[str, tuple[int, ...] | None]] = {
 _ENDS: Final[dict[int, str]] = {TensorProto.FLOAT16: "half", TensorProto.BFLOAT16: "bfloat16"}
 
 
+def name_before(name: str) -> str:
+    """What a tensor was called before it became narrow; others are called as they were."""
+    return next(
+        (name.removesuffix(f"/{end}") for end in _ENDS.values() if name.endswith(f"/{end}")), name
+    )
+
+
 def data_inputs(node: onnx.NodeProto) -> list[str]:
     """Inputs of a layer or follower that are data."""
     return [node.input[index] for index in data_indices(node)]

@@ -16,6 +16,9 @@ _BLOCK: Final = 8
 _ONLY_DETAIL: Final = 0.3
 #: More channels are no colours: a camera has up to four.
 _MOST_CHANNELS: Final = 4
+#: Values of a channel from which on its factor and its constant say something.
+_FEWEST_OF_A_CHANNEL: Final = 8
+_LARGEST_HALF: Final = 65504.0
 #: What a pattern leaves of a difference, root mean square, where it explains it.
 _EXPLAINED: Final = 0.2
 #: What a pattern leaves of the difference of two maps, where it fits.
@@ -81,10 +84,15 @@ def layer_cause(expected: NDArray[np.generic], found: NDArray[np.generic]) -> st
     before, after = expected.astype(np.float64), found.astype(np.float64)
     if not np.isfinite(before).all():
         return None
-    count = int(np.sum(~np.isfinite(after)))
-    if count:
-        return f"{count} of {found.size} values are not finite: a weight or a scale is damaged"
-    return _channel_cause(before, after) if before.ndim > 1 else None
+    broken = ~np.isfinite(after)
+    if broken.any():
+        words = f"{int(broken.sum())} of {found.size} values are not finite"
+        beyond = np.abs(before[broken]).min() > _LARGEST_HALF
+        return f"{words}: " + (
+            "float16 ends at 65504" if beyond else "a weight or a scale is damaged"
+        )
+    of_a_channel = before.size // before.shape[1] if before.ndim > 1 else 0
+    return _channel_cause(before, after) if of_a_channel >= _FEWEST_OF_A_CHANNEL else None
 
 
 def _channel_cause(before: Float64, after: Float64) -> str | None:
@@ -119,6 +127,8 @@ def quantiser_cause(expected: NDArray[np.generic], found: NDArray[np.generic]) -
         expected: what it reads.
         found: what it gives.
     """
+    if expected.shape != found.shape:
+        return layer_cause(expected, found)
     before, after = expected.astype(np.float64), found.astype(np.float64)
     low, high = float(after.min()), float(after.max())
     clipped = ((before > high) & (after == high)) | ((before < low) & (after == low))
@@ -148,6 +158,8 @@ def map_cause(expected: NDArray[np.generic], found: NDArray[np.generic]) -> str 
         return None
     before, after = expected.astype(np.float64), found.astype(np.float64)
     limit = _MAP_FITS * float(np.abs(after - before).max())
+    if not limit:
+        return None
     ways = {
         "upside down": before[::-1],
         "mirrored": before[:, ::-1],

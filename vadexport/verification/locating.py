@@ -14,12 +14,13 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from vadexport.backends.registry import get_backend
-from vadexport.calibration.equalisation import scaling
+from vadexport.backends.inner import isolated_values
 from vadexport.contract import INPUT_NAME, Call
-from vadexport.passes.base import tensors_read
+from vadexport.passes.base import GraphView, tensors_read
 from vadexport.passes.half_rounding import rounded_as_half
 from vadexport.passes.isolating import isolated, made
+from vadexport.passes.narrow import name_before
+from vadexport.passes.scaling import scaling
 from vadexport.targets import AUTO, Target
 from vadexport.verification.causes import layer_cause, quantiser_cause
 from vadexport.verification.tensors import tensor_values
@@ -107,10 +108,11 @@ class _Part(NamedTuple):
     def difference(self) -> Difference:
         size = _size(self.expected, self.found)
         cause = None
-        if not size <= self.rounding:
+        if not size <= _ROUNDING:
             known = quantiser_cause if self.quantiser else layer_cause
             cause = known(self.expected, self.found)
-        return Difference(self.node.name, self.node.op_type, size, self.rounding, cause)
+        name = self.node.name or self.node.output[0]
+        return Difference(name, self.node.op_type, size, self.rounding, cause)
 
 
 def locate(before: Before, after: Path, call: Call) -> Divergence | None:
@@ -131,14 +133,15 @@ def locate(before: Before, after: Path, call: Call) -> Divergence | None:
     expected = _expected(before, new, call)
     known = {INPUT_NAME: call, **expected}
     expected |= {name: known[read] for name, read in quantisers.items() if read in known}
-    whole = tensor_values(new, list(expected), call)
     # What has another shape cannot be fed, and shows as it is.
+    whole = tensor_values(new, list(expected), call)
     fed = {name: each for name, each in expected.items() if whole[name].shape == each.shape}
+    whole = {name: each for name, each in whole.items() if name not in fed}
     apart = tensor_values(isolated(new, fed), [made(name) for name in fed], call, fed)
     precisions = _Precisions(new, frozenset(fed), frozenset(scaled))
     return _divergence(
         _Part(
-            node,
+            precisions.maker_of(name),
             expected[name],
             apart[made(name)] if name in fed else whole[name],
             precisions.rounding_of(name),
@@ -153,7 +156,9 @@ def locate(before: Before, after: Path, call: Call) -> Divergence | None:
 def _expected(before: Before, new: onnx.ModelProto, call: Call) -> dict[str, NDArray[np.float32]]:
     """Tensors of `new` that `before` has too, scaled where `new` has them scaled."""
     scaled, values = scaling(new), before
-    wanted = {name: scaled[name][0] if name in scaled else name for name in _floats(new)}
+    wanted = {
+        name: scaled[name][0] if name in scaled else name_before(name) for name in _floats(new)
+    }
     if isinstance(values, Path):
         old = rounded_as_half(onnx.load(values))
         shared = set(wanted.values()).intersection(_floats(old))
@@ -183,14 +188,15 @@ def locate_compiled(
         call: of the graph, one image.
 
     Returns:
-        As `locate`; also None where the backend does not show its tensors.
+        As `locate`; also None where the backend does not show its tensors, and where the fault
+        shows only as it runs the whole.
     """
     folder, target = artifact
     old = rounded_as_half(onnx.load(graph))
-    quantisers = _quantisers(old)
-    names = [name for name in _floats(old) if name not in quantisers]
+    quantisers, moving = _quantisers(old), _of_the_image(old)
+    names = [name for name in _floats(old) if name in moving and name not in quantisers]
     expected = tensor_values(old, names, call)
-    found = get_backend(target.backend).isolated_values(folder, target, threads, expected, call)
+    found = isolated_values((folder, target, threads), expected, call)
     # Where the graph is quantised, both round alike.
     rounding = _HALF_ROUNDING if quantisers else _BY_PRECISION[target.precision]
     return _divergence(
@@ -218,22 +224,32 @@ def _size(expected: NDArray[np.float32], found: NDArray[np.float32]) -> float:
     """Of the largest difference, INT8 leaves too much in a value that it may clip."""
     if expected.shape != found.shape:
         return float("inf")
-    if not expected.size or np.array_equal(expected, found, equal_nan=True):
+    before, after = expected.astype(np.float64), found.astype(np.float64)
+    alike = (before == after) | (np.isnan(before) & np.isnan(after))
+    if alike.all():
         return 0.0
-    with np.errstate(invalid="ignore"):  # infinite in both
-        off = np.square(found.astype(np.float64) - expected).mean()
-    return float(np.sqrt(off / (np.square(expected, dtype=np.float64).mean() or 1.0)))
+    off = np.where(alike, 0.0, after - np.where(alike, 0.0, before))
+    off[alike] = 0.0
+    finite = before[np.isfinite(before)]
+    magnitude = float(np.sqrt(np.square(finite).mean())) if finite.size else 0.0
+    size = float(np.sqrt(np.square(off).mean())) / (magnitude or 1.0)
+    return size if np.isfinite(size) else float("nan")
 
 
 def _floats(model: onnx.ModelProto) -> dict[str, None]:
     """Names of float32 tensors that nodes give, in order of computation."""
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    types = {
-        value.name: value.type.tensor_type.elem_type
-        for value in (*inferred.value_info, *inferred.output)
-    }
-    names = (name for node in model.graph.node for name in node.output)
-    return dict.fromkeys(name for name in names if types.get(name) == TensorProto.FLOAT)
+    view = GraphView(model)
+    names = (name for node in model.graph.node for name in node.output if name)
+    return dict.fromkeys(name for name in names if view.dtype(name) == TensorProto.FLOAT)
+
+
+def _of_the_image(model: onnx.ModelProto) -> frozenset[str]:
+    """Names of tensors that are not the same for all images, as dequantised weights are."""
+    found = {INPUT_NAME}
+    for node in model.graph.node:
+        if not found.isdisjoint(tensors_read(node)):
+            found.update(node.output)
+    return frozenset(found)
 
 
 def _quantisers(model: onnx.ModelProto) -> dict[str, str]:
@@ -262,20 +278,30 @@ class _Precisions:
     def __init__(
         self, model: onnx.ModelProto, ends: frozenset[str], scaled: frozenset[str]
     ) -> None:
-        self._makers = {name: node for node in model.graph.node for name in node.output}
+        self._makers: dict[str, onnx.NodeProto] = {
+            name: node for node in model.graph.node for name in node.output
+        }
         self._ends = ends
         self._scaled = scaled
+
+    def maker_of(self, name: str) -> onnx.NodeProto:
+        """The node that makes a tensor, before the casts that spell out float16."""
+        node = self._makers[name]
+        while node.op_type == "Cast" and node.name.endswith("/rounding"):
+            node = self._makers[node.input[0]]
+        return node
 
     def rounding_of(self, name: str) -> float:
         """That the part explains which makes a tensor."""
         if name in self._scaled:
             return _INT8_ROUNDING
-        found, stack, seen = _ROUNDING, [self._makers[name]], set()
+        found, stack = _ROUNDING, [self._makers[name]]
+        seen: set[str] = set()
         while stack:
             node = stack.pop()
-            if node.name in seen:
+            if node.output[0] in seen:
                 continue
-            seen.add(node.name)
+            seen.add(node.output[0])
             if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
                 return _INT8_ROUNDING
             if node.op_type == "Cast" and _casts_to_half(node):

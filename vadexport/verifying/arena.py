@@ -15,6 +15,7 @@ from vadexport import contract
 from vadexport.artifact import Artifact
 from vadexport.backends.base import RunnerOpener, available_threads
 from vadexport.backends.child import Child
+from vadexport.backends.inner import executed_layers
 from vadexport.backends.openvino.saturation import check_folder
 from vadexport.backends.registry import get_backend, opener
 from vadexport.contract import Call, ImageInput
@@ -187,12 +188,10 @@ class Arena:
     def _with_layers(self, timed: LatencyFigures, threads: int) -> LatencyFigures:
         """With the precision that each layer runs in; as it is where the backend fails to tell."""
         artifact = self.artifacts[timed.name]
-        backend = get_backend(artifact.manifest.target.backend)
         try:
             with Child(f"layers of {timed.name}") as child:
-                layers = child.run(
-                    backend.executed_layers, artifact.folder, artifact.manifest.target, threads
-                )
+                target = artifact.manifest.target
+                layers = child.run(executed_layers, artifact.folder, target, threads)
         except BackendError:
             return timed
         return replace(timed, execution=timed.execution.with_layers(layers))

@@ -45,6 +45,10 @@ from vadexport.verifying.planting import planted_image
 _MOST_IMAGES: Final = 8
 #: What the graph of an artifact is called as a step of its build.
 _STEPS: Final = {"fp32": "graph", "fp16": "half", "int8": "quantised", AUTO: "quantised"}
+_NO_PART: Final = (
+    "no part of it shows where, run alone and fed what the graph gives: the backend shows none, or "
+    "the fault shows only as it runs the whole"
+)
 #: Checks that a step of the build can have spoilt.
 _PARITY: Final = frozenset(
     {"finite", "outputs", "drift", "flips", "spearman", "map", "auroc", PLANTED, "repeat"}
@@ -228,7 +232,10 @@ def _most_of_it(rungs: Sequence[Rung]) -> Rung | None:
 def _map_cause(subject: Subject, steps: _Steps, arena: Arena) -> str | None:
     """What is likely to have changed the anomaly map of the image that changed most."""
     name = str(subject.artifact.manifest.target)
-    both = [arena.contest.inference(one)(steps.call) for one in (REFERENCE, name)]
+    try:
+        both = [arena.contest.inference(one)(steps.call) for one in (REFERENCE, name)]
+    except BackendError:
+        return None  # the rest stays known
     if any(ANOMALY_MAP not in outputs for outputs in both):
         return None
     return map_cause(*(outputs[ANOMALY_MAP][0, 0] for outputs in both))
@@ -306,7 +313,9 @@ def _climbed(subject: Subject, steps: _Steps, arena: Arena) -> tuple[list[Rung],
         if all(rung.held for rung in rungs[:-1]) and not rungs[-1].held:
             graph = steps.graph.path if folder is None else folder / GRAPH_FILE
             compiled = (artifact.folder, target), climber.threads
-            notes += _located("compiled", locate_compiled, graph, *compiled, steps.call)
+            notes += _located("compiled", locate_compiled, graph, *compiled, steps.call) or [
+                f"compiled fell short; {_NO_PART}"
+            ]
     return rungs, notes
 
 

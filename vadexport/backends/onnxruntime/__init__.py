@@ -6,7 +6,6 @@ from vadexport.backends.onnxruntime.compiler import (
     open_session,
     version,
 )
-from vadexport.backends.onnxruntime.inner import executed_layers, isolated_values
 from vadexport.backends.onnxruntime.runner import OnnxRuntimeRunner
 
 PACKAGE = "onnxruntime"
@@ -20,8 +19,6 @@ __all__ = [
     "PACKAGE",
     "check_device",
     "compile_graph",
-    "executed_layers",
-    "isolated_values",
     "open_runner",
     "open_session",
     "version",

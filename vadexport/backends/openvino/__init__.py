@@ -1,7 +1,6 @@
 """OpenVINO on Intel processors."""
 
 from vadexport.backends.openvino.compiler import check_device, compile_graph, version
-from vadexport.backends.openvino.inner import executed_layers, isolated_values
 from vadexport.backends.openvino.runner import OpenVinoRunner
 
 PACKAGE = "openvino"
@@ -15,8 +14,6 @@ __all__ = [
     "PACKAGE",
     "check_device",
     "compile_graph",
-    "executed_layers",
-    "isolated_values",
     "open_runner",
     "version",
 ]

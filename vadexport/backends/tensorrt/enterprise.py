@@ -11,8 +11,6 @@ AHEAD_OF_TIME = False
 version = TENSORRT.version
 compile_graph = partial(compiler.compile_graph, TENSORRT)
 check_device = partial(runner.check_device, TENSORRT)
-executed_layers = runner.executed_layers
-isolated_values = runner.isolated_values
 open_runner = partial(runner.TensorRTRunner, TENSORRT)
 
 __all__ = [
@@ -21,8 +19,6 @@ __all__ = [
     "PACKAGE",
     "check_device",
     "compile_graph",
-    "executed_layers",
-    "isolated_values",
     "open_runner",
     "version",
 ]

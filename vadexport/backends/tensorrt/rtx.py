@@ -11,8 +11,6 @@ AHEAD_OF_TIME = True
 version = TENSORRT_RTX.version
 compile_graph = partial(compiler.compile_graph, TENSORRT_RTX)
 check_device = partial(runner.check_device, TENSORRT_RTX)
-executed_layers = runner.executed_layers
-isolated_values = runner.isolated_values
 open_runner = partial(runner.TensorRTRunner, TENSORRT_RTX)
 
 __all__ = [
@@ -21,8 +19,6 @@ __all__ = [
     "PACKAGE",
     "check_device",
     "compile_graph",
-    "executed_layers",
-    "isolated_values",
     "open_runner",
     "version",
 ]

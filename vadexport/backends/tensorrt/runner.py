@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from vadexport.backends.base import ExecutedLayer, Execution
+from vadexport.backends.base import Execution
 from vadexport.backends.cuda import Buffer, Cuda, GpuState, out_of_memory
 from vadexport.backends.tensorrt.compiler import ENGINE_FILE, SETTINGS_FILE
 from vadexport.backends.tensorrt.library import Library
@@ -198,13 +198,3 @@ def _invalid(library: Library, trt: Any, file: Path, faults: int, cuda: Cuda) ->
     }
     found = [text for each, text in words.items() if faults & int(each)]
     return f"{file.name} is {'; '.join(found) or 'not valid here: build it again'}"
-
-
-def executed_layers(*_arguments: Any) -> tuple[ExecutedLayer, ...]:
-    """None: an engine tells of its layers only where it was built to, which makes it larger."""
-    return ()
-
-
-def isolated_values(*_arguments: Any) -> dict[str, NDArray[np.float32]]:
-    """None: an engine does not show its tensors."""
-    return {}

@@ -20,7 +20,7 @@ _SILENT: Final = frozenset({"Input", "Output", "Const", "Reorder", "Reshape"})
 
 
 def executed_layers(folder: Path, target: Target, threads: int) -> tuple[ExecutedLayer, ...]:
-    """See the base class; from the graph that OpenVINO makes for this processor."""
+    """As the package says; from the graph that OpenVINO makes for this processor."""
     version()
     import openvino
 
@@ -43,7 +43,7 @@ def isolated_values(
     fed: Mapping[str, NDArray[np.float32]],
     call: NDArray[Any],
 ) -> dict[str, NDArray[np.float32]]:
-    """See the base class."""
+    """As the package says."""
     version()
     import openvino
     from openvino import opset13
