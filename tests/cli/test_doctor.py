@@ -3,6 +3,9 @@ import time
 
 import pytest
 
+from vadexport.cli.doctor import _note
+from vadexport.targets import all_targets
+
 
 @pytest.fixture
 def broken(tmp_path):
@@ -50,15 +53,22 @@ def test_what_no_gpu_here_can_run(run):
     assert found["openvino:fp32"]["device"] is None
 
 
+@pytest.mark.parametrize("saturates", [True, False])
+def test_what_int8_is_on_this_processor(saturates):
+    noted = {str(each) for each in all_targets() if _note(each, saturates=saturates)}
+    assert noted == ({"openvino:int8", "openvino:auto"} if saturates else set())
+
+
 def test_a_backend_that_crashes(run, broken):
     path = broken(openvino="import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
     found = json.loads(run("doctor", "--json", PYTHONPATH=path).stdout)
     crashed = found["targets"]["openvino:fp32"]
     assert crashed.pop("reason").startswith("import of openvino crashed (SIGSEGV)")
-    assert crashed == {"status": "broken", "version": None, "runs": False, "device": None}
+    expected = {"version": None, "runs": False, "device": None, "note": None}
+    assert crashed == {"status": "broken", **expected}
     works = found["targets"]["onnxruntime:fp32"]
     assert works.pop("version")[0].isdigit()
-    assert works == {"status": "works", "reason": None, "runs": True, "device": None}
+    assert works == {"status": "works", "reason": None, "runs": True, "device": None, "note": None}
 
 
 def test_a_package_that_is_not_there(run, tmp_path):

@@ -13,6 +13,7 @@ import click
 from vadexport import __version__
 from vadexport.backends.base import available_threads
 from vadexport.backends.child import Child
+from vadexport.backends.openvino.saturation import adds_exactly
 from vadexport.backends.registry import get_backend
 from vadexport.cli.console import Console, columns
 from vadexport.cli.options import console_options, json_option
@@ -51,12 +52,16 @@ def command(console: Console, *, as_json: bool) -> None:
     """
     packages = _try_all(console)
     devices = _try_devices(packages)
+    saturates = _saturates(packages)
     if as_json:
-        console.result(json.dumps(_as_json(packages, devices), indent=2))
+        console.result(json.dumps(_as_json(packages, devices, saturates=saturates), indent=2))
         return
     machine = f"{processor_name()}, {available_threads()} threads, {platform.platform()}"
     rows = [("vadexport", __version__), ("machine", machine)]
-    rows += [(str(target), _state(target, packages, devices)) for target in all_targets()]
+    rows += [
+        (str(target), _state(target, packages, devices) + _note(target, saturates=saturates))
+        for target in all_targets()
+    ]
     rows += [(words, _words(packages[name])) for name, (words, _) in _HELPERS.items()]
     console.result(
         columns([(f"{name}:" if ":" not in name else name, text) for name, text in rows])
@@ -126,6 +131,25 @@ def _try_devices(packages: dict[str, _Package]) -> dict[Device, str | None]:
     return found
 
 
+def _saturates(packages: dict[str, _Package]) -> bool:
+    """Whether INT8 products saturate in OpenVINO here; False where that cannot be found out."""
+    if packages["openvino"].problem is not None:
+        return False
+    try:
+        with Child("OpenVINO's INT8 products", timeout_s=_IMPORT_TIMEOUT_S) as child:
+            return not child.run(adds_exactly)
+    except VadexportError:
+        return False
+
+
+def _note(target: Target, *, saturates: bool) -> str:
+    """What else there is to know of a target here."""
+    quantised = target.backend == "openvino" and target.precision != "fp32"
+    if not (saturates and quantised) or target.device:  # which is for processors like this one
+        return ""
+    return "; no VNNI here: weights take 7 bits, artifacts of 8 bits are refused"
+
+
 def _import(name: str) -> str:
     """Version of a module that can be imported; raises whatever the import raises."""
     if name in _ON_TORCHVISION:
@@ -156,7 +180,9 @@ def _words(package: _Package) -> str:
     return package.problem or f"{package.name} {package.version}"
 
 
-def _as_json(packages: dict[str, _Package], devices: dict[Device, str | None]) -> dict[str, object]:
+def _as_json(
+    packages: dict[str, _Package], devices: dict[Device, str | None], *, saturates: bool
+) -> dict[str, object]:
     return {
         "vadexport": __version__,
         "machine": {
@@ -165,7 +191,11 @@ def _as_json(packages: dict[str, _Package], devices: dict[Device, str | None]) -
             "system": platform.platform(),
         },
         "targets": {
-            str(target): _target_json(target, packages, devices) for target in all_targets()
+            str(target): {
+                **_target_json(target, packages, devices),
+                "note": _note(target, saturates=saturates).removeprefix("; ") or None,
+            }
+            for target in all_targets()
         },
         "packages": {name: _status_json(packages[name]) for name in _HELPERS},
     }
