@@ -13,6 +13,7 @@ from onnx import TensorProto, numpy_helper
 
 from tests.passes.half_graphs import graph as small_graph
 from vadexport.backends.child import Child
+from vadexport.backends.inner import executed_layers
 from vadexport.backends.openvino.saturation import adds_exactly
 from vadexport.backends.registry import get_backend
 from vadexport.calibration import plan_int8
@@ -269,8 +270,11 @@ class TestScores:
         target = Target("openvino", "int8")
         backend.compile_graph(case.path, tmp_path, target)
         runner = backend.open_runner(tmp_path, target, 2)
-        layers = runner.execution.layers
+        executed = executed_layers(tmp_path, target, 2)
+        layers = runner.execution.with_layers(executed).layers
         assert not {"bf16", "f16"} & layers.keys()
+        convolutions = {one.precision for one in executed if one.operator == "Convolution"}
+        assert convolutions <= {"u8", "i8"}
         assert layers["f32"] > 5
         assert runner.execution.precision == "INT8 network, float32 score head"
         images = case.unseen[: case.batch or 5]
