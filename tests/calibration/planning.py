@@ -13,6 +13,15 @@ from vadexport.backends.openvino.saturation import adds_exactly
 from vadexport.calibration.network import find_layers
 from vadexport.calibration.qdq import Form, Plan, QuantisedWeight, quantised
 
+#: All that plans are written in.
+FORMS = [
+    Form(),
+    Form(signed=False),
+    Form(sums=True),
+    Form(signed=False, sums=True),
+    Form(signed=False, sums=True, offset=True),
+]
+
 RANDOM = np.random.default_rng(21)
 BLOCK = """
     c1 = Conv<pads = [1,1,1,1]>(image, w1, b1)

@@ -8,6 +8,7 @@ from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from tests.calibration.planning import (
+    FORMS,
     IMAGES,
     RANDOM,
     block,
@@ -23,14 +24,6 @@ from vadexport.backends.registry import get_backend
 from vadexport.building.integers import form_of
 from vadexport.calibration.qdq import Form, least_scales, quantised
 from vadexport.targets import Target
-
-FORMS = [
-    Form(),
-    Form(signed=False),
-    Form(sums=True),
-    Form(signed=False, sums=True),
-    Form(signed=False, sums=True, offset=True),
-]
 
 
 def fake(values, reach, unsigned):

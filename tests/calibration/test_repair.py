@@ -6,19 +6,12 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tests.calibration.planning import HEAD, IMAGES, block, planned
+from tests.calibration.planning import FORMS, HEAD, IMAGES, block, planned
 from tests.passes.half_graphs import graph, names
 from vadexport.calibration.observing import run_graph
 from vadexport.calibration.qdq import Form
 from vadexport.calibration.repair import Corrector, leaving, write_form
 
-FORMS = [
-    Form(),
-    Form(signed=False),
-    Form(sums=True),
-    Form(signed=False, sums=True),
-    Form(signed=False, sums=True, offset=True),
-]
 CHANNELS = (0, 2, 3)
 
 

@@ -13,6 +13,7 @@ from vadexport.backends.child import Child
 from vadexport.backends.openvino.saturation import adds_exactly
 from vadexport.building.approximating import Approximating, Rewrites
 from vadexport.building.climbing import Climber, Graph
+from vadexport.building.explaining import located
 from vadexport.building.inputs import BuildImages
 from vadexport.building.integers import Integers
 from vadexport.building.known import without_weights
@@ -40,6 +41,9 @@ _HALF_SHARE: Final = 1 / 3
 #: Images that choose the layers which float16 suits.
 _MOST_HALF_IMAGES: Final = 16
 _CHILD_TIMEOUT_S: Final = 1800
+_REFERENCE_DIFFERS: Final = (
+    "the graph gives what its parts give in PyTorch: the reference, untouched, gives something else"
+)
 
 
 @dataclass(frozen=True)
@@ -381,20 +385,13 @@ class Graphs:
         if rung.held:
             return
         after = after or self.work / rung.name / GRAPH_FILE
-        try:
-            with Child("comparison of two steps", timeout_s=_CHILD_TIMEOUT_S) as child:
-                found = child.run(locate, before, after, self._first_call)
-        except BackendError:
-            return  # it explains a failure, and must not be one
-        if found is not None:
-            self.notes.append(
-                f"{rung.name} fell short; on the first of {self.images.words} {found}"
-            )
-        elif rung.name == "traced":
-            self.notes.append(
-                "traced fell short, though the graph gives what its parts give in PyTorch: the "
-                "reference, untouched, gives something else"
-            )
+        told = located(
+            rung.name,
+            f"the first of {self.images.words}",
+            *(locate, before, after, self._first_call),
+            otherwise=_REFERENCE_DIFFERS if rung.name == "traced" else None,
+        )
+        self.notes += [] if told is None else [told]
 
     @property
     def _first_call(self) -> Call:

@@ -229,7 +229,6 @@ def _size(expected: NDArray[np.float32], found: NDArray[np.float32]) -> float:
     if alike.all():
         return 0.0
     off = np.where(alike, 0.0, after - np.where(alike, 0.0, before))
-    off[alike] = 0.0
     finite = before[np.isfinite(before)]
     magnitude = float(np.sqrt(np.square(finite).mean())) if finite.size else 0.0
     size = float(np.sqrt(np.square(off).mean())) / (magnitude or 1.0)

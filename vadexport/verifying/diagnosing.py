@@ -4,20 +4,20 @@ What an artifact was made by is done again, step by step, on the images that cha
 first step that falls short there is where to look.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, zip_longest
+from itertools import chain, pairwise, zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from vadexport.artifact import BUILD_FILE, REPORT_FOLDER, Artifact
 from vadexport.backends.base import available_threads
-from vadexport.backends.child import Child
 from vadexport.backends.registry import opener
 from vadexport.building.climbing import Climber, Graph
+from vadexport.building.explaining import located
 from vadexport.building.graphs import Graphs
 from vadexport.building.inputs import BuildImages
 from vadexport.contract import ANOMALY_MAP, Call, ImageArray
@@ -33,7 +33,7 @@ from vadexport.verification.drift import DriftUnit
 from vadexport.verification.further_checks import PLANTED
 from vadexport.verification.ladder import Ladder, Rung
 from vadexport.verification.limits import Limits
-from vadexport.verification.locating import Divergence, locate, locate_compiled
+from vadexport.verification.locating import locate, locate_compiled
 from vadexport.verification.proxy import GRAPH_FILE, graph_folder
 from vadexport.verification.records import ROUNDING, ImageRecord
 from vadexport.verification.result import Diagnosis
@@ -45,6 +45,7 @@ from vadexport.verifying.planting import planted_image
 _MOST_IMAGES: Final = 8
 #: What the graph of an artifact is called as a step of its build.
 _STEPS: Final = {"fp32": "graph", "fp16": "half", "int8": "quantised", AUTO: "quantised"}
+_FIRST: Final = "the image that changed most"
 _NO_PART: Final = (
     "no part of it shows where, run alone and fed what the graph gives: the backend shows none, or "
     "the fault shows only as it runs the whole"
@@ -220,13 +221,12 @@ def _diagnosed(subject: Subject, steps: _Steps, arena: Arena) -> Diagnosis:
 
 def _most_of_it(rungs: Sequence[Rung]) -> Rung | None:
     """The step that adds most of the drift; None where that is rounding."""
-    drifts = [rung.figures.drift_max for rung in rungs]
-    added = {
-        name: after - before
-        for name, before, after in zip(range(len(rungs)), [0.0, *drifts], drifts, strict=False)
-    }
-    most = max(added, key=added.__getitem__, default=None)
-    return None if most is None or added[most] <= ROUNDING else rungs[most]
+    drifts = [0.0, *(rung.figures.drift_max for rung in rungs)]
+    added, most = max(
+        ((after - before, number) for number, (before, after) in enumerate(pairwise(drifts))),
+        default=(0.0, 0),
+    )
+    return rungs[most] if added > ROUNDING else None
 
 
 def _map_cause(subject: Subject, steps: _Steps, arena: Arena) -> str | None:
@@ -299,34 +299,21 @@ def _climbed(subject: Subject, steps: _Steps, arena: Arena) -> tuple[list[Rung],
     """Every step of an artifact that can be had, and where one begins to differ."""
     artifact, climber = subject.artifact, steps.climber
     target = artifact.manifest.target
-    rungs, notes = list(steps.rungs), list(steps.notes)
+    rungs, told = list(steps.rungs), []
     folder = graph_folder(artifact)
+    graph = steps.graph.path if folder is None else folder / GRAPH_FILE
     if folder is not None:
         rungs.append(climber.climb_graph(subject.step, folder, target.precision))
         if not rungs[-1].held:
-            notes += _located(
-                subject.step, locate, steps.graph.path, folder / GRAPH_FILE, steps.call
-            )
+            files = steps.graph.path, graph
+            told.append(located(subject.step, _FIRST, locate, *files, steps.call))
     if str(target) not in arena.proxied:
         opened = opener(target, artifact.folder, climber.threads)
         rungs.append(climber.climb("compiled", str(target), opened, target.precision))
         if all(rung.held for rung in rungs[:-1]) and not rungs[-1].held:
-            graph = steps.graph.path if folder is None else folder / GRAPH_FILE
-            compiled = (artifact.folder, target), climber.threads
-            notes += _located("compiled", locate_compiled, graph, *compiled, steps.call) or [
-                f"compiled fell short; {_NO_PART}"
-            ]
-    return rungs, notes
-
-
-def _located(step: str, look: Callable[..., Divergence | None], *arguments: Any) -> list[str]:
-    """Where a step that fell short begins to differ, in words; none where that does not show."""
-    try:
-        with Child("comparison of two steps") as child:
-            found = child.run(look, *arguments)
-    except BackendError:
-        return []  # it explains a failure, and must not be one
-    return [] if found is None else [f"{step} fell short; on the image that changed most {found}"]
+            compiled = graph, (artifact.folder, target), climber.threads, steps.call
+            told.append(located("compiled", _FIRST, locate_compiled, *compiled, otherwise=_NO_PART))
+    return rungs, [*steps.notes, *(line for line in told if line is not None)]
 
 
 def _changed_most(subjects: Sequence[Subject], arena: Arena) -> ImageArray:
